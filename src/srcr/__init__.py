@@ -1,0 +1,53 @@
+"""srcr makes causal language models much smaller and proves how much of their meaning is left.
+
+>>> import srcr
+>>> recipe = srcr.Recipe(srcr.PruneSpec(sparsity=0.25), srcr.QuantSpec(num_bits=4))
+>>> srcr.compress("bundled", recipe, srcr.Calibration(), srcr.Output(Path("small")))
+>>> srcr.evaluate("bundled", ["small"])
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from srcr.compression import Calibration, Output, Recipe, compress
+    from srcr.evaluation import EvaluationText, evaluate, inspect
+    from srcr.models.load import load_model as load
+    from srcr.types import CompressionPlan, LayerPlan, PruneSpec, QuantSpec, RunRecord, SweepSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Calibration",
+    "CompressionPlan",
+    "EvaluationText",
+    "LayerPlan",
+    "Output",
+    "PruneSpec",
+    "QuantSpec",
+    "Recipe",
+    "RunRecord",
+    "SweepSpec",
+    "compress",
+    "evaluate",
+    "inspect",
+    "load",
+]
+
+_HOMES = {
+    "srcr.compression": ("Calibration", "Output", "Recipe", "compress"),
+    "srcr.evaluation": ("EvaluationText", "evaluate", "inspect"),
+    "srcr.types": (
+        "CompressionPlan", "LayerPlan", "PruneSpec", "QuantSpec", "RunRecord", "SweepSpec",
+    ),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that ``srcr --help`` does not wait for torch."""
+    if name == "load":
+        return importlib.import_module("srcr.models.load").load_model
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'srcr' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""``python -m srcr`` is the ``srcr`` command."""
+
+from srcr.cli import main
+
+main()

@@ -1,0 +1,264 @@
+"""The command line: one thin command for each public function, same names, same defaults.
+
+Results go to stdout (a table, or one JSON object with ``--json``), everything else to stderr. Exit codes:
+0 done, 2 bad usage or input, 1 failed.
+"""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from srcr.errors import NotAvailableYetError, SrcrError
+
+app = typer.Typer(
+    name="srcr",
+    help="Make a causal language model much smaller, and prove how much of its meaning is left.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Argument(help="A folder, a hub id, or 'bundled'.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
+Sparsity = Annotated[
+    float | None, typer.Option(help="Fraction of weights that become zero, 0 to 1. [default: 0]")
+]
+Structure = Annotated[
+    str | None,
+    typer.Option(help="unstructured, or N:M (N of every M are kept). [default: unstructured]"),
+]
+Bits = Annotated[int | None, typer.Option(help="2 to 8; 16 quantizes nothing. [default: 4]")]
+GroupSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns that share a scale: auto (128 where it divides, else -1), -1 (the whole row) or "
+        "a number. [default: auto]"
+    ),
+]
+Symmetric = Annotated[
+    bool | None,
+    typer.Option("--symmetric/--asymmetric", help="Without or with zero-points. [default: symmetric]"),
+]
+PruneMethod = Annotated[str | None, typer.Option(help="See 'srcr methods'. [default: sparsegpt]")]
+QuantMethod = Annotated[str | None, typer.Option(help="See 'srcr methods'. [default: gptq]")]
+ModeOption = Annotated[
+    str | None, typer.Option(help="joint, sequential-a or sequential-b. [default: joint]")
+]
+Plan = Annotated[Path | None, typer.Option(help="A plan for each layer, instead of one for all.")]
+Config = Annotated[Path | None, typer.Option(help="A YAML file with these options by name.")]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        help="bundled, self, a .txt, .jsonl, .parquet or .safetensors file, or "
+        "hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]. [default: self]"
+    ),
+]
+FormatName = Annotated[
+    str | None,
+    typer.Option("--format", help="compressed-tensors or dense. [default: compressed-tensors]"),
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")]
+Memory = Annotated[str | None, typer.Option(help="Memory budget. Not available yet.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a killed run. Not available yet.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
+
+
+def _later(**given: object) -> None:
+    """Refuse options that a later version brings."""
+    for name, value in given.items():
+        if value:
+            raise NotAvailableYetError(f"--{name}")
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _command() -> str:
+    return "srcr " + shlex.join(sys.argv[1:])
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False) -> None:
+    """Show what srcr sees in a model: blocks, linear layers, which share an input, bytes."""
+    from srcr import tables
+    from srcr.evaluation import inspect as run
+
+    found = run(model)
+    if as_json:
+        _print_json(found)
+    else:
+        tables.inspection(found)
+
+
+@app.command()
+def compress(
+    model: Model,
+    out: Out,
+    sparsity: Sparsity = None,
+    structure: Structure = None,
+    bits: Bits = None,
+    group_size: GroupSize = None,
+    symmetric: Symmetric = None,
+    prune_method: PruneMethod = None,
+    quant_method: QuantMethod = None,
+    mode: ModeOption = None,
+    plan: Plan = None,
+    config: Config = None,
+    calibration: Source = None,
+    samples: Annotated[int | None, typer.Option(help="Sequences. [default: 128]")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens a sequence. [default: 512]")] = None,
+    format_name: FormatName = None,
+    memory: Memory = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    seed: Seed = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Prune and quantize a model in one pass and write a checkpoint that transformers loads."""
+    _later(memory=memory, resume=resume)
+    from srcr import tables
+    from srcr.compression import Output
+    from srcr.compression import compress as run
+    from srcr.options import Options
+    from srcr.types import from_dict, to_dict
+
+    given: dict[str, Any] = {
+        "sparsity": sparsity, "structure": structure, "bits": bits, "group_size": group_size,
+        "symmetric": symmetric, "prune_method": prune_method, "quant_method": quant_method,
+        "mode": mode, "plan": None if plan is None else str(plan), "calibration": calibration,
+        "samples": samples, "seq_len": seq_len, "format": format_name, "seed": seed, "device": device,
+    }  # fmt: skip
+    options = from_dict(Options, given, where="the command line").over(config)
+    record = run(
+        model,
+        options.treatment(),
+        options.data(),
+        Output(out, options.format, overwrite),
+        seed=options.seed or 0,
+        device=options.device or "auto",
+        command=_command(),
+    )
+    if as_json:
+        _print_json(to_dict(record) | {"out": str(out)})
+    else:
+        tables.compression(record, out)
+
+
+@app.command()
+def evaluate(
+    base: Annotated[str, typer.Argument(help="The original model.", show_default=False)],
+    compressed: Annotated[
+        list[str], typer.Argument(help="One or more compressed versions.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the JSON here.")] = None,
+    text: Annotated[str, typer.Option(help="Text to compare on, as --calibration.")] = "self",
+    samples: Annotated[int | None, typer.Option(help="Sequences. [default: 64]")] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
+    tasks: Annotated[str | None, typer.Option(help="Task names. Not available yet.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Items a task. Not available yet.")] = None,
+    semantic: Annotated[
+        bool, typer.Option("--semantic", help="Semantic consistency. Not available yet.")
+    ] = False,
+    overwrite: Overwrite = False,
+    seed: Seed = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what compressed models kept of the original: rates and divergence, with intervals."""
+    _later(tasks=tasks, limit=limit, semantic=semantic)
+    from srcr import tables
+    from srcr.errors import InputError
+    from srcr.evaluation import EvaluationText
+    from srcr.evaluation import evaluate as run
+
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"output {out}: its parent folder does not exist")
+    if out is not None and out.exists() and not overwrite:
+        raise InputError(f"output {out} exists: choose another name, or use --overwrite")
+    reports = run(
+        base, compressed, EvaluationText(text, samples, seq_len), seed or 0, device or "auto"
+    )
+    data = reports[0] if len(reports) == 1 else reports
+    if out is not None:
+        partial = out.with_name(out.name + ".partial")
+        partial.write_text(
+            json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        partial.replace(out)
+    if as_json:
+        _print_json(data)
+    else:
+        tables.evaluation(reports)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the pruning and quantization methods."""
+    from srcr import tables
+    from srcr.methods import pruners, quantizers
+
+    rows = [
+        {"kind": kind, "name": m.name, "compensates": m.compensates, "summary": m.summary,
+         "paper": m.paper}
+        for kind, found in (("prune", pruners()), ("quant", quantizers()))
+        for m in found.values()
+    ]  # fmt: skip
+    if as_json:
+        _print_json({"methods": rows})
+    else:
+        tables.methods(rows)
+
+
+def _add_later(name: str, what: str) -> None:
+    """A command of the design that has not been built: it says so, whatever it is given."""
+
+    @app.command(
+        name,
+        help=f"{what} Not available yet.",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
+    def later() -> None:
+        raise NotAvailableYetError(f"srcr {name}")
+
+
+for _name, _what in {
+    "sensitivity": "What each layer loses at each sparsity and width.",
+    "plan": "The best plan for a size.",
+    "search": "The best configuration for a size, measured.",
+    "recover": "Repair a compressed model by distillation.",
+    "export": "Convert a compressed model to another format.",
+    "report": "An HTML report.",
+}.items():
+    _add_later(_name, _what)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    typer.echo(f"error: {message}", err=True)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Entry point: errors become one clear line and an exit code."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars; srcr shows its own
+    try:
+        app()
+    except SrcrError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", 1)
+    except (OSError, MemoryError) as error:
+        _fail(str(error) or type(error).__name__, 1)

@@ -1,0 +1,104 @@
+"""The safetensors files of one folder, read by tensor name; names in an index stay in the folder."""
+
+import json
+import struct
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from srcr.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+
+
+class TensorFiles:
+    """Reads tensors by name from a checkpoint folder, sharded or not. A context manager.
+
+    Raises:
+        InputError: no weights, a damaged file, or an index that points outside the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stack = ExitStack()
+        self._where: dict[str, Any] = {}
+        self.paths = _paths(folder)
+        for path in self.paths:
+            try:
+                stream = self._stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                self._stack.close()
+                raise InputError(f"{path} is not a valid safetensors file: {error}") from None
+            for name in stream.keys():  # noqa: SIM118 - not a dict
+                self._where[name] = stream
+
+    def __enter__(self) -> "TensorFiles":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def names(self) -> list[str]:
+        """Every tensor's name."""
+        return list(self._where)
+
+    def get(self, name: str) -> Tensor:
+        """One tensor.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        if name not in self._where:
+            raise InputError(f"{self.folder} has no tensor {name!r}")
+        tensor = self._where[name].get_tensor(name)
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tensor's data."""
+        found: dict[str, int] = {}
+        for path in self.paths:
+            for name, entry in _header(path).items():
+                if name != "__metadata__":
+                    start, stop = entry["data_offsets"]
+                    found[name] = stop - start
+        return found
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    assert isinstance(header, dict)
+    return header
+
+
+def _paths(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{index} is not a valid index: {error}") from None
+        for name in names:
+            if Path(name).name != name:
+                raise InputError(f"{index} points outside its folder: {name!r}")
+            if not (folder / name).is_file():
+                raise InputError(f"{index} names {name!r}, which is missing")
+        return [folder / name for name in names]
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise InputError(f"{folder} has no *.safetensors weights")
+    return paths

@@ -1,0 +1,106 @@
+"""Compression methods, one file each, found here by name.
+
+To add one, drop a file into this folder that defines ``METHOD``: a :class:`Pruner` (what a weight's
+removal costs) or a :class:`Quantizer` (which grid a weight is rounded on). :mod:`srcr.methods.joint`
+combines one of each; nothing else needs to know.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from srcr.errors import InputError
+from srcr.numerics.grid import Grid
+from srcr.types import QuantSpec
+
+
+class Scores(Protocol):
+    """What removing each weight costs, lowest goes first."""
+
+    def __call__(
+        self, W: Tensor, diagonal: Tensor, pivots: Tensor, rounded: Tensor | None
+    ) -> Tensor:
+        """Scores [rows, n] of the current weights ``W`` [rows, n], given ``diag(H)`` and the sweep's
+        pivots of these columns [n], and what the weights would be rounded to if they were kept
+        (None when nothing is rounded)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """``scope``: scores are compared across the whole "layer" or within a "row"; ``compensates``:
+    the weights that stay are updated to make up for those that go."""
+
+    name: str
+    summary: str
+    paper: str
+    scores: Scores
+    scope: Literal["layer", "row"]
+    compensates: bool
+
+
+#: ``(W, spec, group_size, dtype, importance, keep) -> Grid``, the arguments as in ``fit_grid``.
+FitGrid = Callable[[Tensor, QuantSpec, int, torch.dtype, Tensor, Tensor | None], Grid]
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """``fit``: the grid for a weight; ``compensates``: weights still to be rounded make up for the
+    error of those that were."""
+
+    name: str
+    summary: str
+    paper: str
+    fit: FitGrid
+    compensates: bool
+
+
+@cache
+def _found() -> tuple[dict[str, Pruner], dict[str, Quantizer]]:
+    pruners: dict[str, Pruner] = {}
+    quantizers: dict[str, Quantizer] = {}
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
+        method = getattr(importlib.import_module(f"{__name__}.{info.name}"), "METHOD", None)
+        if isinstance(method, Pruner):
+            pruners[method.name] = method
+        elif isinstance(method, Quantizer):
+            quantizers[method.name] = method
+    return pruners, quantizers
+
+
+def pruners() -> dict[str, Pruner]:
+    """Every pruner by name."""
+    return _found()[0]
+
+
+def quantizers() -> dict[str, Quantizer]:
+    """Every quantizer by name."""
+    return _found()[1]
+
+
+def get_pruner(name: str) -> Pruner:
+    """The pruner called ``name``.
+
+    Raises:
+        InputError: lists the names there are.
+    """
+    if name not in pruners():
+        raise InputError(f"prune method {name!r} is not known: use {', '.join(pruners())}")
+    return pruners()[name]
+
+
+def get_quantizer(name: str) -> Quantizer:
+    """The quantizer called ``name``.
+
+    Raises:
+        InputError: lists the names there are.
+    """
+    if name not in quantizers():
+        raise InputError(f"quant method {name!r} is not known: use {', '.join(quantizers())}")
+    return quantizers()[name]

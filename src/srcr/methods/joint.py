@@ -1,0 +1,302 @@
+"""One pruner and one quantizer, put together: in one pass, or in the paper's sequences.
+
+The linears of a unit share an input, so they share the Hessian and its factorisation; those with the
+same treatment are stacked by rows and swept together, each with its own exact number of zeros.
+
+Modes (Laborde et al., arXiv 2505.07289, section III):
+
+- ``joint``: one sweep chooses the mask and rounds the rest; what pruning costs is measured against
+  what rounding would have cost.
+- ``sequential-a``: prune first, then quantize *all* weights of the pruned matrix: the grid is fitted to
+  zeros and survivors alike, and what the second sweep pushes onto a pruned weight is pushed on.
+- ``sequential-b``: prune first, then quantize the *survivors* only: the grid is fitted to them, and what
+  reaches a pruned weight is dropped.
+
+In every mode pruned weights end as exactly 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from srcr.errors import InputError
+from srcr.methods import Pruner, Quantizer, get_pruner, get_quantizer
+from srcr.numerics import hessian, masks, obs
+from srcr.numerics.grid import Column, Grid, refit_scales
+from srcr.types import CompressedWeight, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """Linears swept together: ``W`` [rows, cols] their dense weights one above the other, ``sizes``
+    their rows, ``sparsities`` the share of zeros of each, and how they are treated."""
+
+    W: Tensor
+    sizes: tuple[int, ...]
+    sparsities: tuple[float, ...]
+    prune: PruneSpec | None
+    quant: QuantSpec | None
+    group_size: int
+    dtype: torch.dtype
+
+    @property
+    def pruner(self) -> Pruner | None:
+        return get_pruner(self.prune.method) if self.prune and any(self.sparsities) else None
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        return get_quantizer(self.quant.method) if self.quant else None
+
+    @property
+    def pattern(self) -> tuple[int, int] | None:
+        return masks.parse_structure(self.prune.mask_structure) if self.prune else None
+
+    @property
+    def compensates(self) -> bool:
+        return any(m is not None and m.compensates for m in (self.pruner, self.quantizer))
+
+
+def compress_unit(
+    weights: dict[str, Tensor],
+    stats: LayerStats,
+    plans: dict[str, LayerPlan],
+    spec: SweepSpec,
+    dtype: torch.dtype,
+) -> dict[str, CompressedWeight]:
+    """Compress linears that share an input: ``weights`` [rows, cols] float32 and ``plans`` by name.
+
+    ``dtype`` is the checkpoint's: scales and unquantized weights are rounded to it. Linears whose plan
+    is empty are left out of the result.
+
+    Raises:
+        InputError: a group size or N:M pattern does not divide the width, or a method is not known.
+        NumericalError: the Hessian cannot be factorised.
+    """
+    result: dict[str, CompressedWeight] = {}
+    factors: dict[tuple[bool, int], hessian.Factor] = {}
+    for names in _together(weights, plans):
+        plan = plans[names[0]]
+        stack = _Stack(
+            torch.cat([weights[name] for name in names]),
+            tuple(weights[name].shape[0] for name in names),
+            tuple(plans[name].sparsity for name in names),
+            plan.prune,
+            plan.quant,
+            _group_size(plan, weights[names[0]].shape[1]),
+            dtype,
+        )
+        ordered = plan.quant is None or plan.quant.actorder == "static"
+        key = ordered, stack.pattern[1] if stack.pattern else 1
+        if stack.compensates and key not in factors:
+            order = hessian.activation_order(stats.hessian.diagonal(), key[1]) if ordered else None
+            factors[key] = hessian.factorize(stats.hessian, order, spec.dampening_frac)
+        swept, grid, target = _solve(stack, stats, factors.get(key), spec)
+        result.update(_split(names, stack, stats, swept, grid, target))
+    return {name: result[name] for name in weights if name in result}
+
+
+def _together(weights: dict[str, Tensor], plans: dict[str, LayerPlan]) -> list[list[str]]:
+    """Names with the same treatment (sparsities may differ), those with none left out."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name in weights:
+        prune, quant = plans[name].prune, plans[name].quant
+        if quant is not None or (prune is not None and prune.sparsity > 0):
+            how = (prune.method, prune.mask_structure) if prune else None
+            groups.setdefault((how, quant), []).append(name)
+    return list(groups.values())
+
+
+def _group_size(plan: LayerPlan, cols: int) -> int:
+    size = plan.quant.group_size if plan.quant else -1
+    size = cols if size == -1 else size
+    if cols % size:
+        raise InputError(
+            f"group size {size} does not divide the width {cols} of {plan.name}: use a divisor, "
+            "-1 (channel-wise) or auto"
+        )
+    return size
+
+
+def _solve(
+    stack: _Stack, stats: LayerStats, factor: hessian.Factor | None, spec: SweepSpec
+) -> tuple[obs.Swept, Grid | None, Tensor]:
+    """The compressed stack, its grid, and the weights it was made to imitate."""
+    diagonal = stats.hessian.diagonal()
+    if factor is None:
+        return *_direct(stack, diagonal), stack.W
+    target = stack.W
+    if spec.dense_targets and stats.cross is not None:
+        target = hessian.dense_target(stack.W, stats.cross, factor)
+    sequential = spec.mode != "joint" or (stack.quantizer is not None and not stack.quantizer.compensates)
+    if sequential and stack.pruner is not None and stack.quantizer is not None:
+        return *_in_sequence(stack, target, stats, factor, spec), target
+    return *_one_pass(stack, target, stats, factor, spec), target
+
+
+def _direct(stack: _Stack, diagonal: Tensor) -> tuple[obs.Swept, Grid | None]:
+    """Methods that do not compensate: choose, round, done."""
+    keep = None
+    if stack.pruner is not None:
+        keep = _choose(stack, stack.W, diagonal, torch.ones_like(diagonal), None, slice(0, None))
+    return _round(stack, stack.W, diagonal, keep)
+
+
+def _round(
+    stack: _Stack, W: Tensor, diagonal: Tensor, keep: Tensor | None
+) -> tuple[obs.Swept, Grid | None]:
+    """Every surviving weight to its nearest code on the quantizer's grid."""
+    grid = _fit(stack, W, diagonal, keep)
+    codes = None
+    if grid is not None:
+        column = grid.expand()
+        codes = column.quantize(W)
+        if keep is not None:
+            codes = torch.where(keep, codes, column.zero_codes())
+        W = column.dequantize(codes)
+        codes = codes.to(torch.int8)
+    elif keep is not None:
+        W = torch.where(keep, W, torch.zeros_like(W))
+    return obs.Swept(W, codes, keep, torch.zeros(W.shape[0], device=W.device)), grid
+
+
+def _one_pass(
+    stack: _Stack, target: Tensor, stats: LayerStats, factor: hessian.Factor, spec: SweepSpec
+) -> tuple[obs.Swept, Grid | None]:
+    """Prune and quantize in the same sweep; then once more with scales fitted to the codes found."""
+    diagonal = stats.hessian.diagonal()
+    keep = None
+    if stack.pruner is not None:  # a first guess of the mask, to fit the grid to what will survive
+        keep = _preview(stack, target, factor)
+    grid = _fit(stack, target, diagonal, keep)
+    selection = _selection(stack, factor, grid, spec)
+    swept = obs.sweep(target, factor, selection, grid, _block(stack, spec))
+    if grid is None or swept.codes is None:
+        return swept, None
+    grid = refit_scales(grid, swept.codes, target, stats.hessian, factor.damp)
+    selection = _selection(stack, factor, grid, spec)
+    return obs.sweep(target, factor, selection, grid, _block(stack, spec)), grid
+
+
+def _in_sequence(
+    stack: _Stack, target: Tensor, stats: LayerStats, factor: hessian.Factor, spec: SweepSpec
+) -> tuple[obs.Swept, Grid | None]:
+    """Prune, then quantize: the paper's Case A and Case B (see the module's text)."""
+    diagonal, block = stats.hessian.diagonal(), _block(stack, spec)
+    pruned = obs.sweep(target, factor, _selection(stack, factor, None, spec), None, block)
+    keep = pruned.keep
+    assert keep is not None
+    assert stack.quantizer is not None
+    if not stack.quantizer.compensates:
+        return _round(stack, pruned.weight, diagonal, keep)
+    survivors = spec.mode == "sequential-b"
+    grid = _fit(stack, pruned.weight, diagonal, keep if survivors else None)
+    assert grid is not None
+    ordered = keep[:, factor.order]
+    fixed = obs.Selection(lambda _, at: ordered[:, at], block, push=not survivors)
+    swept = obs.sweep(pruned.weight, factor, fixed, grid, block)
+    assert swept.codes is not None
+    grid = refit_scales(grid, swept.codes, pruned.weight, stats.hessian, factor.damp)
+    return obs.sweep(pruned.weight, factor, fixed, grid, block), grid
+
+
+def _fit(stack: _Stack, W: Tensor, diagonal: Tensor, keep: Tensor | None) -> Grid | None:
+    if stack.quantizer is None or stack.quant is None:
+        return None
+    return stack.quantizer.fit(W, stack.quant, stack.group_size, stack.dtype, diagonal, keep)
+
+
+def _block(stack: _Stack, spec: SweepSpec) -> int:
+    """The block size, a multiple of M for N:M so that no group is cut."""
+    if stack.pattern is None:
+        return spec.block_size
+    return -(-spec.block_size // stack.pattern[1]) * stack.pattern[1]
+
+
+def _selection(
+    stack: _Stack, factor: hessian.Factor, grid: Grid | None, spec: SweepSpec
+) -> obs.Selection | None:
+    """How the sweep chooses its mask: block by block, or group by group for N:M. Pruners that do not
+    compensate choose once, from the dense weights."""
+    if stack.pruner is None:
+        return None
+    diagonal, pivots = factor.diagonal[factor.order], factor.upper.diagonal()
+    block = _block(stack, spec)
+    if not stack.pruner.compensates:
+        whole = _choose(stack, stack.W[:, factor.order], diagonal, pivots, None, slice(0, None))
+        return obs.Selection(lambda _, at: whole[:, at], block)
+
+    def select(W: Tensor, at: slice) -> Tensor:
+        rounded = None
+        if grid is not None:
+            column: Column = grid.columns(factor.order[at])
+            rounded = column.dequantize(column.quantize(W))
+        return _choose(stack, W, diagonal[at], pivots[at], rounded, at)
+
+    return obs.Selection(select, stack.pattern[1] if stack.pattern else block)
+
+
+def _preview(stack: _Stack, target: Tensor, factor: hessian.Factor) -> Tensor:
+    """The mask that would be chosen before any weight has moved."""
+    diagonal, pivots = factor.diagonal[factor.order], factor.upper.diagonal()
+    source = target if stack.pruner is not None and stack.pruner.compensates else stack.W
+    ordered = _choose(stack, source[:, factor.order], diagonal, pivots, None, slice(0, None))
+    keep = torch.empty_like(ordered)
+    keep[:, factor.order] = ordered
+    return keep
+
+
+def _choose(
+    stack: _Stack,
+    W: Tensor,
+    diagonal: Tensor,
+    pivots: Tensor,
+    rounded: Tensor | None,
+    at: slice,
+) -> Tensor:
+    """The mask of the columns ``at`` these positions, each linear of the stack on its own count.
+
+    The count of a span is what the whole layer owes up to its end, less what it owes up to its start,
+    so that spans add up to exactly ``round(sparsity * size)``.
+    """
+    assert stack.pruner is not None
+    scores = stack.pruner.scores(W, diagonal, pivots, rounded)
+    if stack.pattern is not None:
+        return masks.keep_n_of_m(scores, *stack.pattern)
+    start, stop = at.start, at.start + W.shape[1]
+    parts = []
+    for part, sparsity in zip(scores.split(stack.sizes), stack.sparsities, strict=True):
+        rows = part.shape[0]
+        due = masks.count_pruned(sparsity, rows * stop) - masks.count_pruned(sparsity, rows * start)
+        keep = masks.keep_rowwise if stack.pruner.scope == "row" else masks.keep_all_but_lowest
+        parts.append(keep(part, due))
+    return torch.cat(parts)
+
+
+def _split(
+    names: Sequence[str],
+    stack: _Stack,
+    stats: LayerStats,
+    swept: obs.Swept,
+    grid: Grid | None,
+    target: Tensor,
+) -> dict[str, CompressedWeight]:
+    """Undo the stacking, and measure each linear's output error relative to its output energy."""
+    result = {}
+    start = 0
+    for name, rows, sparsity in zip(names, stack.sizes, stack.sparsities, strict=True):
+        part = slice(start, start + rows)
+        start += rows
+        values = None if swept.codes is not None else swept.weight[part].to(stack.dtype)
+        final = swept.weight[part] if values is None else values.to(torch.float32)
+        energy = hessian.output_error(target[part], stats.hessian)
+        error = hessian.output_error(final - target[part], stats.hessian)
+        result[name] = CompressedWeight(
+            mask=swept.keep[part].clone() if swept.keep is not None and sparsity > 0 else None,
+            error=error / energy if energy > 0 else 0.0,
+            codes=None if swept.codes is None else swept.codes[part].clone(),
+            grid=None if grid is None else grid.rows(part),
+            values=values,
+        )
+    return result

@@ -1,0 +1,20 @@
+"""Magnitude pruning: the smallest weights of a layer go, the others stay as they are."""
+
+from torch import Tensor
+
+from srcr.methods import Pruner
+from srcr.numerics import saliency
+
+
+def _scores(W: Tensor, diagonal: Tensor, pivots: Tensor, rounded: Tensor | None) -> Tensor:
+    return saliency.magnitude(W)
+
+
+METHOD = Pruner(
+    name="magnitude",
+    summary="smallest weights of a layer, no compensation",
+    paper="Han et al. 2015, arXiv 1506.02626",
+    scores=_scores,
+    scope="layer",
+    compensates=False,
+)

@@ -1,0 +1,25 @@
+"""SparseGPT: Optimal Brain Surgeon saliency, the error pushed into the weights still to come.
+
+In a joint pass a kept weight is rounded, which has a cost of its own: what pruning costs is then the
+*difference* between the two, so that a weight that would round to zero anyway goes first, for free.
+"""
+
+from torch import Tensor
+
+from srcr.methods import Pruner
+from srcr.numerics import saliency
+
+
+def _scores(W: Tensor, diagonal: Tensor, pivots: Tensor, rounded: Tensor | None) -> Tensor:
+    removed = saliency.obs(W, pivots)
+    return removed if rounded is None else removed - saliency.obs(W - rounded, pivots)
+
+
+METHOD = Pruner(
+    name="sparsegpt",
+    summary="Optimal Brain Surgeon saliency with error compensation",
+    paper="Frantar & Alistarh 2023, arXiv 2301.00774",
+    scores=_scores,
+    scope="layer",
+    compensates=True,
+)

@@ -1,0 +1,1 @@
+"""What is left, and what it costs: rates, divergence, and their intervals."""

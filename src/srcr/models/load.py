@@ -1,0 +1,177 @@
+"""A name becomes a folder, and a folder a model: Hugging Face hub or local, safetensors only."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from srcr.errors import InputError
+
+#: Files of a checkpoint folder that are not weights and travel with the model.
+COMPANION_PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "LICENSE*",
+)
+
+
+def resolve(model: str | Path) -> Path:
+    """The local folder of ``model``: a folder, "bundled", or a hub id (downloaded to its cache).
+
+    Raises:
+        InputError: no such folder, and not a model the hub or its cache can give.
+    """
+    name = str(model)
+    if name == "bundled":
+        from srcr import bundled
+
+        return bundled.model_path()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"model {name!r} is a file: give the folder that holds its config.json")
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise InputError(
+            f"model folder {name!r} does not exist: give a folder with config.json, a hub id "
+            "such as org/name, or 'bundled'"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", *COMPANION_PATTERNS]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"model {name!r} is neither a folder here nor a model the hub gives ({reason})"
+        ) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` as written.
+
+    Raises:
+        InputError: missing or not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.json: it is not a Hugging Face model folder")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return data
+
+
+def check_causal(folder: Path) -> None:
+    """Refuse what is not a causal language model.
+
+    Raises:
+        InputError: names the architecture found.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = read_config(folder)
+    causal: set[str] = set()
+    for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        causal.update((names,) if isinstance(names, str) else names)
+    architectures = config.get("architectures") or []
+    if architectures and not causal.intersection(architectures):
+        raise InputError(
+            f"{folder} is not a causal language model: its architecture is "
+            f"{', '.join(map(str, architectures))}"
+        )
+    kind = config.get("model_type")
+    if not architectures and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise InputError(f"{folder} is not a causal language model: its model_type is {kind!r}")
+
+
+def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """The causal LM of ``folder`` on the CPU in evaluation mode, in its own precision (or ``dtype``).
+
+    compressed-tensors checkpoints come back with plain, dequantized weights.
+
+    Raises:
+        InputError: not a causal LM, weights missing, damaged, or not safetensors.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    check_causal(folder)
+    quantized = "quantization_config" in read_config(folder)
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder} has no *.safetensors weights; srcr reads no pickle files: convert the model "
+            "with transformers' save_pretrained first"
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, TypeError) as error:
+        raise InputError(f"transformers cannot load {folder}: {error}") from error
+    model.eval()
+    model.requires_grad_(False)
+    if quantized:  # compressed-tensors decompresses on the first forward pass
+        with torch.no_grad():
+            model(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
+    return model if dtype is None else model.to(dtype)
+
+
+def load_tokenizer(folder: Path) -> Any | None:
+    """The tokenizer of ``folder``, or None where there is none."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model",
+                                                     "tokenizer_config.json", "vocab.json")):  # fmt: skip
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
+
+
+def context_length(config: Any) -> int | None:
+    """The longest sequence the model was made for, or None where its config sets no limit."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, sorted by name."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+
+
+def sha256(paths: list[Path]) -> str:
+    """One hash over the bytes of several files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def output_head(model: nn.Module) -> str | None:
+    """The module name of the output embedding, whatever the architecture calls it."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return next((name for name, module in model.named_modules() if module is head), None)

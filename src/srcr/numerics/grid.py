@@ -1,0 +1,188 @@
+"""Uniform integer grids: ``w ~ (code - zero_point) * scale``, one scale a row or a group of columns.
+
+Codes are signed, from ``-2^(b-1)`` to ``2^(b-1) - 1``, as compressed-tensors stores them. Scales are
+rounded to the precision they are stored in *before* any code is chosen, and dequantization multiplies
+in that precision, because that is what the engine that loads the checkpoint will do.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Error exponent of the scale search: large errors count more than squared (as in GPTQ's own search).
+ERROR_NORM = 2.4
+#: Ranges tried by the search, as fractions of the largest surviving weight.
+SHRINKS = tuple(1.0 - 0.02 * i for i in range(36))
+
+
+def code_range(num_bits: int) -> tuple[int, int]:
+    """The smallest and the largest code of ``num_bits``."""
+    half = 1 << (num_bits - 1)
+    return -half, half - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """``scale`` [rows, groups] float32 holding values of ``dtype``; ``zero_point`` [rows, groups]
+    float32 holding codes, or None when symmetric; ``group_size`` columns share a scale."""
+
+    scale: Tensor
+    zero_point: Tensor | None
+    num_bits: int
+    group_size: int
+    dtype: torch.dtype
+
+    def column(self, index: int) -> "Column":
+        """The grid of one column of weights."""
+        group = index // self.group_size
+        zero = None if self.zero_point is None else self.zero_point[:, group]
+        return Column(self.scale[:, group], zero, *code_range(self.num_bits), self.dtype)
+
+    def columns(self, indices: Tensor) -> "Column":
+        """The grid of the weights of several columns [n]: scale and zero-point as [rows, n]."""
+        groups = indices // self.group_size
+        zero = None if self.zero_point is None else self.zero_point[:, groups]
+        return Column(self.scale[:, groups], zero, *code_range(self.num_bits), self.dtype)
+
+    def expand(self) -> "Column":
+        """The grid of every weight at once: scale and zero-point as [rows, cols]."""
+        cols = self.scale.shape[1] * self.group_size
+        return self.columns(torch.arange(cols, device=self.scale.device))
+
+    def rows(self, rows: slice) -> "Grid":
+        """The grid of some rows."""
+        zero = None if self.zero_point is None else self.zero_point[rows]
+        return Grid(self.scale[rows], zero, self.num_bits, self.group_size, self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """Scale and zero-point as they apply to some weights of the same leading shape."""
+
+    scale: Tensor
+    zero_point: Tensor | None
+    low: int
+    high: int
+    dtype: torch.dtype
+
+    def quantize(self, w: Tensor) -> Tensor:
+        """The nearest codes (as float32)."""
+        codes = w / self.scale
+        if self.zero_point is not None:
+            codes = codes + self.zero_point
+        return codes.round_().clamp_(self.low, self.high)
+
+    def centre(self, codes: Tensor) -> Tensor:
+        """Codes less the zero-point: how many steps each weight is away from 0."""
+        return codes if self.zero_point is None else codes - self.zero_point
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """Weights as the engine computes them: the product in ``dtype``, returned as float32."""
+        codes = self.centre(codes)
+        if self.dtype == torch.float32:
+            return codes * self.scale
+        return (codes.to(self.dtype) * self.scale.to(self.dtype)).to(torch.float32)
+
+    def zero_codes(self) -> Tensor:
+        """The codes that dequantize to exactly 0."""
+        return torch.zeros_like(self.scale) if self.zero_point is None else self.zero_point
+
+
+def stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``scale`` rounded to ``dtype`` and back; zero and what underflows become the smallest normal."""
+    rounded = scale.to(dtype).to(torch.float32)
+    tiny = torch.finfo(dtype).tiny
+    return torch.where(rounded.abs() < tiny, torch.full_like(rounded, tiny), rounded)
+
+
+def fit_grid(
+    W: Tensor,
+    num_bits: int,
+    group_size: int,
+    symmetric: bool,
+    dtype: torch.dtype,
+    importance: Tensor | None = None,
+    keep: Tensor | None = None,
+    search: bool = True,
+) -> Grid:
+    """Fit scales (and zero-points) to the surviving weights of ``W`` [rows, cols].
+
+    ``importance`` [cols] weighs the error of each column (the Hessian's diagonal), ``keep``
+    [rows, cols] marks surviving weights, ``group_size`` divides cols. Without ``search`` the range
+    is exactly that of the weights (round-to-nearest's grid); with it, ranges shrunk by ``SHRINKS``
+    are tried and the one with the lowest ``sum importance * |error|^2.4`` is taken.
+    """
+    rows, cols = W.shape
+    grouped = W.reshape(rows, cols // group_size, group_size)
+    if keep is not None:
+        grouped = torch.where(keep.view_as(grouped), grouped, torch.zeros_like(grouped))
+    highest = grouped.amax(dim=2).clamp_min(0)
+    lowest = grouped.amin(dim=2).clamp_max(0)
+    weight = None
+    if importance is not None:
+        weight = importance.reshape(1, cols // group_size, group_size)
+    best: tuple[Tensor, Tensor, Tensor | None] | None = None
+    for shrink in SHRINKS if search else (1.0,):
+        for scale, zero in _candidates(lowest * shrink, highest * shrink, num_bits, symmetric, search):
+            scale = stored(scale, dtype)
+            column = Column(
+                scale[..., None], None if zero is None else zero[..., None],
+                *code_range(num_bits), dtype,
+            )  # fmt: skip
+            error = (column.dequantize(column.quantize(grouped)) - grouped).abs_().pow_(ERROR_NORM)
+            loss = (error if weight is None else error * weight).sum(dim=2)
+            if best is None:
+                best = loss, scale, zero
+                continue
+            better = loss < best[0]
+            best = (
+                torch.where(better, loss, best[0]),
+                torch.where(better, scale, best[1]),
+                None if zero is None or best[2] is None else torch.where(better, zero, best[2]),
+            )
+    assert best is not None
+    return Grid(best[1], best[2], num_bits, group_size, dtype)
+
+
+def _candidates(
+    lowest: Tensor, highest: Tensor, num_bits: int, symmetric: bool, search: bool
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Grids for a range that includes 0: (scale, zero-point) as float32 [rows, groups]."""
+    low, high = code_range(num_bits)
+    if not symmetric:
+        scale = (highest - lowest) / (high - low)
+        safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return [(scale, (low - lowest / safe).round_().clamp_(low, high))]
+    largest = torch.maximum(highest, -lowest)
+    if not search:
+        return [(largest / ((high - low) / 2), None)]
+    # The grid has one code more below zero: a negative scale gives it to the positive weights.
+    return [(largest / -low, None), (largest / low, None)]
+
+
+def refit_scales(grid: Grid, codes: Tensor, target: Tensor, H: Tensor, damp: float) -> Grid:
+    """The scales that, for these ``codes`` [rows, cols], come nearest to ``target`` in the outputs.
+
+    Minimises ``tr(E (H + damp I) E^T)`` with ``E = target - Q`` over the scale of one group after the
+    other (exact for a single group): ``s += (E H) c^T / (c H c^T)`` over the group's codes c.
+    """
+    column = grid.expand()
+    steps = column.centre(codes.to(torch.float32))
+    error = target - column.dequantize(codes.to(torch.float32))
+    scale = grid.scale.clone()
+    size = grid.group_size
+    for group in range(scale.shape[1]):
+        part = slice(group * size, (group + 1) * size)
+        c = steps[:, part]
+        pull = error @ H[:, part] + damp * error[:, part]
+        push = c @ H[part, part] + damp * c
+        energy = (push * c).sum(dim=1)
+        step = (pull * c).sum(dim=1) / energy.clamp_min(torch.finfo(torch.float32).tiny)
+        fitted = stored(scale[:, group] + step, grid.dtype)
+        # A row of zero codes says nothing of its scale.
+        fitted = torch.where((energy > 0) & torch.isfinite(fitted), fitted, scale[:, group])
+        error[:, part] -= (fitted - scale[:, group])[:, None] * c
+        scale[:, group] = fitted
+    return Grid(scale, grid.zero_point, grid.num_bits, size, grid.dtype)
+

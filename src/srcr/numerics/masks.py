@@ -1,0 +1,72 @@
+"""Masks with exact counts. ``True`` is kept, as in compressed-tensors' bitmasks."""
+
+import re
+
+import torch
+from torch import Tensor
+
+from srcr.errors import InputError
+
+UNSTRUCTURED = "unstructured"
+_NM = re.compile(r"([0-9]{1,3}):([0-9]{1,3})")
+
+
+def parse_structure(structure: str) -> tuple[int, int] | None:
+    """``None`` for "unstructured", ``(N, M)`` for "N:M" (N of every M neighbours are kept).
+
+    Raises:
+        InputError: anything else, or N not in 1..M-1.
+    """
+    if structure == UNSTRUCTURED:
+        return None
+    found = _NM.fullmatch(structure)
+    if not found:
+        raise InputError(
+            f"mask structure {structure!r} is not known: use 'unstructured' or 'N:M', for example 2:4"
+        )
+    keep, group = int(found[1]), int(found[2])
+    if not 1 <= keep < group:
+        raise InputError(f"mask structure {structure!r}: N must be at least 1 and less than M")
+    return keep, group
+
+
+def count_pruned(sparsity: float, size: int) -> int:
+    """How many of ``size`` weights are zero at ``sparsity``: the nearest whole number."""
+    return round(sparsity * size)
+
+
+def keep_all_but_lowest(scores: Tensor, count: int) -> Tensor:
+    """Prune exactly ``count`` entries with the lowest scores of the whole tensor (ties: first goes)."""
+    flat = scores.reshape(-1)
+    keep = torch.ones(flat.shape, dtype=torch.bool, device=scores.device)
+    if count > 0:
+        keep[torch.argsort(flat, stable=True)[:count]] = False
+    return keep.view(scores.shape)
+
+
+def keep_rowwise(scores: Tensor, count: int) -> Tensor:
+    """Prune the lowest scores row by row, ``count`` in all.
+
+    Where the share of a row is not whole, the first rows prune one weight more than the last.
+    """
+    base, extra = divmod(count, scores.shape[0])
+    ranks = torch.argsort(torch.argsort(scores, dim=1, stable=True), dim=1, stable=True)
+    quota = torch.full((scores.shape[0], 1), base, device=scores.device)
+    quota[:extra] += 1
+    return ranks >= quota
+
+
+def keep_n_of_m(scores: Tensor, keep: int, group: int) -> Tensor:
+    """Keep the ``keep`` highest scores of every ``group`` neighbouring columns [rows, cols].
+
+    Raises:
+        InputError: ``group`` does not divide the number of columns.
+    """
+    rows, cols = scores.shape
+    if cols % group:
+        raise InputError(f"{keep}:{group} sparsity needs a width that {group} divides, got {cols}")
+    grouped = scores.reshape(rows, cols // group, group)
+    order = torch.argsort(grouped, dim=2, stable=True)
+    mask = torch.ones_like(grouped, dtype=torch.bool)
+    mask.scatter_(2, order[:, :, : group - keep], False)
+    return mask.view(rows, cols)

@@ -1,0 +1,122 @@
+"""Options that every command which calibrates or writes a model shares: from the command line, from a
+``--config`` file with the same names, or the defaults; in that order."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from srcr.compression import Calibration, Recipe
+from srcr.errors import InputError, NotAvailableYetError
+from srcr.methods import get_pruner, get_quantizer
+from srcr.numerics.masks import UNSTRUCTURED, parse_structure
+from srcr.types import (
+    CompressionPlan,
+    Mode,
+    PruneSpec,
+    QuantSpec,
+    SweepSpec,
+    from_yaml,
+)
+
+#: Structures that a later version brings.
+STRUCTURED = ("channels", "heads", "layers")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything is optional: None means "as the config file, or the default, says"."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
+
+    sparsity: float | None = None
+    structure: str | None = None
+    bits: int | None = None
+    group_size: str | int | None = None
+    symmetric: bool | None = None
+    prune_method: str | None = None
+    quant_method: str | None = None
+    mode: Mode | None = None
+    dampening_frac: float | None = None
+    dense_targets: bool | None = None
+    plan: str | None = None
+    calibration: str | None = None
+    samples: int | None = None
+    seq_len: int | None = None
+    format: str | None = None
+    seed: int | None = None
+    device: str | None = None
+
+    def over(self, config: Path | None) -> "Options":
+        """These options where given, else those of the config file.
+
+        Raises:
+            InputError: the file cannot be read, or has a key that is no option.
+        """
+        if config is None:
+            return self
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(from_yaml(Options, config), **chosen)
+
+    def treatment(self) -> CompressionPlan | Recipe:
+        """The plan that was named, or the uniform recipe that the options describe.
+
+        Raises:
+            InputError: values out of range, unknown names, or a plan together with what it decides.
+        """
+        if self.plan is not None:
+            for name in ("sparsity", "structure", "bits", "group_size", "symmetric", "prune_method",
+                         "quant_method", "mode", "dampening_frac", "dense_targets"):  # fmt: skip
+                if getattr(self, name) is not None:
+                    option = name.replace("_", "-")
+                    raise InputError(f"--plan decides {option}: leave --{option} out, or edit the plan")
+            return from_yaml(CompressionPlan, Path(self.plan))
+        prune = self._prune()
+        bits = 4 if self.bits is None else self.bits
+        quant = None
+        method = get_quantizer(self.quant_method or "gptq").name
+        if bits != 16:
+            quant = QuantSpec(method, bits, -1, self.symmetric is not False)
+        defaults = SweepSpec()
+        return Recipe(
+            prune,
+            quant,
+            self._group_size(),
+            SweepSpec(
+                self.mode or defaults.mode,
+                defaults.dampening_frac if self.dampening_frac is None else self.dampening_frac,
+                defaults.block_size,
+                defaults.dense_targets if self.dense_targets is None else self.dense_targets,
+            ),
+        )
+
+    def _prune(self) -> PruneSpec | None:
+        structure = self.structure or UNSTRUCTURED
+        if structure in STRUCTURED:
+            raise NotAvailableYetError(f"--structure {structure}")
+        method = get_pruner(self.prune_method or "sparsegpt").name
+        pattern = parse_structure(structure)
+        if pattern is not None and self.sparsity is None:
+            return PruneSpec.of(method, 0, structure)
+        spec = PruneSpec(method, self.sparsity or 0.0, structure)
+        return spec if spec.sparsity > 0 else None
+
+    def _group_size(self) -> int | None:
+        if self.group_size is None or self.group_size == "auto":
+            return None
+        try:
+            size = int(self.group_size)
+        except ValueError:
+            size = 0
+        if size != -1 and size < 1:
+            raise InputError(f"group size {self.group_size!r}: use auto, -1 (channel-wise) or a number")
+        return size
+
+    def data(self) -> Calibration:
+        """Where calibration data comes from."""
+        default = Calibration()
+        return Calibration(
+            self.calibration or default.source,
+            self.samples,
+            default.seq_len if self.seq_len is None else self.seq_len,
+        )

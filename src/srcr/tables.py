@@ -1,0 +1,96 @@
+"""Results as tables on the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from srcr.card import size
+from srcr.types import RunRecord
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def compression(record: RunRecord, out: Path) -> None:
+    """What a compression did, and where it lies."""
+    rates = record.rates
+    table = _table(f"{record.base} -> {out}", "", "")
+    for row in (
+        ("theoretical compression rate (TCr)", f"{100 * rates.tcr:.2f} %"),
+        ("sparsity (pruned)", f"{100 * rates.sparsity:.2f} %"),
+        ("zeros (pruned or rounded to 0)", f"{100 * rates.zeros:.2f} %"),
+        ("bits a kept weight", f"{rates.bits:g}"),
+        ("weight files, base", size(rates.base_bytes)),
+        ("weight files, stored", size(rates.stored_bytes)),
+        (f"weights in memory ({rates.engine})", size(rates.loaded_bytes)),
+        ("format", record.format),
+        ("time", f"{record.seconds:.1f} s"),
+        ("peak memory", size(record.peak_memory_bytes)),
+    ):
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    worst = sorted(record.layers, key=lambda layer: -layer.error)[:5]
+    layers = _table("layers with the largest output error", "layer", "sparsity", "bits", "error")
+    for layer in worst:
+        row_bits = str(layer.bits)
+        layers.add_row(layer.name, f"{100 * layer.sparsity:.1f} %", row_bits, f"{layer.error:.2e}")
+    console.print(layers)
+
+
+def evaluation(reports: list[dict[str, Any]]) -> None:
+    """Each compressed model against the base."""
+    first = reports[0]
+    text = first["text"]
+    title = (
+        f"against {first['base']}, on {text['samples']} x {text['seq_len']} tokens of {text['source']} "
+        "(95 % intervals)"
+    )
+    table = _table(title, "compressed", "TCr", "stored", "loaded", "KL", "same top-1", "perplexity")
+    for report in reports:
+        rates, div = report["rates"], report["divergence"]
+        kl, top1, ppl = div["kl"], div["top1_agreement"], div["perplexity"]
+        table.add_row(
+            Path(report["compressed"]).name,
+            f"{100 * rates['tcr']:.2f} %",
+            size(rates["stored_bytes"]),
+            size(rates["loaded_bytes"]),
+            f"{kl['value']:.4f} [{kl['ci95'][0]:.4f}, {kl['ci95'][1]:.4f}]",
+            f"{100 * top1['value']:.1f} % [{100 * top1['ci95'][0]:.1f}, {100 * top1['ci95'][1]:.1f}]",
+            f"{ppl['compressed']:.3f} (base {ppl['base']:.3f})",
+        )
+    Console().print(table)
+
+
+def inspection(found: dict[str, Any]) -> None:
+    """A model's blocks and units."""
+    console = Console()
+    console.print(
+        f"{found['model']}: {found['architecture']}, {found['parameters']:,} parameters "
+        f"({found['linear_parameters']:,} in {len(found['blocks'])} blocks' linear layers), "
+        f"{found['dtype']}, {size(found['base_bytes'])} on disk; output head "
+        f"{found['output_head']}{' (tied)' if found['tied_embeddings'] else ''}"
+    )
+    table = _table("linears of each block that share an input", "block", "linears", "shapes")
+    for block in found["blocks"]:
+        for i, unit in enumerate(block["units"]):
+            names = [name.removeprefix(block["name"] + ".") for name in unit["linears"]]
+            shapes = ", ".join("x".join(map(str, shape)) for shape in unit["shapes"])
+            table.add_row(block["name"] if i == 0 else "", ", ".join(names), shapes)
+    console.print(table)
+
+
+def methods(rows: list[dict[str, Any]]) -> None:
+    """Every method."""
+    table = _table("methods", "kind", "name", "compensates", "summary", "paper")
+    for row in rows:
+        table.add_row(
+            row["kind"], row["name"], "yes" if row["compensates"] else "no", row["summary"], row["paper"]
+        )
+    Console().print(table)
