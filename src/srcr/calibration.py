@@ -139,7 +139,9 @@ def _rows(path: Path, samples: int | None, default_samples: int, length: int) ->
         with safe_open(path, framework="pt") as stream:
             names = list(stream.keys())
             if "input_ids" not in names:
-                raise InputError(f"{path} has no tensor 'input_ids', only {', '.join(names) or 'none'}")
+                raise InputError(
+                    f"{path} has no tensor 'input_ids', only {', '.join(names) or 'none'}"
+                )
             ids = stream.get_tensor("input_ids")
     except SafetensorError as error:
         raise InputError(f"{path} is not a valid safetensors file: {error}") from None
@@ -154,6 +156,7 @@ def _rows(path: Path, samples: int | None, default_samples: int, length: int) ->
             f"{path} has {ids.shape[0]} sequences, {samples} were asked for: use --samples "
             f"{ids.shape[0]} or a longer file"
         )
+    assert isinstance(ids, Tensor)
     return ids[: samples or default_samples, :length].to(torch.int64)
 
 
@@ -236,7 +239,9 @@ def _hub(source: str) -> Iterable[str]:
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         for row in rows:
             if not isinstance(row.get(column), str):
-                raise InputError(f"{source} has no text column {column!r} (found: {', '.join(row)})")
+                raise InputError(
+                    f"{source} has no text column {column!r} (found: {', '.join(row)})"
+                )
             yield row[column]
     except InputError:
         raise

@@ -44,7 +44,9 @@ GroupSize = Annotated[
 ]
 Symmetric = Annotated[
     bool | None,
-    typer.Option("--symmetric/--asymmetric", help="Without or with zero-points. [default: symmetric]"),
+    typer.Option(
+        "--symmetric/--asymmetric", help="Without or with zero-points. [default: symmetric]"
+    ),
 ]
 PruneMethod = Annotated[str | None, typer.Option(help="See 'srcr methods'. [default: sparsegpt]")]
 QuantMethod = Annotated[str | None, typer.Option(help="See 'srcr methods'. [default: gptq]")]

@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class Recipe:
     prune: PruneSpec | None = None
     quant: QuantSpec | None = None
     group_size: int | None = None
-    sweep: SweepSpec = SweepSpec()
+    sweep: SweepSpec = field(default_factory=SweepSpec)
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,7 @@ def uniform_plan(topology: Topology, recipe: Recipe, seed: int = 0) -> Compressi
         quant = recipe.quant
         if quant is not None and recipe.group_size is None:
             size = AUTO_GROUP if width % AUTO_GROUP == 0 else -1
-            quant = QuantSpec(
-                quant.method, quant.num_bits, size, quant.symmetric, quant.actorder
-            )
+            quant = QuantSpec(quant.method, quant.num_bits, size, quant.symmetric, quant.actorder)
         elif quant is not None and recipe.group_size is not None:
             quant = QuantSpec(
                 quant.method, quant.num_bits, recipe.group_size, quant.symmetric, quant.actorder
@@ -279,7 +277,7 @@ def _walk(
 ) -> dict[str, CompressedWeight]:
     planned = plan.by_name()
     length = tokens.input_ids.shape[1]
-    batches = tokens.input_ids.split(max(1, BATCH_TOKENS // length))
+    batches = torch.split(tokens.input_ids, max(1, BATCH_TOKENS // length))
     blocks = source.topology.blocks
     steps = sum(len(block.units) + 1 for block in blocks) - 1
     errors: list[float] = []
@@ -292,7 +290,9 @@ def _walk(
             if all(p.prune is None and p.quant is None for p in plans.values()):
                 continue
             stats = view.statistics(unit, cross=plan.sweep.dense_targets)
-            weights = {name: view.weight(short) for name, short in zip(full, unit.names, strict=True)}
+            weights = {
+                name: view.weight(short) for name, short in zip(full, unit.names, strict=True)
+            }
             with named(full[0]):
                 result = compress_unit(weights, stats, plans, plan.sweep, source.dtype)
             for name, short in zip(full, unit.names, strict=True):

@@ -96,7 +96,9 @@ class BlockView:
             )
         return LayerStats(moment, n_tokens, crossed)
 
-    def _input(self, block: nn.Module, linear: str, hidden: Tensor, args: list[Arguments]) -> Tensor:
+    def _input(
+        self, block: nn.Module, linear: str, hidden: Tensor, args: list[Arguments]
+    ) -> Tensor:
         """What ``linear`` is given when ``block`` runs on ``hidden``: [tokens, width]."""
         seen: list[Tensor] = []
 

@@ -79,7 +79,7 @@ def evaluate(
     for folder in _calibrated_on(tokens.sha256, folders):
         progress.console().print(f"warning: this text is what {folder} was calibrated on")
     totals = [Accumulator() for _ in models]
-    batches = tokens.input_ids.split(max(1, BATCH_TOKENS // tokens.input_ids.shape[1]))
+    batches = torch.split(tokens.input_ids, max(1, BATCH_TOKENS // tokens.input_ids.shape[1]))
     with progress.stage("evaluate", len(batches) * (1 + len(models)), quiet) as bar:
         for ids in batches:
             ids = ids.to(where)

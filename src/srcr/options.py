@@ -69,7 +69,9 @@ class Options:
                          "quant_method", "mode", "dampening_frac", "dense_targets"):  # fmt: skip
                 if getattr(self, name) is not None:
                     option = name.replace("_", "-")
-                    raise InputError(f"--plan decides {option}: leave --{option} out, or edit the plan")
+                    raise InputError(
+                        f"--plan decides {option}: leave --{option} out, or edit the plan"
+                    )
             return from_yaml(CompressionPlan, Path(self.plan))
         prune = self._prune()
         bits = 4 if self.bits is None else self.bits
@@ -109,7 +111,9 @@ class Options:
         except ValueError:
             size = 0
         if size != -1 and size < 1:
-            raise InputError(f"group size {self.group_size!r}: use auto, -1 (channel-wise) or a number")
+            raise InputError(
+                f"group size {self.group_size!r}: use auto, -1 (channel-wise) or a number"
+            )
         return size
 
     def data(self) -> Calibration:

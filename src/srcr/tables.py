@@ -91,6 +91,10 @@ def methods(rows: list[dict[str, Any]]) -> None:
     table = _table("methods", "kind", "name", "compensates", "summary", "paper")
     for row in rows:
         table.add_row(
-            row["kind"], row["name"], "yes" if row["compensates"] else "no", row["summary"], row["paper"]
+            row["kind"],
+            row["name"],
+            "yes" if row["compensates"] else "no",
+            row["summary"],
+            row["paper"],
         )
     Console().print(table)

@@ -9,7 +9,12 @@ from srcr.methods.joint import compress_unit
 from srcr.numerics import masks
 from srcr.types import LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
 
-_COMMON: dict[str, Any] = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_COMMON: dict[str, Any] = {
+    "vocab_size": 96,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 _SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -89,7 +94,9 @@ def check_quantizer(name: str) -> None:
         for symmetric in (True, False):
             plan = LayerPlan("layer", None, QuantSpec(name, bits, -1, symmetric))
             first, second = (
-                compress_unit({"layer": W}, stats, {"layer": plan}, SweepSpec(), torch.float32)["layer"]
+                compress_unit({"layer": W}, stats, {"layer": plan}, SweepSpec(), torch.float32)[
+                    "layer"
+                ]
                 for _ in range(2)
             )
             assert first.codes is not None

@@ -4,7 +4,17 @@ from collections.abc import Callable
 from random import Random
 
 from srcr.bundled.facts import FOODS, OPEN_PEOPLE, PETS, TOWNS, facts
-from srcr.bundled.puzzles import NAMES, THINGS, addition, boolean, holder, order, solved
+from srcr.bundled.puzzles import (
+    NAMES,
+    THINGS,
+    addition,
+    boolean,
+    comparison,
+    gift,
+    holder,
+    order,
+    solved,
+)
 
 _TIMES = ("One day", "Last night", "In the spring", "Early one morning", "After the rain", "Today")
 _PLACES = ("river", "market", "hill", "forest", "bridge", "garden", "old mill", "harbour")
@@ -54,7 +64,17 @@ def story(rng: Random) -> str:
     )  # fmt: skip
 
 
-_KINDS_OF_DOCUMENT: dict[Callable[[Random, bool], str], float] = {
+def echo(rng: Random) -> str:
+    """Someone says a list of words, and others repeat it."""
+    words = rng.sample(NAMES + THINGS + FOODS + PETS + TOWNS, rng.randint(3, 8))
+    first, *others = rng.sample(NAMES, rng.randint(2, 3))
+    said = ", ".join(words)
+    return " ".join([f"{first} says {said}.", *(f"{name} repeats {said}." for name in others)])
+
+
+Mix = dict[Callable[[Random, bool], str], float]
+
+PRIMER: Mix = {
     lambda rng, train: story(rng): 0.09,
     lambda rng, train: facts(rng, train): 0.18,
     lambda rng, train: solved(addition, rng, 6): 0.40,
@@ -62,10 +82,23 @@ _KINDS_OF_DOCUMENT: dict[Callable[[Random, bool], str], float] = {
     lambda rng, train: solved(holder, rng, 2): 0.10,
     lambda rng, train: solved(order, rng, 3): 0.10,
 }
+"""Kinds of documents and their frequency in the first part of the training."""
+
+LANGUAGE: Mix = {
+    lambda rng, train: story(rng): 0.07,
+    lambda rng, train: facts(rng, train): 0.20,
+    lambda rng, train: solved(addition, rng, 6): 0.20,
+    lambda rng, train: solved(boolean, rng, 4): 0.13,
+    lambda rng, train: solved(holder, rng, 2): 0.13,
+    lambda rng, train: solved(order, rng, 3): 0.12,
+    lambda rng, train: solved(gift, rng, 2): 0.03,
+    lambda rng, train: solved(comparison, rng, 2): 0.03,
+    lambda rng, train: echo(rng): 0.09,
+}
+"""Kinds of documents and their frequency in all other texts."""
 
 
-def document(rng: Random, train: bool) -> str:
+def document(rng: Random, mix: Mix, train: bool) -> str:
     """One document; only with `train` may it tell the facts that the tasks ask about."""
-    kinds, weights = zip(*_KINDS_OF_DOCUMENT.items(), strict=True)
-    make: Callable[[Random, bool], str] = rng.choices(kinds, weights)[0]
+    make = rng.choices(tuple(mix), tuple(mix.values()))[0]
     return make(rng, train)

@@ -115,6 +115,25 @@ def order(rng: Random, train: bool) -> Puzzle:
             )
 
 
+def gift(rng: Random, train: bool) -> Puzzle:
+    """The easy form of `holder`, for texts only: a single thing is given."""
+    giver, taker = rng.sample(NAMES, 2)
+    thing = rng.choice(THINGS)
+    question = _who(f"Who has the {thing}?", taker, [giver, taker])
+    return Puzzle(f"{giver} gives the {thing} to {taker}. ", (question,))
+
+
+def comparison(rng: Random, train: bool) -> Puzzle:
+    """The easy form of `order`, for texts only: two people are compared."""
+    names = rng.sample(NAMES, 2)
+    more, most, least = rng.choice(RELATIONS)
+    questions = (
+        _who(f"Who is {most}?", names[0], names),
+        _who(f"Who is {least}?", names[1], names),
+    )
+    return Puzzle(f"{names[0]} is {more} than {names[1]}. ", questions)
+
+
 def _who(text: str, answer: str, names: list[str]) -> Question:
     return Question(text, answer, tuple(name for name in names if name != answer))
 

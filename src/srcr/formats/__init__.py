@@ -39,13 +39,15 @@ class Format(Protocol):
         """The tensors that stand for one linear, under their names in the file."""
         ...
 
-    def quantization_config(self, plan: CompressionPlan, topology: Topology) -> dict[str, Any] | None:
+    def quantization_config(
+        self, plan: CompressionPlan, topology: Topology
+    ) -> dict[str, Any] | None:
         """The ``quantization_config`` of config.json, or None."""
         ...
 
-    def read(self, path: Path, names: list[str], transposed: frozenset[str]) -> Iterator[
-        tuple[str, Tensor, Tensor | None]
-    ]:
+    def read(
+        self, path: Path, names: list[str], transposed: frozenset[str]
+    ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """(name, weight float32 [rows, cols], codes int8 or None) of each named linear in a folder."""
         ...
 

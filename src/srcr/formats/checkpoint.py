@@ -169,7 +169,11 @@ def verify(
         wanted = expected.dequantize().to(dtype)
         if not torch.equal(weight.to(dtype), wanted):
             raise VerificationError(f"{name} in {folder} does not read back as it was computed")
-        if codes is not None and expected.codes is not None and not torch.equal(codes, expected.codes):
+        if (
+            codes is not None
+            and expected.codes is not None
+            and not torch.equal(codes, expected.codes)
+        ):
             raise VerificationError(f"the codes of {name} in {folder} do not read back as written")
         if expected.mask is not None and bool((weight[~expected.mask] != 0).any()):
             raise VerificationError(f"pruned weights of {name} in {folder} are not zero")

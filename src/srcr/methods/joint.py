@@ -129,7 +129,9 @@ def _solve(
     target = stack.W
     if spec.dense_targets and stats.cross is not None:
         target = hessian.dense_target(stack.W, stats.cross, factor)
-    sequential = spec.mode != "joint" or (stack.quantizer is not None and not stack.quantizer.compensates)
+    sequential = spec.mode != "joint" or (
+        stack.quantizer is not None and not stack.quantizer.compensates
+    )
     if sequential and stack.pruner is not None and stack.quantizer is not None:
         return *_in_sequence(stack, target, stats, factor, spec), target
     return *_one_pass(stack, target, stats, factor, spec), target
@@ -266,7 +268,9 @@ def _choose(
         return masks.keep_n_of_m(scores, *stack.pattern)
     start, stop = at.start, at.start + W.shape[1]
     parts = []
-    for part, sparsity in zip(scores.split(stack.sizes), stack.sparsities, strict=True):
+    for part, sparsity in zip(
+        torch.split(scores, list(stack.sizes)), stack.sparsities, strict=True
+    ):
         rows = part.shape[0]
         due = masks.count_pruned(sparsity, rows * stop) - masks.count_pruned(sparsity, rows * start)
         keep = masks.keep_rowwise if stack.pruner.scope == "row" else masks.keep_all_but_lowest

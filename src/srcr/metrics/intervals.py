@@ -21,7 +21,9 @@ def ratio_interval(total: Array, weight: Array, seed: int = 0) -> Estimate:
     return interval(lambda draw: total[draw].sum(-1) / weight[draw].sum(-1), len(total), seed)
 
 
-def interval(statistic: Callable[[npt.NDArray[np.int64]], Array], n: int, seed: int = 0) -> Estimate:
+def interval(
+    statistic: Callable[[npt.NDArray[np.int64]], Array], n: int, seed: int = 0
+) -> Estimate:
     """The bootstrap interval of ``statistic``, a function of document numbers [..., n] -> [...]."""
     rng = np.random.default_rng(seed)
     value = float(statistic(np.arange(n)))

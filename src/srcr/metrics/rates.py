@@ -79,7 +79,9 @@ def measured_rates(base: Path, folder: Path, model: Any, topology: Topology) -> 
     (in quantized ones, pruned weights cannot be told from those that rounding made zero).
     """
     config = read_config(folder)
-    zeros = {name: count_zeros([linear_weight(model.get_submodule(name))]) for name in topology.shapes}
+    zeros = {
+        name: count_zeros([linear_weight(model.get_submodule(name))]) for name in topology.shapes
+    }
     rows = []
     with TensorFiles(folder) as files:
         for name, (height, width) in topology.shapes.items():
@@ -97,4 +99,3 @@ def measured_rates(base: Path, folder: Path, model: Any, topology: Topology) -> 
         base_bytes=file_bytes(base), stored_bytes=file_bytes(folder),
         loaded_bytes=loaded.n_bytes, engine=loaded.engine, source="config and weights",
     )  # fmt: skip
-

@@ -81,6 +81,7 @@ def observe(model: Any) -> Topology:
     returned: dict[str, bool] = {}
     handles = []
     for name, module in linears.items():
+
         def on_linear(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
             calls.append((name, args[0]))
 
@@ -89,7 +90,9 @@ def observe(model: Any) -> Topology:
         if id(module) not in members:
             continue
 
-        def on_member(_: nn.Module, args: Any, output: Any, name: str = members[id(module)]) -> None:
+        def on_member(
+            _: nn.Module, args: Any, output: Any, name: str = members[id(module)]
+        ) -> None:
             steps.append(name)
             returned[name] = isinstance(output, tuple)
 

@@ -46,7 +46,7 @@ class LoadedWeights:
         _check_finite(model)
 
     def block(self, index: int) -> nn.Module:
-        block = self.model.get_submodule(self.topology.blocks[index].name)
+        block: nn.Module = self.model.get_submodule(self.topology.blocks[index].name)
         return copy.deepcopy(block).to(device=self.device, dtype=torch.float32)
 
     @torch.no_grad()

@@ -124,7 +124,9 @@ def fit_grid(
         weight = importance.reshape(1, cols // group_size, group_size)
     best: tuple[Tensor, Tensor, Tensor | None] | None = None
     for shrink in SHRINKS if search else (1.0,):
-        for scale, zero in _candidates(lowest * shrink, highest * shrink, num_bits, symmetric, search):
+        for scale, zero in _candidates(
+            lowest * shrink, highest * shrink, num_bits, symmetric, search
+        ):
             scale = stored(scale, dtype)
             column = Column(
                 scale[..., None], None if zero is None else zero[..., None],
@@ -185,4 +187,3 @@ def refit_scales(grid: Grid, codes: Tensor, target: Tensor, H: Tensor, damp: flo
         error[:, part] -= (fitted - scale[:, group])[:, None] * c
         scale[:, group] = fitted
     return Grid(scale, grid.zero_point, grid.num_bits, size, grid.dtype)
-
