@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from srcr.compression import Calibration, Output, Recipe, compress
     from srcr.evaluation import EvaluationText, evaluate, inspect
-    from srcr.models.load import load_model as load
+    from srcr.models.load import load
     from srcr.types import CompressionPlan, LayerPlan, PruneSpec, QuantSpec, RunRecord, SweepSpec
 
 __version__ = "0.1.0"
@@ -37,6 +37,7 @@ __all__ = [
 _HOMES = {
     "srcr.compression": ("Calibration", "Output", "Recipe", "compress"),
     "srcr.evaluation": ("EvaluationText", "evaluate", "inspect"),
+    "srcr.models.load": ("load",),
     "srcr.types": (
         "CompressionPlan", "LayerPlan", "PruneSpec", "QuantSpec", "RunRecord", "SweepSpec",
     ),
@@ -45,8 +46,6 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that ``srcr --help`` does not wait for torch."""
-    if name == "load":
-        return importlib.import_module("srcr.models.load").load_model
     for module, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(module), name)

@@ -1,5 +1,7 @@
 """The model card: what was done, how much smaller it is, and how to load it."""
 
+from pathlib import Path
+
 from srcr.types import CompressionPlan, RunRecord
 
 
@@ -20,16 +22,17 @@ def model_card(record: RunRecord, plan: CompressionPlan) -> str:
     tags = ["srcr", *(["compressed-tensors"] if record.format == "compressed-tensors" else [])]
     methods = [m for m in (prune and prune.method, quant and quant.method) if m]
     tag_lines = "\n".join(f"- {tag}" for tag in [*tags, "pruning", "quantization"])
+    base = Path(record.base).name if Path(record.base).is_dir() else record.base
     notes = "".join(f"- {note}\n" for note in record.notes)
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
-base_model: {record.base}
+base_model: {base}
 tags:
 {tag_lines}
 ---
 
-# {record.base}, compressed by srcr
+# {base}, compressed by srcr
 
 {100 * rates.sparsity:.1f} % of the weights of the decoder blocks' linear layers were pruned and the rest
 stored in {rates.bits:g} bits on average ({" + ".join(methods) or "nothing"}, {plan.sweep.mode}).

@@ -15,11 +15,17 @@ from srcr.types import (
     PruneSpec,
     QuantSpec,
     SweepSpec,
+    from_dict,
     from_yaml,
 )
 
 #: Structures that a later version brings.
 STRUCTURED = ("channels", "heads", "layers")
+#: Options that say what a plan says.
+DECIDED_BY_A_PLAN = (
+    "sparsity", "structure", "bits", "group_size", "symmetric", "prune_method", "quant_method",
+    "mode", "dampening_frac", "dense_targets", "descent_rounds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Options:
     mode: Mode | None = None
     dampening_frac: float | None = None
     dense_targets: bool | None = None
+    descent_rounds: int | None = None
     plan: str | None = None
     calibration: str | None = None
     samples: int | None = None
@@ -65,31 +72,27 @@ class Options:
             InputError: values out of range, unknown names, or a plan together with what it decides.
         """
         if self.plan is not None:
-            for name in ("sparsity", "structure", "bits", "group_size", "symmetric", "prune_method",
-                         "quant_method", "mode", "dampening_frac", "dense_targets"):  # fmt: skip
+            for name in DECIDED_BY_A_PLAN:
                 if getattr(self, name) is not None:
                     option = name.replace("_", "-")
                     raise InputError(
                         f"--plan decides {option}: leave --{option} out, or edit the plan"
                     )
             return from_yaml(CompressionPlan, Path(self.plan))
-        prune = self._prune()
         bits = 4 if self.bits is None else self.bits
         quant = None
         method = get_quantizer(self.quant_method or "gptq").name
         if bits != 16:
             quant = QuantSpec(method, bits, -1, self.symmetric is not False)
-        defaults = SweepSpec()
+        chosen = {
+            "mode": self.mode,
+            "dampening_frac": self.dampening_frac,
+            "dense_targets": self.dense_targets,
+            "descent_rounds": self.descent_rounds,
+        }
+        given = {name: value for name, value in chosen.items() if value is not None}
         return Recipe(
-            prune,
-            quant,
-            self._group_size(),
-            SweepSpec(
-                self.mode or defaults.mode,
-                defaults.dampening_frac if self.dampening_frac is None else self.dampening_frac,
-                defaults.block_size,
-                defaults.dense_targets if self.dense_targets is None else self.dense_targets,
-            ),
+            self._prune(), quant, self._group_size(), from_dict(SweepSpec, given, "the options")
         )
 
     def _prune(self) -> PruneSpec | None:

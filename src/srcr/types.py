@@ -105,7 +105,8 @@ class LayerPlan:
 class SweepSpec:
     """How every layer is solved: ``mode`` (one pass, or the paper's sequences), ``dampening_frac``
     of the mean diagonal added to the Hessian, ``block_size`` columns a block, ``dense_targets``
-    (reproduce the dense model's outputs rather than the compressed model's own)."""
+    (reproduce the dense model's outputs rather than the compressed model's own), ``descent_rounds`` of
+    refitted scales and coordinate descent after the sweep."""
 
     __pydantic_config__ = _STRICT
 
@@ -113,12 +114,15 @@ class SweepSpec:
     dampening_frac: float = 0.01
     block_size: int = 128
     dense_targets: bool = True
+    descent_rounds: int = 3
 
     def __post_init__(self) -> None:
         if not 0 <= self.dampening_frac <= 1:
             raise InputError(f"dampening_frac {self.dampening_frac} must be between 0 and 1")
         if self.block_size < 1:
             raise InputError(f"block_size {self.block_size} must be positive")
+        if self.descent_rounds < 0:
+            raise InputError(f"descent_rounds {self.descent_rounds} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -244,12 +248,12 @@ class RunRecord:
 
 
 def to_dict(value: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON types; fields that are None are left out."""
+    """A dataclass as plain JSON types; fields that are None by default and None are left out."""
 
     def plain(item: Any) -> Any:
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
-            pairs = ((f.name, getattr(item, f.name)) for f in dataclasses.fields(item))
-            return {name: plain(part) for name, part in pairs if part is not None}
+            pairs = ((f, getattr(item, f.name)) for f in dataclasses.fields(item))
+            return {f.name: plain(p) for f, p in pairs if p is not None or f.default is not None}
         if isinstance(item, tuple | list):
             return [plain(part) for part in item]
         if isinstance(item, dict):

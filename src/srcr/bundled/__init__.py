@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from srcr.bundled.facts import knowledge_items
-from srcr.bundled.grammar import LANGUAGE, PRIMER, document
+from srcr.bundled.grammar import document
 from srcr.bundled.items import Item
 from srcr.bundled.puzzles import arithmetic_items, reasoning_items
 from srcr.bundled.scoring import score
@@ -29,11 +29,10 @@ def texts(n: int, seed: int, split: str = "calibration") -> list[str]:
     """Return `n` documents; every pair of split and seed is a random stream of its own.
 
     No text of any split contains an item of `reasoning` or `arithmetic`. The facts that
-    `knowledge` asks about are told in the training splits, `primer` and `train`, alone.
+    `knowledge` asks about are told in the split `train` alone.
     """
-    mix = PRIMER if split == "primer" else LANGUAGE
     rng = Random(f"srcr bundled texts {split} {seed}")
-    return [document(rng, mix, split in ("primer", "train")) for _ in range(n)]
+    return [document(rng, split == "train") for _ in range(n)]
 
 
 @cache

@@ -6,6 +6,7 @@ Each kind is a function that draws an instance, with `train=True` from those for
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from random import Random
 from typing import NamedTuple
 
@@ -14,7 +15,12 @@ from srcr.bundled.items import Item, held_out, make_item
 LARGEST_SUM = 79
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Ida", "Jon", "Kim", "Leo", "Una")
 THINGS = ("ball", "key", "cup", "book", "coin", "lamp", "drum", "kite")
-RELATIONS = (("taller", "tallest", "shortest"), ("older", "oldest", "youngest"))
+RELATIONS = (
+    ("taller", "tallest", "shortest"),
+    ("shorter", "shortest", "tallest"),
+    ("older", "oldest", "youngest"),
+    ("younger", "youngest", "oldest"),
+)
 
 
 class Question(NamedTuple):
@@ -82,29 +88,23 @@ def boolean(rng: Random, train: bool) -> Puzzle:
 
 
 def holder(rng: Random, train: bool) -> Puzzle:
-    """Two things are given to two people; who has which?"""
+    """A thing is handed on one to three times; who has it now?"""
     while True:
         names = rng.sample(NAMES, 4)
-        things = rng.sample(THINGS, 2)
-        text = " ".join(f"{names[i]} gives the {things[i]} to {names[i + 2]}." for i in range(2))
+        thing = rng.choice(THINGS)
+        hands = names[: rng.randint(2, 4)]
+        moves = [f"{a} gives the {thing} to {b}." for a, b in pairwise(hands)]
+        text = " ".join([f"{hands[0]} has the {thing}.", *moves])
         if held_out(text, 8) != train:
-            return Puzzle(
-                f"{text} ",
-                tuple(
-                    _who(f"Who has the {thing}?", name, names)
-                    for thing, name in zip(things, names[2:], strict=True)
-                ),
-            )
+            return Puzzle(f"{text} ", (_who(f"Who has the {thing} now?", hands[-1], names),))
 
 
 def order(rng: Random, train: bool) -> Puzzle:
-    """Three people compared pairwise; who is first, and who is last?"""
+    """Three people compared pairwise, either way; who is first, and who is last?"""
     while True:
         names = rng.sample(NAMES, 3)
         more, most, least = rng.choice(RELATIONS)
-        claims = [f"{names[i]} is {more} than {names[i + 1]}." for i in range(2)]
-        rng.shuffle(claims)
-        text = " ".join(claims)
+        text = " ".join(f"{a} is {more} than {b}." for a, b in pairwise(names))
         if held_out(text, 8) != train:
             return Puzzle(
                 f"{text} ",
@@ -113,25 +113,6 @@ def order(rng: Random, train: bool) -> Puzzle:
                     _who(f"Who is {least}?", names[2], names),
                 ),
             )
-
-
-def gift(rng: Random, train: bool) -> Puzzle:
-    """The easy form of `holder`, for texts only: a single thing is given."""
-    giver, taker = rng.sample(NAMES, 2)
-    thing = rng.choice(THINGS)
-    question = _who(f"Who has the {thing}?", taker, [giver, taker])
-    return Puzzle(f"{giver} gives the {thing} to {taker}. ", (question,))
-
-
-def comparison(rng: Random, train: bool) -> Puzzle:
-    """The easy form of `order`, for texts only: two people are compared."""
-    names = rng.sample(NAMES, 2)
-    more, most, least = rng.choice(RELATIONS)
-    questions = (
-        _who(f"Who is {most}?", names[0], names),
-        _who(f"Who is {least}?", names[1], names),
-    )
-    return Puzzle(f"{names[0]} is {more} than {names[1]}. ", questions)
 
 
 def _who(text: str, answer: str, names: list[str]) -> Question:

@@ -24,6 +24,7 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.methods import Pruner, Quantizer, get_pruner, get_quantizer
 from srcr.numerics import hessian, masks, obs
+from srcr.numerics.descent import descend
 from srcr.numerics.grid import Column, Grid, refit_scales
 from srcr.types import CompressedWeight, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
 
@@ -90,6 +91,7 @@ def compress_unit(
         ordered = plan.quant is None or plan.quant.actorder == "static"
         key = ordered, stack.pattern[1] if stack.pattern else 1
         if stack.compensates and key not in factors:
+            masks.check_width(stack.pattern, stack.W.shape[1])
             order = hessian.activation_order(stats.hessian.diagonal(), key[1]) if ordered else None
             factors[key] = hessian.factorize(stats.hessian, order, spec.dampening_frac)
         swept, grid, target = _solve(stack, stats, factors.get(key), spec)
@@ -102,8 +104,8 @@ def _together(weights: dict[str, Tensor], plans: dict[str, LayerPlan]) -> list[l
     groups: dict[tuple[object, ...], list[str]] = {}
     for name in weights:
         prune, quant = plans[name].prune, plans[name].quant
-        if quant is not None or (prune is not None and prune.sparsity > 0):
-            how = (prune.method, prune.mask_structure) if prune else None
+        how = (prune.method, prune.mask_structure) if prune and prune.sparsity > 0 else None
+        if quant is not None or how is not None:
             groups.setdefault((how, quant), []).append(name)
     return list(groups.values())
 
@@ -166,7 +168,7 @@ def _round(
 def _one_pass(
     stack: _Stack, target: Tensor, stats: LayerStats, factor: hessian.Factor, spec: SweepSpec
 ) -> tuple[obs.Swept, Grid | None]:
-    """Prune and quantize in the same sweep; then once more with scales fitted to the codes found."""
+    """Prune and quantize in the same sweep, then polish."""
     diagonal = stats.hessian.diagonal()
     keep = None
     if stack.pruner is not None:  # a first guess of the mask, to fit the grid to what will survive
@@ -174,11 +176,26 @@ def _one_pass(
     grid = _fit(stack, target, diagonal, keep)
     selection = _selection(stack, factor, grid, spec)
     swept = obs.sweep(target, factor, selection, grid, _block(stack, spec))
-    if grid is None or swept.codes is None:
-        return swept, None
-    grid = refit_scales(grid, swept.codes, target, stats.hessian, factor.damp)
-    selection = _selection(stack, factor, grid, spec)
-    return obs.sweep(target, factor, selection, grid, _block(stack, spec)), grid
+    return _polish(stack, swept, grid, target, stats, factor, spec)
+
+
+def _polish(
+    stack: _Stack,
+    swept: obs.Swept,
+    grid: Grid | None,
+    target: Tensor,
+    stats: LayerStats,
+    factor: hessian.Factor,
+    spec: SweepSpec,
+) -> tuple[obs.Swept, Grid | None]:
+    """Fit the scales to the codes, then the codes to the scales, as often as the spec says."""
+    for _ in range(spec.descent_rounds):
+        if grid is not None and swept.codes is not None:
+            grid = refit_scales(grid, swept.codes, target, stats.hessian, factor.damp)
+        swept = descend(
+            swept, target, stats.hessian, factor.damp, factor.order, grid, _block(stack, spec)
+        )
+    return swept, grid
 
 
 def _in_sequence(
@@ -198,9 +215,7 @@ def _in_sequence(
     ordered = keep[:, factor.order]
     fixed = obs.Selection(lambda _, at: ordered[:, at], block, push=not survivors)
     swept = obs.sweep(pruned.weight, factor, fixed, grid, block)
-    assert swept.codes is not None
-    grid = refit_scales(grid, swept.codes, pruned.weight, stats.hessian, factor.damp)
-    return obs.sweep(pruned.weight, factor, fixed, grid, block), grid
+    return _polish(stack, swept, grid, pruned.weight, stats, factor, spec)
 
 
 def _fit(stack: _Stack, W: Tensor, diagonal: Tensor, keep: Tensor | None) -> Grid | None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from srcr.errors import NumericalError
 from srcr.metrics.intervals import ratio_interval
 from srcr.types import Estimate
 
@@ -45,8 +46,14 @@ class Accumulator:
         self.kl.append(kl.cpu())
 
     def result(self) -> Divergence:
-        """The figures over everything added."""
+        """The figures over everything added.
+
+        Raises:
+            NumericalError: a model's predictions are not finite.
+        """
         kl = torch.cat(self.kl).double().numpy()
+        if not np.isfinite(kl).all():
+            raise NumericalError("the models' predictions are not finite on this text")
         agree = torch.cat(self.agree).double().numpy()
         tokens = np.full(len(kl), kl.shape[1], dtype=np.float64)
         return Divergence(

@@ -109,6 +109,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
     Raises:
         InputError: not a causal LM, weights missing, damaged, or not safetensors.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -120,17 +121,38 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
             "with transformers' save_pretrained first"
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, local_files_only=True
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype="auto",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, TypeError) as error:
+    except (
+        OSError, ValueError, KeyError, RuntimeError, SafetensorError, TypeError, StrictDataclassError,
+    ) as error:  # fmt: skip
         raise InputError(f"transformers cannot load {folder}: {error}") from error
+    if info["missing_keys"]:  # transformers makes them up at random
+        missing = sorted(info["missing_keys"])
+        raise InputError(
+            f"{folder} lacks {len(missing)} weights of its architecture, {missing[0]} first: the "
+            "checkpoint is damaged or belongs to another architecture"
+        )
     model.eval()
     model.requires_grad_(False)
     if quantized:  # compressed-tensors decompresses on the first forward pass
         with torch.no_grad():
             model(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
     return model if dtype is None else model.to(dtype)
+
+
+def load(model: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """The causal LM called ``model`` (a folder, a hub id, or "bundled"), compressed or not.
+
+    Raises:
+        InputError: as :func:`resolve` and :func:`load_model`.
+    """
+    return load_model(resolve(model), dtype)
 
 
 def load_tokenizer(folder: Path) -> Any | None:

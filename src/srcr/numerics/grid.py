@@ -111,7 +111,7 @@ def fit_grid(
     ``importance`` [cols] weighs the error of each column (the Hessian's diagonal), ``keep``
     [rows, cols] marks surviving weights, ``group_size`` divides cols. Without ``search`` the range
     is exactly that of the weights (round-to-nearest's grid); with it, ranges shrunk by ``SHRINKS``
-    are tried and the one with the lowest ``sum importance * |error|^2.4`` is taken.
+    are tried too and the one with the lowest ``sum importance * |error|^2.4`` is taken.
     """
     rows, cols = W.shape
     grouped = W.reshape(rows, cols // group_size, group_size)
@@ -123,9 +123,11 @@ def fit_grid(
     if importance is not None:
         weight = importance.reshape(1, cols // group_size, group_size)
     best: tuple[Tensor, Tensor, Tensor | None] | None = None
-    for shrink in SHRINKS if search else (1.0,):
+    # The plain range comes first, so that the search never does worse than round-to-nearest.
+    tries = [(1.0, False), *((shrink, True) for shrink in SHRINKS if search)]
+    for shrink, both in tries:
         for scale, zero in _candidates(
-            lowest * shrink, highest * shrink, num_bits, symmetric, search
+            lowest * shrink, highest * shrink, num_bits, symmetric, both
         ):
             scale = stored(scale, dtype)
             column = Column(
@@ -148,16 +150,17 @@ def fit_grid(
 
 
 def _candidates(
-    lowest: Tensor, highest: Tensor, num_bits: int, symmetric: bool, search: bool
+    lowest: Tensor, highest: Tensor, num_bits: int, symmetric: bool, both: bool
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Grids for a range that includes 0: (scale, zero-point) as float32 [rows, groups]."""
+    """Grids for a range that includes 0: (scale, zero-point) as float32 [rows, groups]. ``both``:
+    symmetric ones with the spare code on either side."""
     low, high = code_range(num_bits)
     if not symmetric:
         scale = (highest - lowest) / (high - low)
         safe = torch.where(scale > 0, scale, torch.ones_like(scale))
         return [(scale, (low - lowest / safe).round_().clamp_(low, high))]
     largest = torch.maximum(highest, -lowest)
-    if not search:
+    if not both:
         return [(largest / ((high - low) / 2), None)]
     # The grid has one code more below zero: a negative scale gives it to the positive weights.
     return [(largest / -low, None), (largest / low, None)]

@@ -71,9 +71,9 @@ def factorize(H: Tensor, order: Tensor | None = None, dampening_frac: float = 0.
     backwards = order.flip(0)
     flipped = H[backwards][:, backwards]
     frac = dampening_frac
-    while frac <= MAX_DAMPENING:
+    while True:
         for dtype in (torch.float32, torch.float64):
-            damped = flipped.to(dtype)
+            damped = flipped.to(dtype, copy=True)
             damped.diagonal().add_(frac * mean)
             lower, info = torch.linalg.cholesky_ex(damped)
             if int(info) == 0:
@@ -82,7 +82,9 @@ def factorize(H: Tensor, order: Tensor | None = None, dampening_frac: float = 0.
                 if bool(torch.isfinite(inverse).all()):
                     upper = inverse.flip(0, 1).to(torch.float32).contiguous()
                     return Factor(upper, order, diagonal, frac * mean, frac)
-        frac = max(frac * 10, 1e-6)
+        if frac >= MAX_DAMPENING:
+            break
+        frac = min(max(frac * 10, 1e-6), MAX_DAMPENING)
     raise NumericalError(
         f"the Hessian could not be factorised even with dampening_frac {MAX_DAMPENING}; "
         "use more or more varied calibration data"

@@ -30,6 +30,18 @@ def parse_structure(structure: str) -> tuple[int, int] | None:
     return keep, group
 
 
+def check_width(pattern: tuple[int, int] | None, cols: int) -> None:
+    """Check that an N:M ``pattern`` fits a width.
+
+    Raises:
+        InputError: M does not divide ``cols``.
+    """
+    if pattern and cols % pattern[1]:
+        raise InputError(
+            f"{pattern[0]}:{pattern[1]} sparsity needs a width that {pattern[1]} divides, got {cols}"
+        )
+
+
 def count_pruned(sparsity: float, size: int) -> int:
     """How many of ``size`` weights are zero at ``sparsity``: the nearest whole number."""
     return round(sparsity * size)
@@ -63,8 +75,7 @@ def keep_n_of_m(scores: Tensor, keep: int, group: int) -> Tensor:
         InputError: ``group`` does not divide the number of columns.
     """
     rows, cols = scores.shape
-    if cols % group:
-        raise InputError(f"{keep}:{group} sparsity needs a width that {group} divides, got {cols}")
+    check_width((keep, group), cols)
     grouped = scores.reshape(rows, cols // group, group)
     order = torch.argsort(grouped, dim=2, stable=True)
     mask = torch.ones_like(grouped, dtype=torch.bool)

@@ -1,0 +1,127 @@
+"""Masks: exact counts, ties, patterns."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+from srcr.errors import InputError
+from srcr.numerics import masks, saliency
+
+shapes = st.tuples(st.integers(1, 7), st.integers(1, 9))
+sparsities = st.floats(0, 0.999, allow_nan=False)
+seeds = st.integers(0, 10_000)
+
+
+def random_scores(shape, seed, ties=False):
+    generator = torch.Generator().manual_seed(seed)
+    if ties:
+        return torch.randint(0, 3, shape, generator=generator).float()
+    return torch.rand(shape, generator=generator)
+
+
+@given(shape=shapes, sparsity=sparsities, seed=seeds, ties=st.booleans())
+def test_the_whole_layer_loses_exactly_the_lowest(shape, sparsity, seed, ties):
+    scores = random_scores(shape, seed, ties)
+    count = masks.count_pruned(sparsity, scores.numel())
+    keep = masks.keep_all_but_lowest(scores, count)
+    assert int((~keep).sum()) == count
+    if 0 < count < scores.numel():
+        assert scores[~keep].max() <= scores[keep].min()
+    expected = reference.all_but_lowest(scores.numpy(), count)
+    assert keep.numpy().tolist() == expected.tolist()
+
+
+@given(sparsity=sparsities, size=st.integers(1, 10_000))
+def test_count_is_the_nearest_whole_number(sparsity, size):
+    count = masks.count_pruned(sparsity, size)
+    assert 0 <= count <= size
+    assert abs(count - sparsity * size) <= 0.5
+
+
+def test_ties_go_from_the_first():
+    keep = masks.keep_all_but_lowest(torch.ones(2, 3), 4)
+    assert keep.tolist() == [[False, False, False], [False, True, True]]
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_none_and_all(count):
+    assert int(masks.keep_all_but_lowest(torch.rand(2, 3), count).sum()) == 6 - count
+    assert int(masks.keep_rowwise(torch.rand(2, 3), count).sum()) == 6 - count
+
+
+@given(shape=shapes, sparsity=sparsities, seed=seeds, ties=st.booleans())
+def test_rowwise_counts_are_exact_and_even(shape, sparsity, seed, ties):
+    scores = random_scores(shape, seed, ties)
+    count = masks.count_pruned(sparsity, scores.numel())
+    keep = masks.keep_rowwise(scores, count)
+    pruned = (~keep).sum(1).tolist()
+    assert sum(pruned) == count
+    assert max(pruned) - min(pruned) <= 1
+    assert pruned == sorted(pruned, reverse=True)  # the first rows give the odd ones
+    for row, kept, lost in zip(scores, keep, pruned, strict=True):
+        assert kept.tolist() == reference.all_but_lowest(row.numpy()[None, :], lost)[0].tolist()
+
+
+@given(
+    pattern=st.sampled_from([(1, 2), (2, 4), (3, 4), (6, 8), (1, 4), (5, 7)]),
+    rows=st.integers(1, 5),
+    groups=st.integers(1, 4),
+    seed=seeds,
+    ties=st.booleans(),
+)
+def test_n_of_m_keeps_the_highest_n_of_every_m(pattern, rows, groups, seed, ties):
+    scores = random_scores((rows, groups * pattern[1]), seed, ties)
+    keep = masks.keep_n_of_m(scores, *pattern)
+    assert bool((keep.view(rows, groups, pattern[1]).sum(-1) == pattern[0]).all())
+    assert keep.tolist() == reference.n_of_m(scores.numpy(), *pattern).tolist()
+
+
+@pytest.mark.parametrize(("cols", "group"), [(10, 4), (3, 4), (9, 2)])
+def test_n_of_m_refuses_a_width_that_m_does_not_divide(cols, group):
+    with pytest.raises(InputError, match=rf"1:{group}.*got {cols}"):
+        masks.keep_n_of_m(torch.rand(2, cols), 1, group)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("unstructured", None), ("2:4", (2, 4)), ("6:8", (6, 8)), ("1:128", (1, 128))],
+)
+def test_structures_that_are_known(text, expected):
+    assert masks.parse_structure(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2:4 ",
+        " 2:4",
+        "2/4",
+        "2:4:8",
+        "-2:4",
+        "a:b",
+        "Unstructured",
+        "1000:2000",
+        "\uff12:\uff14",
+    ],
+)
+def test_structures_that_are_not_known_are_named(text):
+    with pytest.raises(InputError) as caught:
+        masks.parse_structure(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["0:4", "4:4", "5:4", "0:0", "1:1"])
+def test_patterns_that_keep_none_or_all_are_refused(text):
+    with pytest.raises(InputError, match="N must be at least 1 and less than M"):
+        masks.parse_structure(text)
+
+
+def test_saliencies_follow_their_formulas():
+    W = torch.tensor([[3.0, -4.0], [0.0, 2.0]])
+    assert saliency.magnitude(W).tolist() == [[3, 4], [0, 2]]
+    assert saliency.wanda(W, torch.tensor([4.0, 9.0])).tolist() == [[6, 12], [0, 6]]
+    assert saliency.obs(W, torch.tensor([0.5, 2.0])).tolist() == [[36, 4], [0, 1]]
+    assert saliency.wanda(W, torch.tensor([-1e-7, 1.0])).tolist() == [[0, 4], [0, 2]]

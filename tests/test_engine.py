@@ -1,0 +1,219 @@
+"""walk(): two streams of activations, and statistics of what a layer will really see."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from srcr import engine
+from srcr.compression import Calibration, Output, Recipe, compress
+from srcr.errors import NumericalError
+from srcr.models.topology import linear_weight
+from srcr.models.weights import LoadedWeights
+from srcr.testing import FAMILIES, save_tiny_model, tiny_model
+from srcr.types import QuantSpec
+
+LENGTH = 24
+
+
+@dataclass
+class Steps:
+    """A watcher that remembers."""
+
+    seen: list = field(default_factory=list)
+
+    def step(self, block, what):
+        self.seen.append((block, what))
+
+
+def token_ids(n=5, length=LENGTH):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 96, (n, length), generator=generator)
+
+
+def visit_all(model, ids, visit):
+    """Walk in batches of two, the last one smaller."""
+    return list(engine.walk(LoadedWeights(model), ids.split(2), visit, Steps()))
+
+
+def altered(weight, name):
+    """Another weight of the same size, the same whenever it is asked for."""
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    return weight + 0.5 * weight.std() * torch.randn(weight.shape, generator=generator)
+
+
+@torch.no_grad()
+def inputs_of(model, name, ids):
+    """What a linear is given in an ordinary forward pass: [tokens, width]."""
+    seen = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        model(ids, use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0].flatten(0, 1)
+
+
+@torch.no_grad()
+def states_before(model, block, ids):
+    """The hidden states that a block is given in an ordinary forward pass."""
+    seen = []
+    handle = model.get_submodule(block).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        model(ids, use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_visit_that_changes_nothing_sees_the_dense_model_in_both_streams(family):
+    model = tiny_model(family)
+    ids = token_ids()
+
+    def visit(view):
+        streams = [(batch.dense, batch.modified) for batch in view.batches]
+        return view.name, [torch.cat(stream) for stream in zip(*streams, strict=True)]
+
+    for name, (dense, modified) in visit_all(model, ids, visit):
+        expected = states_before(model, name, ids)
+        close(dense, expected)
+        assert torch.equal(dense, modified)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "opt", "gpt_neox", "gpt2"])
+def test_statistics_are_those_of_the_model_compressed_so_far(family):
+    dense = tiny_model(family)
+    model = tiny_model(family)  # modified step by step, independently of the engine
+    ids = token_ids()
+    checked = []
+
+    def visit(view):
+        for unit in view.units:
+            stats = view.statistics(unit, cross=True)
+            for name in unit.names:
+                x = inputs_of(model, view.full_name(name), ids)
+                x_dense = inputs_of(dense, view.full_name(name), ids)
+                assert stats.n_tokens == ids.numel() == len(x)
+                close(stats.hessian, x.T @ x)
+                close(stats.cross, x_dense.T @ x)
+                checked.append(view.full_name(name))
+            for name in unit.names:
+                full = view.full_name(name)
+                weight = altered(view.weight(name), full)
+                view.replace(name, weight)
+                with torch.no_grad():
+                    linear_weight(model.get_submodule(full)).copy_(weight)
+
+    source = LoadedWeights(tiny_model(family))
+    list(engine.walk(source, ids.split(2), visit, Steps()))
+    assert sorted(checked) == sorted(source.topology.linears())
+    for name, parameter in source.model.named_parameters():
+        assert torch.equal(parameter, dense.get_parameter(name)), "the source itself was changed"
+
+
+def test_without_cross_only_the_hessian_is_gathered():
+    (first, _) = visit_all(
+        tiny_model("llama"), token_ids(), lambda view: view.statistics(view.units[0], cross=False)
+    )
+    assert first.cross is None
+
+
+def test_what_a_visit_replaces_is_what_later_blocks_see():
+    ids = token_ids()
+    dense, model = tiny_model("llama"), tiny_model("llama")
+    name = "model.layers.0.mlp.down_proj"
+    with torch.no_grad():
+        model.get_submodule(name).weight.copy_(altered(model.get_submodule(name).weight, name))
+
+    def visit(view):
+        if view.index == 0:
+            view.replace("mlp.down_proj", altered(view.weight("mlp.down_proj"), name))
+        dense_state = torch.cat([batch.dense for batch in view.batches])
+        modified = torch.cat([batch.modified for batch in view.batches])
+        return dense_state, modified
+
+    second = visit_all(dense, ids, visit)[1]
+    close(second[0], states_before(dense, "model.layers.1", ids))
+    close(second[1], states_before(model, "model.layers.1", ids))
+    assert not torch.allclose(second[0], second[1], rtol=0.1)
+
+
+def test_the_weight_a_visit_reads_stays_the_dense_one():
+    def visit(view):
+        before = view.weight("mlp.up_proj").clone()
+        view.replace("mlp.up_proj", torch.zeros_like(before))
+        return torch.equal(view.weight("mlp.up_proj"), before) and bool(before.any())
+
+    assert visit_all(tiny_model("llama"), token_ids(), visit) == [True, True]
+
+
+def test_the_watcher_hears_of_every_unit_and_every_forward_pass():
+    steps = Steps()
+    model = tiny_model("llama")
+
+    def visit(view):
+        for unit in view.units:
+            view.statistics(unit, cross=False)
+
+    list(engine.walk(LoadedWeights(model), token_ids().split(2), visit, steps))
+    units = ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"]
+    expected = [(0, name) for name in [*units, "forward"]] + [(1, name) for name in units]
+    assert steps.seen == expected
+
+
+def overflowing(family="llama"):
+    """Finite weights whose activations are not: the first block's MLP overflows float32."""
+    model = tiny_model(family)
+    with torch.no_grad():
+        model.get_submodule("model.layers.0.mlp.down_proj").weight.mul_(1e38)
+        model.get_submodule("model.layers.0.mlp.up_proj").weight.mul_(1e10)
+    return model
+
+
+def test_activations_that_overflow_name_the_layer():
+    def visit(view):
+        for unit in view.units:
+            view.statistics(unit, cross=False)
+
+    with pytest.raises(NumericalError, match=r"model\.layers\.1\.self_attn\.q_proj are not finite"):
+        visit_all(overflowing(), token_ids(), visit)
+
+
+def test_compress_stops_at_activations_that_overflow(tmp_path):
+    overflowing().save_pretrained(tmp_path / "model")
+    save_file({"input_ids": token_ids()}, tmp_path / "ids.safetensors")
+    with pytest.raises(NumericalError, match=r"model\.layers\.\d\.\S+"):
+        compress(
+            tmp_path / "model",
+            Recipe(None, QuantSpec()),
+            Calibration(str(tmp_path / "ids.safetensors")),
+            Output(tmp_path / "out"),
+            quiet=True,
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "ids.safetensors"}
+
+
+def test_batches_of_any_size_give_the_same_statistics(tmp_path):
+    folder = save_tiny_model(tmp_path / "model", "gemma3")
+    assert folder.is_dir()
+    model = tiny_model("gemma3")
+    found = []
+    for size in (1, 3, 5):
+        source = LoadedWeights(model)
+        results = engine.walk(
+            source,
+            token_ids().split(size),
+            lambda view: [view.statistics(unit, cross=True).hessian for unit in view.units],
+            Steps(),
+        )
+        found.append([hessian for block in results for hessian in block])
+    for one, other in zip(found[0], found[1], strict=True):
+        close(one, other)
+    for one, other in zip(found[0], found[2], strict=True):
+        close(one, other)
