@@ -8,9 +8,11 @@ will really see, against the outputs the dense model would have given.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
+from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from srcr.errors import NumericalError
@@ -40,13 +42,58 @@ class Batch:
     arguments: list[Arguments]
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: the input was seen, the rest need not run
-    pass
+class _Pass:
+    """One forward pass of a block over one batch that halts before each unit.
+
+    The pass is a coroutine: a hook on a unit's first linear hands its input over and waits. So what a
+    later unit is given is computed with whatever was put in place of the earlier ones, and nothing is
+    computed twice.
+    """
+
+    def __init__(self, block: nn.Module, hidden: Tensor, arguments: Arguments) -> None:
+        args, kwargs = arguments
+        self._forward = greenlet(lambda: block(hidden, *args, **kwargs))
+        self._reached = -1
+
+    def input_of(self, unit: int) -> Tensor:
+        """Run on until the linears of ``unit`` are about to run; their input as [tokens, width]."""
+        x: Tensor | None = None
+        while self._reached < unit:
+            self._reached, x = self._forward.switch()
+        assert x is not None, "units are visited in the order they run, each once"
+        return x.reshape(-1, x.shape[-1])
+
+    def output(self) -> Tensor:
+        """Run to the end; the block's hidden states."""
+        result = None
+        while not self._forward.dead:
+            result = self._forward.switch()
+        if isinstance(result, tuple):
+            result = result[0]
+        assert isinstance(result, Tensor)
+        return result
+
+
+def _halt_at(block: nn.Module, units: Sequence[Unit]) -> None:
+    """Make passes through ``block`` halt before each unit (and leave other calls alone)."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...], unit: int) -> None:
+        caller = getcurrent().parent
+        if caller is not None:
+            caller.switch((unit, inputs[0]))
+
+    for index, unit in enumerate(units):
+        first = block.get_submodule(unit.names[0])
+        first.register_forward_pre_hook(partial(hook, unit=index))
 
 
 @dataclass(frozen=True, eq=False)
 class BlockView:
-    """What a visit is handed: one block, twice (``dense`` as it was, ``work`` to be modified)."""
+    """What a visit is handed: one block, twice (``dense`` as it was, ``work`` to be modified).
+
+    A visit takes the units in order: for each it may ask for :meth:`statistics`, then :meth:`replace`
+    its weights.
+    """
 
     index: int
     name: str
@@ -55,6 +102,23 @@ class BlockView:
     work: nn.Module
     batches: Sequence[Batch]
     watcher: Watcher
+    _dense_passes: list[_Pass]
+    _work_passes: list[_Pass]
+
+    @classmethod
+    def open(
+        cls, source: WeightSource, index: int, batches: Sequence[Batch], watcher: Watcher
+    ) -> "BlockView":
+        """Load a block and set out the passes over ``batches``."""
+        block = source.topology.blocks[index]
+        dense, work = source.block(index), source.block(index)
+        for module in (dense, work):
+            _halt_at(module, block.units)
+        return cls(
+            index, block.name, block.units, dense, work, batches, watcher,
+            [_Pass(dense, batch.dense, batch.arguments[index]) for batch in batches],
+            [_Pass(work, batch.modified, batch.arguments[index]) for batch in batches],
+        )  # fmt: skip
 
     def full_name(self, linear: str) -> str:
         """The module name of a linear within the model."""
@@ -76,61 +140,32 @@ class BlockView:
             NumericalError: an input is not finite.
         """
         self.watcher.step(self.index, unit.names[0])
-        first = unit.names[0]
-        width = self.weight(first).shape[1]
+        number = self.units.index(unit)
+        width = self.weight(unit.names[0]).shape[1]
         device = self.batches[0].modified.device
         moment = torch.zeros(width, width, device=device)
         crossed = torch.zeros(width, width, device=device) if cross else None
         n_tokens = 0
-        for batch in self.batches:
-            x = self._input(self.work, first, batch.modified, batch.arguments)
+        for work, dense in zip(self._work_passes, self._dense_passes, strict=True):
+            x = work.input_of(number)
             hessian.accumulate(moment, x, x)
             if crossed is not None:
-                dense = self._input(self.dense, first, batch.dense, batch.arguments)
-                hessian.accumulate(crossed, dense, x)
+                hessian.accumulate(crossed, dense.input_of(number), x)
             n_tokens += len(x)
         if not bool(torch.isfinite(moment).all()):
             raise NumericalError(
-                f"the inputs of {self.full_name(first)} are not finite: the model overflows on this "
-                "calibration data"
+                f"the inputs of {self.full_name(unit.names[0])} are not finite: the model overflows on "
+                "this calibration data"
             )
         return LayerStats(moment, n_tokens, crossed)
-
-    def _input(
-        self, block: nn.Module, linear: str, hidden: Tensor, args: list[Arguments]
-    ) -> Tensor:
-        """What ``linear`` is given when ``block`` runs on ``hidden``: [tokens, width]."""
-        seen: list[Tensor] = []
-
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            seen.append(inputs[0])
-            raise _Reached
-
-        handle = block.get_submodule(linear).register_forward_pre_hook(hook)
-        try:
-            self._run(block, hidden, args)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return seen[0].reshape(-1, seen[0].shape[-1])
-
-    def _run(self, block: nn.Module, hidden: Tensor, arguments: list[Arguments]) -> Tensor:
-        args, kwargs = arguments[self.index]
-        output = block(hidden, *args, **kwargs)
-        result = output[0] if isinstance(output, tuple) else output
-        assert isinstance(result, Tensor)
-        return result
 
     def advance(self) -> list[Batch]:
         """The hidden states before the next block, in both streams."""
         self.watcher.step(self.index, "forward")
-        moved = []
-        for batch in self.batches:
-            dense = self._run(self.dense, batch.dense, batch.arguments)
-            modified = self._run(self.work, batch.modified, batch.arguments)
-            moved.append(Batch(dense, modified, batch.arguments))
-        return moved
+        passes = zip(self.batches, self._dense_passes, self._work_passes, strict=True)
+        return [
+            Batch(dense.output(), work.output(), batch.arguments) for batch, dense, work in passes
+        ]
 
 
 Visit = Callable[[BlockView], R]
@@ -150,9 +185,8 @@ def walk(
         hidden, arguments = source.embed(ids)
         states.append(Batch(hidden, hidden, arguments))
     count = len(source.topology.blocks)
-    for index, block in enumerate(source.topology.blocks):
-        dense, work = source.block(index), source.block(index)
-        view = BlockView(index, block.name, block.units, dense, work, states, watcher)
+    for index in range(count):
+        view = BlockView.open(source, index, states, watcher)
         result = visit(view)
         if index + 1 < count:
             states = view.advance()

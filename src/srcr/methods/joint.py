@@ -94,7 +94,8 @@ def compress_unit(
             masks.check_width(stack.pattern, stack.W.shape[1])
             order = hessian.activation_order(stats.hessian.diagonal(), key[1]) if ordered else None
             factors[key] = hessian.factorize(stats.hessian, order, spec.dampening_frac)
-        swept, grid, target = _solve(stack, stats, factors.get(key), spec)
+        factor = factors[key] if stack.compensates else None
+        swept, grid, target = _solve(stack, stats, factor, spec)
         result.update(_split(names, stack, stats, swept, grid, target))
     return {name: result[name] for name in weights if name in result}
 

@@ -129,7 +129,8 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
             output_loading_info=True,
         )
     except (
-        OSError, ValueError, KeyError, RuntimeError, SafetensorError, TypeError, StrictDataclassError,
+        OSError, ValueError, KeyError, RuntimeError, SafetensorError, TypeError, ImportError,
+        StrictDataclassError,
     ) as error:  # fmt: skip
         raise InputError(f"transformers cannot load {folder}: {error}") from error
     if info["missing_keys"]:  # transformers makes them up at random
@@ -164,7 +165,7 @@ def load_tokenizer(folder: Path) -> Any | None:
         return None
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise InputError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
 
 
