@@ -22,7 +22,6 @@ $(VENV)/.dev: $(VENV)/.installed
 	touch $@
 
 quickstart: $(VENV)/.installed
-	mkdir -p $(dir $(OUT))
 	$(BIN)/srcr compress bundled -o $(OUT) --sparsity 0.25 --bits 4 --overwrite
 	$(BIN)/srcr evaluate bundled $(OUT) -o $(OUT).report.json --overwrite
 	@echo

@@ -290,7 +290,7 @@ def train(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description="Train the bundled model.")
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--stop-after", type=int, help="leave a checkpoint after this step")
     parser.add_argument("--work", type=Path, default=Path("build/bundled"), help="checkpoints")
     parser.add_argument("--out", type=Path, default=model_path(), help="the final model folder")

@@ -183,8 +183,6 @@ def evaluate(
     from srcr.evaluation import EvaluationText
     from srcr.evaluation import evaluate as run
 
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"output {out}: its parent folder does not exist")
     if out is not None and out.exists() and not overwrite:
         raise InputError(f"output {out} exists: choose another name, or use --overwrite")
     reports = run(
@@ -192,6 +190,7 @@ def evaluate(
     )
     data = reports[0] if len(reports) == 1 else reports
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_name(out.name + ".partial")
         partial.write_text(
             json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"

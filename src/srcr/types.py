@@ -296,6 +296,6 @@ def from_yaml(kind: type[T], path: Path) -> T:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
         raise InputError(f"{path} is not valid YAML: {error}") from None
     return from_dict(kind, data, where=str(path))

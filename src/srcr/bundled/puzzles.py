@@ -15,12 +15,7 @@ from srcr.bundled.items import Item, held_out, make_item
 LARGEST_SUM = 79
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Ida", "Jon", "Kim", "Leo", "Una")
 THINGS = ("ball", "key", "cup", "book", "coin", "lamp", "drum", "kite")
-RELATIONS = (
-    ("taller", "tallest", "shortest"),
-    ("shorter", "shortest", "tallest"),
-    ("older", "oldest", "youngest"),
-    ("younger", "youngest", "oldest"),
-)
+RELATIONS = (("taller", "tallest", "shortest"), ("older", "oldest", "youngest"))
 
 
 class Question(NamedTuple):
@@ -100,7 +95,7 @@ def holder(rng: Random, train: bool) -> Puzzle:
 
 
 def order(rng: Random, train: bool) -> Puzzle:
-    """Three people compared pairwise, either way; who is first, and who is last?"""
+    """Three people compared pairwise; who is first, and who is last?"""
     while True:
         names = rng.sample(NAMES, 3)
         more, most, least = rng.choice(RELATIONS)

@@ -40,8 +40,9 @@ def check_output(out: Path, model: Path, overwrite: bool) -> None:
     resolved = out.resolve()
     if resolved == model.resolve() or resolved in model.resolve().parents:
         raise InputError(f"output {out} is or holds the model itself: choose another folder")
-    if not out.parent.is_dir():
-        raise InputError(f"output {out}: its parent folder {out.parent} does not exist")
+    parent = next(path for path in resolved.parents if path.exists())
+    if not parent.is_dir():
+        raise InputError(f"output {out}: {parent} is a file, not a folder")
     for path in (out, partial_path(out)):
         if not path.exists() and not path.is_symlink():
             continue
@@ -76,7 +77,7 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
     try:
         if partial.exists():
             shutil.rmtree(partial)
-        partial.mkdir()
+        partial.mkdir(parents=True)
         yield partial
         old = out.with_name(out.name + ".replaced")
         if out.exists():

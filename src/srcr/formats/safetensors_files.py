@@ -92,9 +92,11 @@ def _paths(folder: Path) -> list[Path]:
             names = sorted(
                 set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             )
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{index} is not a valid index: {error}") from None
         for name in names:
+            if not isinstance(name, str):
+                raise InputError(f"{index} is not a valid index: {name!r} is no file name")
             if Path(name).name != name:
                 raise InputError(f"{index} points outside its folder: {name!r}")
             if not (folder / name).is_file():

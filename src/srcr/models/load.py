@@ -113,6 +113,8 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    from srcr.formats.safetensors_files import TensorFiles
+
     check_causal(folder)
     quantized = "quantization_config" in read_config(folder)
     if not list(folder.glob("*.safetensors")):
@@ -120,6 +122,8 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
             f"{folder} has no *.safetensors weights; srcr reads no pickle files: convert the model "
             "with transformers' save_pretrained first"
         )
+    with TensorFiles(folder):  # whole, and inside the folder: transformers does not look
+        pass
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
