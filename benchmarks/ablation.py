@@ -61,11 +61,11 @@ def main() -> None:
     print("|" + "---|" * (len(variants) + 2))
     for name, (sparsity, bits, symmetric) in CONFIGURATIONS.items():
         prune = srcr.PruneSpec(sparsity=sparsity) if sparsity else None
-        quant = srcr.QuantSpec(num_bits=bits, symmetric=symmetric)
+        quant = srcr.QuantSpec(num_bits=bits, group_size=-1, symmetric=symmetric)
         with tempfile.TemporaryDirectory() as work:
             folders = [Path(work) / str(i) for i in range(len(variants))]
             for variant, folder in zip(variants, folders, strict=True):
-                recipe = srcr.Recipe(prune, quant, group_size=-1, sweep=VARIANTS[variant])
+                recipe = srcr.Recipe(prune, quant, VARIANTS[variant])
                 out = srcr.Output(folder, format="dense")
                 record = srcr.compress(
                     options.model, recipe, calibration, out, options.seed, quiet=True

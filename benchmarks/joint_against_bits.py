@@ -62,9 +62,8 @@ def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         folders = []
         for i, (sparsity, bits, mode) in enumerate(CONFIGURATIONS.values()):
             prune = srcr.PruneSpec(sparsity=sparsity) if sparsity else None
-            recipe = srcr.Recipe(
-                prune, srcr.QuantSpec(num_bits=bits), group_size=-1, sweep=srcr.SweepSpec(mode=mode)
-            )
+            quant = srcr.QuantSpec(num_bits=bits, group_size=-1)
+            recipe = srcr.Recipe(prune, quant, srcr.SweepSpec(mode=mode))
             folders.append(Path(work) / str(i))
             srcr.compress(model, recipe, calibration, srcr.Output(folders[-1]), quiet=True)
             print(f"{model}: {list(CONFIGURATIONS)[i]} compressed", flush=True)

@@ -109,6 +109,38 @@ def sweep(
     return Swept(fixed, codes, keep, loss, margin)
 
 
+def descend(
+    start: Swept, target: Array, H: Array, order: list[int], damp: float, grid: Grid | None
+) -> Swept:
+    """Give each weight in turn the value that is best with all others in place: on a grid by trying
+    every code, else where the derivative of the damped output error is 0."""
+    damped = H + damp * np.eye(H.shape[0])
+
+    def error(row: int, col: int, value: float) -> float:
+        delta = weight[row] - target[row]
+        delta[col] = value - target[row, col]
+        return float(delta @ damped @ delta)
+
+    weight, codes = start.weight.copy(), start.codes.copy()
+    margin = 0.5
+    for col in order:
+        for row in range(weight.shape[0]):
+            if not start.keep[row, col]:
+                continue
+            if grid is None:
+                slope = 2 * (weight[row] - target[row]) @ damped[:, col]
+                weight[row, col] -= slope / (2 * damped[col, col])
+                continue
+            levels = range(-(2 ** (grid.num_bits - 1)), 2 ** (grid.num_bits - 1))
+            errors = sorted((error(row, col, grid.value(c, row, col)), c) for c in levels)
+            step = grid.scale[row, col // grid.group_size] ** 2 * damped[col, col]
+            margin = min(margin, (errors[1][0] - errors[0][0]) / (2 * step))
+            codes[row, col] = errors[0][1]
+            weight[row, col] = grid.value(codes[row, col], row, col)
+    loss = np.array([w @ damped @ w for w in weight - target])
+    return Swept(weight, codes, start.keep, loss, margin)
+
+
 def removal_costs(H: Array, order: list[int], damp: float) -> Array:
     """``1 / [H_R^-1]_jj`` of each column (by column number), R = j and all that come after it."""
     damped = H + damp * np.eye(len(order))

@@ -11,7 +11,7 @@ from srcr.compression import Calibration, Output, Recipe, compress
 from srcr.errors import NumericalError
 from srcr.models.topology import linear_weight
 from srcr.models.weights import LoadedWeights
-from srcr.testing import FAMILIES, save_tiny_model, tiny_model
+from srcr.testing import FAMILIES, tiny_model
 from srcr.types import QuantSpec
 
 LENGTH = 24
@@ -47,19 +47,23 @@ def altered(weight, name):
 def inputs_of(model, name, ids):
     """What a linear is given in an ordinary forward pass: [tokens, width]."""
     seen = []
-    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
     try:
         model(ids, use_cache=False)
     finally:
         handle.remove()
-    return seen[0].flatten(0, 1)
+    return seen[0].reshape(-1, seen[0].shape[-1])  # OPT has no batch axis here
 
 
 @torch.no_grad()
 def states_before(model, block, ids):
     """The hidden states that a block is given in an ordinary forward pass."""
     seen = []
-    handle = model.get_submodule(block).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = model.get_submodule(block).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
     try:
         model(ids, use_cache=False)
     finally:
@@ -199,9 +203,7 @@ def test_compress_stops_at_activations_that_overflow(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"model", "ids.safetensors"}
 
 
-def test_batches_of_any_size_give_the_same_statistics(tmp_path):
-    folder = save_tiny_model(tmp_path / "model", "gemma3")
-    assert folder.is_dir()
+def test_batches_of_any_size_give_the_same_statistics():
     model = tiny_model("gemma3")
     found = []
     for size in (1, 3, 5):

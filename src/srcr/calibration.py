@@ -6,6 +6,7 @@ or ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``, a dataset of the Hugging Face hub (or 
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from srcr.errors import InputError
+from srcr.errors import InputError, NumericalError, first_line
 from srcr.models.load import context_length
 
 Purpose = Literal["calibration", "evaluation"]
@@ -34,7 +35,17 @@ class Tokens:
     def record(self) -> dict[str, Any]:
         """What a run's record keeps of its data."""
         n, length = self.input_ids.shape
-        return {"source": self.source, "samples": n, "seq_len": length, "sha256": self.sha256}
+        return {
+            "source": self.source,
+            "samples": n,
+            "seq_len": length,
+            "sha256": self.sha256,
+            "rows": self.rows(),
+        }
+
+    def rows(self) -> list[str]:
+        """A short hash of each sequence, to tell whether two sets share any."""
+        return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:12] for row in self.input_ids]
 
 
 def seed_stream(seed: int, purpose: str) -> int:
@@ -75,7 +86,7 @@ def load_tokens(
     else:
         if tokenizer is None:
             raise InputError(
-                f"calibration source {source!r} is text, but the model folder has no tokenizer: use "
+                f"text source {source!r} is text, but the model folder has no tokenizer: use "
                 "'self' or a .safetensors file of input_ids"
             )
         ids = _pack(_documents(source, seed, purpose), tokenizer, wanted, length, source)
@@ -120,6 +131,11 @@ def sample(
             output = model(ids.to(model.device), past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             odds = output.logits[:, -1].float().softmax(-1).cpu()
+            if not bool(torch.isfinite(odds).all()):
+                raise NumericalError(
+                    "the model's own predictions are not finite, so it cannot write text: check it, or "
+                    "give another source"
+                )
             ids = torch.multinomial(odds, 1, generator=generator)
             written.append(ids)
             if position % 32 == 0 or position + 1 == length:
@@ -134,7 +150,7 @@ def _rows(path: Path, samples: int | None, default_samples: int, length: int) ->
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise InputError(f"calibration file {path} does not exist")
+        raise InputError(f"text file {path} does not exist")
     try:
         with safe_open(path, framework="pt") as stream:
             names = list(stream.keys())
@@ -165,21 +181,25 @@ def _documents(source: str, seed: int, purpose: Purpose) -> Iterable[str]:
     if source == "bundled":
         from srcr import bundled
 
-        return bundled.texts(4096, seed_stream(seed, purpose), split=purpose)
+        parts = (
+            bundled.texts(64, seed_stream(seed, f"{purpose} {part}"), split=purpose)
+            for part in itertools.count()
+        )
+        return itertools.chain.from_iterable(parts)
     if source.startswith("hf:"):
         return _hub(source)
     path = Path(source)
     readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise InputError(
-            f"calibration source {source!r} is not known: use bundled, self, a .txt, .jsonl, .parquet "
+            f"text source {source!r} is not known: use bundled, self, a .txt, .jsonl, .parquet "
             "or .safetensors file, or hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]"
         )
     if not path.is_file():
-        raise InputError(f"calibration file {source} does not exist")
+        raise InputError(f"text file {source} does not exist")
     documents = [text for text in readers[path.suffix](path) if text.strip()]
     if not documents:
-        raise InputError(f"calibration file {source} is empty")
+        raise InputError(f"text file {source} is empty")
     return documents
 
 
@@ -192,7 +212,7 @@ def _read_txt(path: Path) -> list[str]:
 
 def _read_jsonl(path: Path) -> list[str]:
     documents = []
-    for number, line in enumerate(_read_txt(path)[0].splitlines(), start=1):
+    for number, line in enumerate(_read_txt(path)[0].split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -229,7 +249,7 @@ def _hub(source: str) -> Iterable[str]:
     parts = source.split(":")[1:]
     name, config, split, column = (parts + [""] * 4)[:4]
     if not name or len(parts) > 4:
-        raise InputError(f"calibration source {source!r}: use hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]")
+        raise InputError(f"text source {source!r}: use hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]")
     try:
         import datasets
     except ImportError:
@@ -246,7 +266,7 @@ def _hub(source: str) -> Iterable[str]:
     except InputError:
         raise
     except Exception as error:  # the library raises many kinds: file, network, name, script
-        raise InputError(f"{source} cannot be read: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{source} cannot be read: {first_line(error)}") from None
 
 
 def _pack(

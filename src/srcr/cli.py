@@ -76,7 +76,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 def _later(**given: object) -> None:
     """Refuse options that a later version brings."""
     for name, value in given.items():
-        if value:
+        if value is not None and value is not False:
             raise NotAvailableYetError(f"--{name}")
 
 
@@ -146,7 +146,7 @@ def compress(
         options.treatment(),
         options.data(),
         Output(out, options.format, overwrite),
-        seed=options.seed or 0,
+        seed=options.seed,
         device=options.device or "auto",
         command=_command(),
     )
@@ -263,3 +263,7 @@ def main() -> None:
         _fail("interrupted; nothing was written", 1)
     except (OSError, MemoryError) as error:
         _fail(str(error) or type(error).__name__, 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be imported here
+            raise
+        _fail(f"{error}; use fewer --samples, a shorter --seq-len, or --device cpu", 1)

@@ -4,9 +4,10 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,14 +54,10 @@ BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Recipe:
-    """The same treatment for every layer, as the command line names it.
-
-    ``group_size`` None is "auto": 128 where it divides the width, else channel-wise (-1).
-    """
+    """The same treatment for every layer, as the command line names it."""
 
     prune: PruneSpec | None = None
     quant: QuantSpec | None = None
-    group_size: int | None = None
     sweep: SweepSpec = field(default_factory=SweepSpec)
 
 
@@ -86,24 +83,31 @@ class Output:
     overwrite: bool = False
 
 
-def uniform_plan(topology: Topology, recipe: Recipe, seed: int = 0) -> CompressionPlan:
-    """The recipe as an explicit plan.
+def uniform_plan(topology: Topology, recipe: Recipe) -> CompressionPlan:
+    """The recipe, layer by layer."""
+    layers = tuple(LayerPlan(name, recipe.prune, recipe.quant) for name in topology.shapes)
+    return CompressionPlan(layers, sweep=recipe.sweep)
 
-    Raises:
-        InputError: an explicit group size, or N:M, does not divide a width.
-    """
+
+def settle_groups(plan: CompressionPlan, topology: Topology) -> tuple[CompressionPlan, str | None]:
+    """The plan with every "auto" group size made explicit (128 where it divides the width, else -1),
+    and a note that says how many became which."""
     layers = []
-    for name, (_, width) in topology.shapes.items():
-        quant = recipe.quant
-        if quant is not None and recipe.group_size is None:
-            size = AUTO_GROUP if width % AUTO_GROUP == 0 else -1
-            quant = QuantSpec(quant.method, quant.num_bits, size, quant.symmetric, quant.actorder)
-        elif quant is not None and recipe.group_size is not None:
-            quant = QuantSpec(
-                quant.method, quant.num_bits, recipe.group_size, quant.symmetric, quant.actorder
-            )
-        layers.append(LayerPlan(name, recipe.prune, quant))
-    return CompressionPlan(tuple(layers), seed=seed, sweep=recipe.sweep)
+    sizes = []
+    for layer in plan.layers:
+        if layer.quant is not None and layer.quant.group_size == "auto":
+            width = topology.shapes[layer.name][1]
+            sizes.append(AUTO_GROUP if width % AUTO_GROUP == 0 else -1)
+            layers.append(replace(layer, quant=replace(layer.quant, group_size=sizes[-1])))
+        else:
+            layers.append(layer)
+    if not sizes:
+        return plan, None
+    note = (
+        f"group size auto: {AUTO_GROUP} for {sizes.count(AUTO_GROUP)} of {len(sizes)} layers, channel-wise "
+        f"for the {sizes.count(-1)} whose width it does not divide"
+    )
+    return replace(plan, layers=tuple(layers)), note
 
 
 def check_plan(plan: CompressionPlan, topology: Topology) -> None:
@@ -128,7 +132,7 @@ def check_plan(plan: CompressionPlan, topology: Topology) -> None:
         if layer.quant is not None:
             get_quantizer(layer.quant.method)
             size = layer.quant.group_size
-            if size != -1 and width % size:
+            if isinstance(size, int) and size != -1 and width % size:
                 raise InputError(
                     f"group size {size} does not divide the width {width} of {layer.name}: use a "
                     "divisor, -1 (channel-wise) or auto"
@@ -148,12 +152,14 @@ def compress(
     plan: CompressionPlan | Recipe,
     calibration: Calibration,
     output: Output,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     command: str = "",
     quiet: bool = False,
 ) -> RunRecord:
     """Compress ``model`` (folder, hub id or "bundled") by ``plan`` into the folder ``output.path``.
+
+    ``seed`` None is the plan's own (0 for a recipe).
 
     Returns the record that is also written there as ``srcr.json``. The folder appears only when it is
     whole and has been read back through transformers.
@@ -172,18 +178,19 @@ def compress(
     where = pick_device(device)
     base = load_model(folder)
     source = LoadedWeights(base, where)
-    notes: list[str] = []
     if isinstance(plan, Recipe):
-        recipe, plan = plan, uniform_plan(source.topology, plan, seed)
-        notes += _group_note(plan, recipe)
+        plan = uniform_plan(source.topology, plan)
     check_plan(plan, source.topology)
+    plan, note = settle_groups(plan, source.topology)
+    plan = plan if seed is None else replace(plan, seed=seed)
+    notes = [note] if note else []
     format_name, fmt = _pick_format(output.format, plan, source.topology, notes)
     for note in notes:
         if not quiet:
             progress.console().print(f"note: {note}")
-    tokens = _calibrate(calibration, base, folder, seed, quiet)
+    tokens = _calibrate(calibration, base, folder, plan.seed, where, quiet)
     dtype = source.dtype
-    with whole_or_nothing(output.path) as partial:
+    with whole_or_nothing(output.path, folder, output.overwrite) as partial:
         compressed = _walk(source, plan, tokens, quiet)
         with progress.stage("write", 3, quiet) as bar:
             bar.note("weights")
@@ -218,17 +225,6 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _group_note(plan: CompressionPlan, recipe: Recipe) -> list[str]:
-    if recipe.quant is None or recipe.group_size is not None:
-        return []
-    sizes = [layer.quant.group_size for layer in plan.layers if layer.quant]
-    grouped = sum(size == AUTO_GROUP for size in sizes)
-    return [
-        f"group size auto: {AUTO_GROUP} for {grouped} of {len(sizes)} layers, channel-wise for the "
-        f"{len(sizes) - grouped} whose width it does not divide"
-    ]
-
-
 def _pick_format(
     asked: str | None, plan: CompressionPlan, topology: Topology, notes: list[str]
 ) -> tuple[str, Format]:
@@ -245,15 +241,23 @@ def _pick_format(
 
 
 def _calibrate(
-    calibration: Calibration, model: object, folder: Path, seed: int, quiet: bool
+    calibration: Calibration,
+    model: Any,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    quiet: bool,
 ) -> Tokens:
     with progress.stage("calibrate", 1, quiet) as bar:
         bar.note(calibration.source)
+        home = model.device
+        model.to(device)  # the model may have to write the text
         tokens = load_tokens(
             calibration.source, model, load_tokenizer(folder), calibration.samples,
             calibration.seq_len, seed, "calibration", DEFAULT_SAMPLES,
             lambda done, total: bar.reach(done / total, f"{calibration.source}: {done} tokens"),
         )  # fmt: skip
+        model.to(home)
         n, length = tokens.input_ids.shape
         bar.reach(1, f"{calibration.source}: {n} x {length} tokens")
     return tokens
@@ -304,7 +308,9 @@ def _walk(
 
     compressed: dict[str, CompressedWeight] = {}
     with progress.stage("compress", steps, quiet) as bar:
-        for result in engine.walk(source, batches, visit, _Watcher(bar, len(blocks), errors)):
+        watcher = _Watcher(bar, len(blocks), errors)
+        dense_stream = plan.sweep.dense_targets
+        for result in engine.walk(source, batches, visit, watcher, dense_stream):
             compressed.update(result)
         bar.reach(steps, f"{len(blocks)} blocks, {len(compressed)} layers")
     return compressed

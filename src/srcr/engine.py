@@ -34,10 +34,10 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The hidden states of some sequences before a block, in both streams (the same tensor as long as
-    nothing was modified), and the arguments of every block."""
+    """The hidden states of some sequences before a block, in both streams (the same tensor before the
+    first block; dense None where that stream is not asked for), and the arguments of every block."""
 
-    dense: Tensor
+    dense: Tensor | None
     modified: Tensor
     arguments: list[Arguments]
 
@@ -116,7 +116,8 @@ class BlockView:
             _halt_at(module, block.units)
         return cls(
             index, block.name, block.units, dense, work, batches, watcher,
-            [_Pass(dense, batch.dense, batch.arguments[index]) for batch in batches],
+            [_Pass(dense, batch.dense, batch.arguments[index]) for batch in batches
+             if batch.dense is not None],
             [_Pass(work, batch.modified, batch.arguments[index]) for batch in batches],
         )  # fmt: skip
 
@@ -146,11 +147,11 @@ class BlockView:
         moment = torch.zeros(width, width, device=device)
         crossed = torch.zeros(width, width, device=device) if cross else None
         n_tokens = 0
-        for work, dense in zip(self._work_passes, self._dense_passes, strict=True):
+        for i, work in enumerate(self._work_passes):
             x = work.input_of(number)
             hessian.accumulate(moment, x, x)
             if crossed is not None:
-                hessian.accumulate(crossed, dense.input_of(number), x)
+                hessian.accumulate(crossed, self._dense_passes[i].input_of(number), x)
             n_tokens += len(x)
         if not bool(torch.isfinite(moment).all()):
             raise NumericalError(
@@ -162,10 +163,11 @@ class BlockView:
     def advance(self) -> list[Batch]:
         """The hidden states before the next block, in both streams."""
         self.watcher.step(self.index, "forward")
-        passes = zip(self.batches, self._dense_passes, self._work_passes, strict=True)
-        return [
-            Batch(dense.output(), work.output(), batch.arguments) for batch, dense, work in passes
-        ]
+        dense: list[Tensor | None] = [one.output() for one in self._dense_passes]
+        dense = dense or [None] * len(self.batches)
+        work = [one.output() for one in self._work_passes]
+        streams = zip(dense, work, self.batches, strict=True)
+        return [Batch(before, after, batch.arguments) for before, after, batch in streams]
 
 
 Visit = Callable[[BlockView], R]
@@ -173,17 +175,22 @@ Visit = Callable[[BlockView], R]
 
 @torch.no_grad()
 def walk(
-    source: WeightSource, batches: Sequence[Tensor], visit: Visit[R], watcher: Watcher
+    source: WeightSource,
+    batches: Sequence[Tensor],
+    visit: Visit[R],
+    watcher: Watcher,
+    dense_stream: bool = True,
 ) -> Iterator[R]:
     """Visit every decoder block in order and yield what each visit returns.
 
     ``batches`` are token ids [n, len]. Inputs of the first block are computed once; after a visit the
-    modified block is run again so that later blocks see what it really gives.
+    modified block runs on so that later blocks see what it really gives. Without ``dense_stream`` the
+    dense blocks are not run beside them, and no visit may ask for cross moments.
     """
     states = []
     for ids in batches:
         hidden, arguments = source.embed(ids)
-        states.append(Batch(hidden, hidden, arguments))
+        states.append(Batch(hidden if dense_stream else None, hidden, arguments))
     count = len(source.topology.blocks)
     for index in range(count):
         view = BlockView.open(source, index, states, watcher)

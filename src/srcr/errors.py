@@ -26,3 +26,8 @@ class NumericalError(SrcrError):
 
 class VerificationError(SrcrError):
     """What was written does not read back as what was computed."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, in one line; its type's name if it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

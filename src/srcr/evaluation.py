@@ -19,8 +19,9 @@ from srcr.models.topology import observe
 from srcr.types import Estimate, Rates, from_dict, from_yaml, to_dict
 
 DEFAULT_SAMPLES = 64
-#: Tokens that go through each model at a time (logits of a batch are kept, never those of a text).
+#: At most so many tokens, and so many logits, go through each model at a time.
 BATCH_TOKENS = 4096
+BATCH_LOGITS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,13 @@ def evaluate(
             lambda done, total: bar.reach(done / total, f"{text.source}: {done} tokens"),
         )  # fmt: skip
         bar.reach(1, f"{text.source}: {' x '.join(map(str, tokens.input_ids.shape))} tokens")
-    for folder in _calibrated_on(tokens.sha256, folders):
-        progress.console().print(f"warning: this text is what {folder} was calibrated on")
+    if len(tokens.input_ids) < 2:
+        raise InputError("one sequence gives no interval: evaluate on at least 2 (--samples)")
+    for folder in _calibrated_on(tokens.rows(), folders):
+        progress.console().print(f"warning: {folder} was calibrated on some of this text")
     totals = [Accumulator() for _ in models]
-    batches = torch.split(tokens.input_ids, max(1, BATCH_TOKENS // tokens.input_ids.shape[1]))
+    size = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary) // tokens.input_ids.shape[1]
+    batches = torch.split(tokens.input_ids, max(1, size))
     with progress.stage("evaluate", len(batches) * (1 + len(models)), quiet) as bar:
         for ids in batches:
             ids = ids.to(where)
@@ -98,7 +102,7 @@ def evaluate(
             "tasks": {},
             "sr": None,
             "srcr": None,
-            "text": tokens.record(),
+            "text": {k: v for k, v in tokens.record().items() if k != "rows"},
         }
         for name, rate, total in zip(compressed, rates, totals, strict=True)
     ]
@@ -119,15 +123,16 @@ def _rates(base: Path, folder: Path, model: Any) -> Rates:
     )
 
 
-def _calibrated_on(sha256: str, folders: Sequence[Path]) -> list[Path]:
-    """The models whose calibration data this is: measuring on it flatters them."""
-    records = {folder: folder / RECORD for folder in folders}
-    return [
-        folder
-        for folder, record in records.items()
-        if record.is_file()
-        and from_yaml(dict, record).get("calibration", {}).get("sha256") == sha256
-    ]
+def _calibrated_on(rows: list[str], folders: Sequence[Path]) -> list[Path]:
+    """The models that were calibrated on some of these sequences: measuring there flatters them."""
+    found = []
+    for folder in folders:
+        record = folder / RECORD
+        if record.is_file():
+            used = from_yaml(dict, record).get("calibration", {}).get("rows", [])
+            if set(rows).intersection(used):
+                found.append(folder)
+    return found
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:

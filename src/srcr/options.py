@@ -4,6 +4,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from srcr.compression import Calibration, Recipe
 from srcr.errors import InputError, NotAvailableYetError
@@ -83,7 +84,7 @@ class Options:
         quant = None
         method = get_quantizer(self.quant_method or "gptq").name
         if bits != 16:
-            quant = QuantSpec(method, bits, -1, self.symmetric is not False)
+            quant = QuantSpec(method, bits, self._group_size(), self.symmetric is not False)
         chosen = {
             "mode": self.mode,
             "dampening_frac": self.dampening_frac,
@@ -91,9 +92,7 @@ class Options:
             "descent_rounds": self.descent_rounds,
         }
         given = {name: value for name, value in chosen.items() if value is not None}
-        return Recipe(
-            self._prune(), quant, self._group_size(), from_dict(SweepSpec, given, "the options")
-        )
+        return Recipe(self._prune(), quant, from_dict(SweepSpec, given, "the options"))
 
     def _prune(self) -> PruneSpec | None:
         structure = self.structure or UNSTRUCTURED
@@ -106,9 +105,9 @@ class Options:
         spec = PruneSpec(method, self.sparsity or 0.0, structure)
         return spec if spec.sparsity > 0 else None
 
-    def _group_size(self) -> int | None:
+    def _group_size(self) -> int | Literal["auto"]:
         if self.group_size is None or self.group_size == "auto":
-            return None
+            return "auto"
         try:
             size = int(self.group_size)
         except ValueError:

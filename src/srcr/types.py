@@ -7,6 +7,7 @@ refuse unknown keys; anything written goes through :func:`to_dict` or :func:`to_
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -60,14 +61,15 @@ class PruneSpec:
 @dataclass(frozen=True)
 class QuantSpec:
     """How a layer is quantized: ``num_bits`` from 2 to 8, ``group_size`` columns sharing a scale
-    (-1: the whole row), ``symmetric`` around 0 or with an integer zero-point, ``actorder`` "static"
-    (columns swept by falling ``diag(H)``, groups as they stand in the file) or None."""
+    (-1: the whole row; "auto": 128 where it divides the width, else the whole row), ``symmetric``
+    around 0 or with an integer zero-point, ``actorder`` "static" (columns swept by falling ``diag(H)``,
+    groups as they stand in the file) or None."""
 
     __pydantic_config__ = _STRICT
 
     method: str = "gptq"
     num_bits: int = 4
-    group_size: int = -1
+    group_size: int | Literal["auto"] = "auto"
     symmetric: bool = True
     actorder: Literal["static"] | None = "static"
 
@@ -76,7 +78,7 @@ class QuantSpec:
             raise InputError(
                 f"num_bits {self.num_bits} is out of range: 2 to 8 (16 means no quantization)"
             )
-        if self.group_size != -1 and self.group_size < 1:
+        if isinstance(self.group_size, int) and self.group_size != -1 and self.group_size < 1:
             raise InputError(f"group_size {self.group_size} must be -1 (channel-wise) or positive")
 
 
@@ -134,6 +136,13 @@ class Target:
     tcr: float | None = None
     stored_bytes: int | None = None
     loaded_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [
+            value for value in (self.tcr, self.stored_bytes, self.loaded_bytes) if value is not None
+        ]
+        if len(given) != 1:
+            raise InputError("a target is exactly one of tcr, stored_bytes and loaded_bytes")
 
 
 @dataclass(frozen=True)
@@ -286,6 +295,24 @@ def to_yaml(value: Any) -> str:
     return yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with decimal numbers only: YAML 1.1 would read the structure 2:4 as base 60."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":int", ":float"))]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
 def from_yaml(kind: type[T], path: Path) -> T:
     """Read ``kind`` from a YAML (or JSON) file.
 
@@ -293,7 +320,7 @@ def from_yaml(kind: type[T], path: Path) -> T:
         InputError: the file is missing, not YAML, or does not fit.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none

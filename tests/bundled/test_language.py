@@ -37,23 +37,31 @@ def solve_boolean(prompt: str) -> str:
 
 
 def solve_holder(prompt: str) -> str:
-    gifts = re.findall(r"(\w+) gives the (\w+) to (\w+)\.", prompt)
-    asked = re.search(r"Who has the (\w+)\?$", prompt)[1]
-    (holder,) = {taker for _, thing, taker in gifts if thing == asked}
-    assert len({person for gift in gifts for person in gift[::2]}) == 4
+    start = re.match(r"(\w+) has the (\w+)\.", prompt)
+    holder, thing = start[1], start[2]
+    for giver, given, taker in re.findall(r"(\w+) gives the (\w+) to (\w+)\.", prompt):
+        assert (giver, given) == (holder, thing)
+        holder = taker
+    assert prompt.endswith(f" Who has the {thing} now?")
     return holder
 
 
+RELATIONS = {"taller": 1, "older": 1, "shorter": -1, "younger": -1}
+EXTREMES = {"tallest": 0, "oldest": 0, "shortest": -1, "youngest": -1}
+
+
 def solve_order(prompt: str) -> str:
-    claims = re.findall(r"(\w+) is (?:taller|older) than (\w+)\.", prompt)
-    names = sorted({name for claim in claims for name in claim})
+    above = [
+        (first, second) if RELATIONS[more] > 0 else (second, first)
+        for first, more, second in re.findall(r"(\w+) is (\w+) than (\w+)\.", prompt)
+    ]
+    names = sorted({name for claim in above for name in claim})
     (line,) = (
         line
         for line in permutations(names)
-        if all(line.index(first) < line.index(second) for first, second in claims)
+        if all(line.index(first) < line.index(second) for first, second in above)
     )
-    asked = re.search(r"Who is (\w+)\?", prompt)[1]
-    return line[0] if asked in ("tallest", "oldest") else line[-1]
+    return line[EXTREMES[re.search(r"Who is (\w+)\?$", prompt)[1]]]
 
 
 def solver(prompt: str):
@@ -68,6 +76,11 @@ def right(item: Item) -> str:
     return item.choices[item.answer].strip(" .")
 
 
+CLAIM = re.compile(
+    r"\w+ (has the \w+|gives the \w+ to \w+|is (taller|shorter|older|younger) than \w+)\."
+)
+
+
 def solved(document: str) -> Iterator[tuple[str, str]]:
     """Every prompt and answer of the puzzles in a document."""
     claims: list[str] = []
@@ -76,7 +89,7 @@ def solved(document: str) -> Iterator[tuple[str, str]]:
         if question:
             yield " ".join([*claims, question]), sentence.removesuffix(".")
             question, answered = "", True
-        elif re.fullmatch(r"\w+ (gives the \w+ to|is (taller|older) than) \w+\.", sentence):
+        elif CLAIM.fullmatch(sentence):
             claims = [sentence] if answered else [*claims, sentence]
             answered = False
         elif sentence.startswith("Who ") and sentence.endswith("?"):

@@ -1,6 +1,7 @@
 """The stored model: its files, its tokenizer, and how well it does on the tasks."""
 
 import json
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -83,6 +84,15 @@ def test_figures_of_the_training():
     for name in TASKS:
         assert by_bits["16"][name] >= 0.9
         assert by_bits["16"][name] > by_bits["3"][name] > by_bits["2"][name]
+
+
+def test_figures_in_the_guide_are_those_of_the_training():
+    guide = (Path(__file__).parents[2] / "docs" / "bundled.md").read_text()
+    figures = json.loads((model_path() / "training.json").read_text())
+    for bits, found in figures["accuracy_by_bits"].items():
+        assert "| " + " | ".join([bits, *(f"{found[name]:.3f}" for name in TASKS)]) + " |" in guide
+    assert f"{figures['parameters']:,}" in guide
+    assert f"{figures['steps']:,} steps" in guide
 
 
 def test_batches_do_not_change_likelihoods(model, tokenizer):

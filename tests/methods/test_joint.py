@@ -1,5 +1,7 @@
 """Pruner and quantizer put together, in one pass and in sequence."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -151,7 +153,7 @@ def test_nothing_planned_gives_nothing():
     assert compress_unit(unit(), moments(inputs(8)), plans, SweepSpec(), torch.float32) == {}
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 5),
     cols=st.integers(1, 11),
@@ -239,7 +241,7 @@ def test_sparsegpt_follows_the_reference(block, dense):
         problem.stats,
         PruneSpec("sparsegpt", 0.4),
         None,
-        SweepSpec(block_size=block),
+        SweepSpec(block_size=block, descent_rounds=0),
     )
     choose = problem.choose_by_blocks(0.4, block)
     expected = problem.sweep(problem.target, choose=choose, span=block)
@@ -254,7 +256,9 @@ def test_sparsegpt_follows_the_reference(block, dense):
 def test_gptq_follows_the_reference(bits, group, symmetric, dense):
     problem = Problem(30, dense)
     quant = QuantSpec("gptq", bits, group, symmetric)
-    result = compress(problem.weight, problem.stats, None, quant, SweepSpec(block_size=6))
+    result = compress(
+        problem.weight, problem.stats, None, quant, SweepSpec(block_size=6, descent_rounds=0)
+    )
     assert_follows(result, problem.sweep(problem.target, grid=reference_grid(result.grid)))
 
 
@@ -270,7 +274,7 @@ def test_joint_follows_the_reference(bits, group, symmetric, dense):
         problem.stats,
         PruneSpec("sparsegpt", 0.4),
         quant,
-        SweepSpec(block_size=block),
+        SweepSpec(block_size=block, descent_rounds=0),
     )
     grid = reference_grid(result.grid)
     choose = problem.choose_by_blocks(0.4, block, grid)
@@ -291,7 +295,7 @@ def test_sequences_follow_the_reference(mode, bits, group, symmetric):
         problem.stats,
         PruneSpec("sparsegpt", 0.4),
         quant,
-        SweepSpec(mode, block_size=block),
+        SweepSpec(mode, block_size=block, descent_rounds=0),
     )
     choose = problem.choose_by_blocks(0.4, block)
     pruned = problem.sweep(problem.target, choose=choose, span=block)
@@ -310,7 +314,9 @@ def test_pruners_without_compensation_choose_from_the_dense_weights(prune):
     problem = Problem(60, dense=True)
     quant = QuantSpec("gptq", 3, 8)
     spec = PruneSpec(prune, 0.4)
-    result = compress(problem.weight, problem.stats, spec, quant, SweepSpec(block_size=6))
+    result = compress(
+        problem.weight, problem.stats, spec, quant, SweepSpec(block_size=6, descent_rounds=0)
+    )
     keep = dense_mask(prune, problem.W, problem.H, 0.4)
     np.testing.assert_array_equal(result.mask.numpy(), keep)
     expected = problem.sweep(
@@ -344,10 +350,11 @@ def test_without_compensation_survivors_only_round(prune, mode):
         grid = reference_grid(result.grid)
         for row, col in np.ndindex(*keep.shape):
             code = grid.zero_code(row, col)
+            tie = False
             if keep[row, col]:
                 code, margin = grid.round_one(problem.W[row, col], row, col)
-                assert margin > 1e-4
-            assert result.codes[row, col] == code
+                tie = margin < 1e-4  # the largest weight of a symmetric group is half-way by design
+            assert abs(int(result.codes[row, col]) - code) <= tie
 
 
 # --- what it is for ------------------------------------------------------------------------------
@@ -384,6 +391,26 @@ def test_dense_targets_bring_the_outputs_nearer_to_the_dense_model(prune, quant,
         outputs = X.double() @ result.dequantize().double().T
         errors.append(float((outputs - X_dense.double() @ W.double().T).square().sum()))
     assert errors[0] < 0.98 * errors[1]
+
+
+@pytest.mark.parametrize("quant", [None, QuantSpec("gptq", 3), QuantSpec("gptq", 2, -1, False)])
+@pytest.mark.parametrize(
+    "prune", [None, PruneSpec("sparsegpt", 0.4), PruneSpec.of("wanda", 0, "2:4")]
+)
+def test_every_round_of_descent_lowers_the_damped_error(prune, quant):
+    if quant is None and (prune is None or prune.method == "wanda"):
+        return  # nothing is compensated, nothing descends
+    W, stats = weight(87, 12), moments(inputs(88))
+    damped = stats.hessian + 0.01 * stats.hessian.diagonal().mean() * torch.eye(COLS)
+    errors, kept = [], []
+    for rounds in range(4):
+        result = compress(W, stats, prune, quant, SweepSpec(descent_rounds=rounds))
+        errors.append(hessian.output_error(result.dequantize() - W, damped))
+        kept.append(result.mask)
+        assert_exact(result, prune.sparsity if prune else 0)
+    assert all(after <= before * (1 + 1e-4) for before, after in pairwise(errors))
+    assert errors[3] < errors[0]
+    assert prune is None or all(torch.equal(mask, kept[0]) for mask in kept)
 
 
 def test_dense_targets_change_nothing_where_inputs_agree():
@@ -503,7 +530,9 @@ def test_moments_that_are_not_finite_are_refused():
 def test_the_damping_asked_for_is_the_damping_used():
     problem = Problem(97, dense=False)
     quant = QuantSpec("gptq", 4, 16)
-    result = compress(problem.weight, problem.stats, None, quant, SweepSpec(dampening_frac=0.5))
+    result = compress(
+        problem.weight, problem.stats, None, quant, SweepSpec(dampening_frac=0.5, descent_rounds=0)
+    )
     problem.damp = 0.5 * np.diag(problem.H).mean()
     assert_follows(result, problem.sweep(problem.target, grid=reference_grid(result.grid)))
 

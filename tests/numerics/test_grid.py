@@ -86,6 +86,7 @@ def test_zero_is_on_every_grid(case):
     assert zeros.shape == W.shape
     assert bool(((zeros >= low) & (zeros <= high) & (zeros == zeros.round())).all())
     assert bool((column.dequantize(zeros) == 0).all())
+    assert not bool(torch.signbit(column.dequantize(zeros)).any())  # a negative scale gives no -0
     assert torch.equal(column.quantize(torch.zeros_like(W)), zeros)
 
 

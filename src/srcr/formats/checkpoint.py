@@ -6,7 +6,7 @@ Everything goes to ``OUT.partial``, is read back and compared, and only then tak
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from torch import Tensor
 
 from srcr.errors import InputError, SrcrError, VerificationError
 from srcr.formats import Format
-from srcr.formats.safetensors_files import INDEX
-from srcr.models.load import COMPANION_PATTERNS, load_model, read_config
+from srcr.models.load import COMPANION_PATTERNS, INDEX, load_model, read_config
 from srcr.models.topology import Topology, linear_weight
 from srcr.types import CompressedWeight, CompressionPlan
 
 RECORD = "srcr.json"
 PLAN = "plan.yaml"
+#: In a folder that srcr is writing: it may be replaced.
+MARK = ".srcr-in-progress"
 #: One key: safetensors writes several in random order, and the same run must give the same bytes.
 METADATA = {"format": "pt"}
 MAX_SHARD = "5GB"
@@ -34,17 +35,23 @@ def check_output(out: Path, model: Path, overwrite: bool) -> None:
     """Refuse to lose anything.
 
     Raises:
-        InputError: OUT exists, or a leftover ``OUT.partial`` does, and ``overwrite`` is not given; OUT
-            holds what srcr did not write; OUT is the model itself.
+        InputError: OUT exists, or a leftover ``OUT.partial`` does, and ``overwrite`` is not given; either
+            holds what srcr did not write, or is or holds the model; an earlier result was left aside.
     """
-    resolved = out.resolve()
-    if resolved == model.resolve() or resolved in model.resolve().parents:
-        raise InputError(f"output {out} is or holds the model itself: choose another folder")
-    parent = next(path for path in resolved.parents if path.exists())
+    parent = next(path for path in out.resolve().parents if path.exists())
     if not parent.is_dir():
         raise InputError(f"output {out}: {parent} is a file, not a folder")
-    for path in (out, partial_path(out)):
-        if not path.exists() and not path.is_symlink():
+    source = model.resolve()
+    for path in (out, partial_path(out), _aside(out)):
+        if path.resolve() == source or path.resolve() in source.parents:
+            raise InputError(f"output {path} is or holds the model itself: choose another folder")
+    if _exists(_aside(out)):
+        raise InputError(
+            f"{_aside(out)} exists: the earlier {out.name} that an interrupted run had put aside. Move it "
+            "back or remove it first"
+        )
+    for path, mark in ((out, RECORD), (partial_path(out), MARK)):
+        if not _exists(path):
             continue
         if not overwrite:
             raise InputError(
@@ -52,11 +59,10 @@ def check_output(out: Path, model: Path, overwrite: bool) -> None:
             )
         if path.is_symlink() or not path.is_dir():
             raise InputError(f"output {path} is not a folder: srcr will not replace it")
-        ours = path != out or (path / RECORD).is_file() or not any(path.iterdir())
-        if not ours:
+        if not (path / mark).is_file() and any(path.iterdir()):
             raise InputError(
-                f"output {path} holds files that srcr did not write (no {RECORD}): it will not be "
-                "replaced, even with --overwrite"
+                f"output {path} holds files that srcr did not write (no {mark}): it will not be replaced, "
+                "even with --overwrite"
             )
 
 
@@ -65,34 +71,69 @@ def partial_path(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
+def _aside(out: Path) -> Path:
+    """Where the earlier result waits while the new one takes its name."""
+    return out.with_name(out.name + ".replaced")
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
 @contextmanager
-def whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A fresh ``OUT.partial`` to write into; on success it becomes OUT (replacing one that
-    :func:`check_output` allowed), on failure it is removed.
+def whole_or_nothing(out: Path, model: Path, overwrite: bool) -> Iterator[Path]:
+    """A fresh ``OUT.partial`` to write into; on success it becomes OUT, on failure it is removed.
+
+    What :func:`check_output` refuses is refused again before the name is taken: a run may be long.
 
     Raises:
+        InputError: as :func:`check_output`.
         SrcrError: the disk refuses.
     """
+    check_output(out, model, overwrite)
     partial = partial_path(out)
+    made = [path for path in partial.parents if not path.exists()]
     try:
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
+        (partial / MARK).touch()
         yield partial
-        old = out.with_name(out.name + ".replaced")
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        if old.exists():
-            shutil.rmtree(old)
+        (partial / MARK).unlink()
+        _take_name(partial, out, model, overwrite)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial, made)
         raise SrcrError(
             f"writing {out} failed: {error}; nothing was left behind, make room or choose another place"
         ) from error
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial, made)
         raise
+
+
+def _take_name(partial: Path, out: Path, model: Path, overwrite: bool) -> None:
+    """Rename, with an earlier result put aside until the new one is in its place."""
+    if not _exists(out):
+        partial.rename(out)
+        return
+    (partial / MARK).touch()
+    check_output(out, model, overwrite)
+    (partial / MARK).unlink()
+    out.rename(_aside(out))
+    try:
+        partial.rename(out)
+    except OSError:
+        _aside(out).rename(out)
+        raise
+    shutil.rmtree(_aside(out))
+
+
+def _remove(partial: Path, parents: list[Path]) -> None:
+    """Remove what this run made: the partial folder, and parents that are still empty."""
+    shutil.rmtree(partial, ignore_errors=True)
+    for path in parents:
+        with suppress(OSError):
+            path.rmdir()
 
 
 def write_weights(

@@ -31,8 +31,8 @@ def check(plan: CompressionPlan, topology: Topology) -> None:
     Raises:
         InputError: nothing is quantized; transposed linears (GPT-2); asymmetric with mixed settings.
     """
-    schemes = {layer.quant and _scheme_key(layer.quant) for layer in plan.layers}
-    if schemes <= {None}:
+    schemes = {_scheme_key(layer.quant) for layer in plan.layers if layer.quant}
+    if not schemes:
         raise InputError(
             "compressed-tensors holds quantized weights and this plan quantizes none (bits 16): use "
             "--format dense"
@@ -42,7 +42,17 @@ def check(plan: CompressionPlan, topology: Topology) -> None:
             f"compressed-tensors cannot hold {min(topology.conv1d)}, a Conv1D (stored transposed), "
             "which no engine matches: use --format dense"
         )
-    asymmetric = any(layer.quant and not layer.quant.symmetric for layer in plan.layers)
+    planned = plan.by_name()
+    for block in topology.blocks:
+        for unit in block.units:
+            names = [f"{block.name}.{name}" for name in unit.names]
+            quants = [planned[name].quant if name in planned else None for name in names]
+            if len({quant and _scheme_key(quant) for quant in quants}) > 1:
+                raise InputError(
+                    f"{', '.join(names)} share an input and are fused by serving engines: give them the "
+                    "same bits, group size and symmetry, or use --format dense"
+                )
+    asymmetric = any(not symmetric for _, _, symmetric in schemes)
     if asymmetric and len(schemes) > 1:
         raise InputError(
             "compressed-tensors with zero-points and mixed settings is loaded by no current "
@@ -69,6 +79,7 @@ def tensors(
 
 
 def _scheme_key(quant: QuantSpec) -> tuple[int, int, bool]:
+    assert isinstance(quant.group_size, int)
     return quant.num_bits, quant.group_size, quant.symmetric
 
 
@@ -132,18 +143,22 @@ def read(
 
 
 def num_bits(config: dict[str, Any], name: str) -> int:
-    """Bits of the packed linear ``name`` by the ``quantization_config`` of a config.json.
+    """Bits of the linear ``name`` by the ``quantization_config`` of a config.json; 16 where it has none."""
+    quantization = config.get("quantization_config") or {}
+    if _matches(name, quantization.get("ignore") or []):
+        return 16
+    for group in quantization.get("config_groups", {}).values():
+        if "Linear" in group["targets"] or _matches(name, group["targets"]):
+            return int(group["weights"]["num_bits"])
+    return 16
 
-    Raises:
-        InputError: no config group has it among its targets.
-    """
-    groups = (config.get("quantization_config") or {}).get("config_groups", {})
-    for group in groups.values():
-        for target in group["targets"]:
-            pattern = target[3:] if target.startswith("re:") else None
-            if target in (name, "Linear") or (pattern and re.match(pattern, name)):
-                return int(group["weights"]["num_bits"])
-    raise InputError(f"quantization_config has no group for {name}")
+
+def _matches(name: str, targets: list[str]) -> bool:
+    """Whether a module is among targets: names, or "re:" and a pattern."""
+    return any(
+        bool(re.match(target[3:], name)) if target.startswith("re:") else target == name
+        for target in targets
+    )
 
 
 def loaded_bytes(path: Path) -> Loaded:

@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from srcr.errors import InputError
-
-INDEX = "model.safetensors.index.json"
+from srcr.models.load import weight_files
 
 
 class TensorFiles:
@@ -26,7 +25,7 @@ class TensorFiles:
         self.folder = folder
         self._stack = ExitStack()
         self._where: dict[str, Any] = {}
-        self.paths = _paths(folder)
+        self.paths = weight_files(folder)
         for path in self.paths:
             try:
                 stream = self._stack.enter_context(safe_open(path, framework="pt"))
@@ -83,26 +82,3 @@ def _header(path: Path) -> dict[str, Any]:
         header = json.loads(stream.read(length))
     assert isinstance(header, dict)
     return header
-
-
-def _paths(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{index} is not a valid index: {error}") from None
-        for name in names:
-            if not isinstance(name, str):
-                raise InputError(f"{index} is not a valid index: {name!r} is no file name")
-            if Path(name).name != name:
-                raise InputError(f"{index} points outside its folder: {name!r}")
-            if not (folder / name).is_file():
-                raise InputError(f"{index} names {name!r}, which is missing")
-        return [folder / name for name in names]
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise InputError(f"{folder} has no *.safetensors weights")
-    return paths

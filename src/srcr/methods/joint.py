@@ -112,8 +112,9 @@ def _together(weights: dict[str, Tensor], plans: dict[str, LayerPlan]) -> list[l
 
 
 def _group_size(plan: LayerPlan, cols: int) -> int:
-    size = plan.quant.group_size if plan.quant else -1
-    size = cols if size == -1 else size
+    """Columns that share a scale; a group size still "auto" is the whole row."""
+    asked = plan.quant.group_size if plan.quant else -1
+    size = asked if isinstance(asked, int) and asked != -1 else cols
     if cols % size:
         raise InputError(
             f"group size {size} does not divide the width {cols} of {plan.name}: use a divisor, "

@@ -83,15 +83,13 @@ def measured_rates(base: Path, folder: Path, model: Any, topology: Topology) -> 
         name: count_zeros([linear_weight(model.get_submodule(name))]) for name in topology.shapes
     }
     rows = []
-    with TensorFiles(folder) as files:
-        for name, (height, width) in topology.shapes.items():
-            bits = 16
-            if f"{name}.weight_packed" in files:
-                bits = compressed_tensors.num_bits(config, name)
-            rows.append((height * width, zeros[name] if bits == 16 else 0.0, bits))
+    for name, (height, width) in topology.shapes.items():
+        bits = compressed_tensors.num_bits(config, name)
+        rows.append((height * width, zeros[name] if bits == 16 else 0.0, bits))
     sparsity, bits_mean, tcr = mean_rates(rows)
     total = sum(size for size, _, _ in rows)
-    packed = any(bits < 16 for _, _, bits in rows)
+    with TensorFiles(folder) as files:
+        packed = any(name.endswith(".weight_packed") for name in files.names())
     loaded = get_format("compressed-tensors" if packed else "dense").loaded_bytes(folder)
     return Rates(
         sparsity=sparsity, bits=bits_mean, tcr=tcr,

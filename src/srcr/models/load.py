@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from srcr.errors import InputError
+from srcr.errors import InputError, first_line
 
+INDEX = "model.safetensors.index.json"
 #: Files of a checkpoint folder that are not weights and travel with the model.
 COMPANION_PATTERNS = (
     "tokenizer*",
@@ -54,7 +55,7 @@ def resolve(model: str | Path) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"model {name!r} is neither a folder here nor a model the hub gives ({reason})"
         ) from None
@@ -129,6 +130,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
             folder,
             dtype="auto",
             use_safetensors=True,
+            trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
         )
@@ -168,7 +170,7 @@ def load_tokenizer(folder: Path) -> Any | None:
                                                      "tokenizer_config.json", "vocab.json")):  # fmt: skip
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise InputError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
 
@@ -184,8 +186,33 @@ def context_length(config: Any) -> int | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sorted by name."""
-    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    """The safetensors files of a checkpoint, sorted by name: those of its index, else
+    ``model.safetensors``, else all there are.
+
+    Raises:
+        InputError: there are none, or the index is broken or points outside the folder.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} is not a valid index: {error}") from None
+        for name in names:
+            if not isinstance(name, str):
+                raise InputError(f"{index} is not a valid index: {name!r} is no file name")
+            if Path(name).name != name:
+                raise InputError(f"{index} points outside its folder: {name!r}")
+            if not (folder / name).is_file():
+                raise InputError(f"{index} names {name!r}, which is missing")
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise InputError(f"{folder} has no *.safetensors weights")
+    return paths
 
 
 def sha256(paths: list[Path]) -> str:

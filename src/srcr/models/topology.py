@@ -133,7 +133,7 @@ def observe(model: Any) -> Topology:
         shapes=shapes,
         conv1d=frozenset(n for n in inside if isinstance(linears[n], Conv1D)),
         head=head,
-        tied=head is not None and linears[head].weight is embedding,
+        tied=head is not None and model.get_submodule(head).weight is embedding,
         tuples=returned[f"{home}.0"],
     )
 

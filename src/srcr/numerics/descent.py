@@ -3,7 +3,8 @@ r"""Cyclic coordinate descent on the codes that a sweep has chosen.
 The sweep fixes a column for good when it passes. Afterwards every weight can be looked at again with
 all others in place: with ``R = (target - Q)(H + damp I)`` the best value of weight j of a row is
 ``q_j + R_j / (H_jj + damp)``, and on a grid the code nearest to it (Behdin et al., QuantEase,
-arXiv 2309.01885, eq. 6). No step can raise the damped output error, so no pass can. Pruned weights
+arXiv 2309.01885, eq. 6). No step can raise the damped output error (but for the rounding
+of the engine's 16-bit product), so no pass can. Pruned weights
 stay at zero.
 """
 

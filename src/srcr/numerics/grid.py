@@ -81,8 +81,8 @@ class Column:
         """Weights as the engine computes them: the product in ``dtype``, returned as float32."""
         codes = self.centre(codes)
         if self.dtype == torch.float32:
-            return codes * self.scale
-        return (codes.to(self.dtype) * self.scale.to(self.dtype)).to(torch.float32)
+            return codes * self.scale + 0.0  # no -0.0 from a negative scale
+        return (codes.to(self.dtype) * self.scale.to(self.dtype)).to(torch.float32) + 0.0
 
     def zero_codes(self) -> Tensor:
         """The codes that dequantize to exactly 0."""
@@ -116,7 +116,10 @@ def fit_grid(
     rows, cols = W.shape
     grouped = W.reshape(rows, cols // group_size, group_size)
     if keep is not None:
-        grouped = torch.where(keep.view_as(grouped), grouped, torch.zeros_like(grouped))
+        alive = keep.view_as(grouped)
+        # A group without survivors is fitted whole: the sweep may yet choose otherwise.
+        alive = alive | ~alive.any(dim=2, keepdim=True)
+        grouped = torch.where(alive, grouped, torch.zeros_like(grouped))
     highest = grouped.amax(dim=2).clamp_min(0)
     lowest = grouped.amin(dim=2).clamp_max(0)
     weight = None

@@ -1,0 +1,100 @@
+"""What the tests of whole runs share: models, data, and the command line."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from srcr import cli
+from srcr.testing import save_tiny_model
+
+SHARED = Path(__file__).parents[3] / "shared"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left on the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self):
+        """Standard output, which must be one JSON object and nothing else."""
+        return json.loads(self.out)
+
+    def error(self):
+        """The one line that says what is wrong."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        assert self.err.rstrip().endswith(lines[0])
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+@pytest.fixture
+def srcr(monkeypatch, capsys):
+    """Run a command in this process: the same entry point, without the seconds of imports."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["srcr", *map(str, args)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def srcr_process():
+    """Run a command in a process of its own."""
+
+    def run(*args, **settings):
+        command = [sys.executable, "-m", "srcr", *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, **settings)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stories():
+    """A real model: 260 thousand parameters, with a tokenizer."""
+    folder = SHARED / "models/stories260K"
+    if not folder.is_dir():
+        pytest.skip("../shared/models/stories260K (a real model) is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories_text():
+    """A real text of the kind that the model was trained on."""
+    path = SHARED / "data/tinystories_sample.txt"
+    if not path.is_file():
+        pytest.skip("../shared/data/tinystories_sample.txt is not here")
+    return path
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A tiny Llama."""
+    return save_tiny_model(tmp_path / "tiny", "llama")
+
+
+@pytest.fixture
+def ids(tmp_path):
+    """A little calibration data for a tiny model."""
+    path = tmp_path / "ids.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    save_file({"input_ids": torch.randint(0, 96, (8, 32), generator=generator)}, path)
+    return path

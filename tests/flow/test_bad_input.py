@@ -1,0 +1,332 @@
+"""Whatever is wrong: the right exit code, one line that says it, and nothing left behind."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from srcr.testing import save_tiny_model
+
+
+def files(folder):
+    """Everything below a folder, with what it holds."""
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def refused(srcr, tmp_path):
+    """Run a command that must fail, and give its one line; nothing may be written."""
+
+    def run(*args, code=2):
+        before = files(tmp_path)
+        result = srcr(*args)
+        assert result.code == code, result.err
+        assert result.out == ""
+        assert files(tmp_path) == before
+        return result.error()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sparsity", 1.5], "sparsity 1.5 is out of range"),
+        (["--sparsity", 1], "sparsity 1.0 is out of range"),
+        (["--sparsity", -0.1], "sparsity -0.1 is out of range"),
+        (["--sparsity", "nan"], "sparsity nan is out of range"),
+        (["--bits", 1], "num_bits 1 is out of range"),
+        (["--bits", 9], "num_bits 9 is out of range"),
+        (["--bits", 0], "num_bits 0 is out of range"),
+        (["--group-size", 7], "group size 7 does not divide the width 32"),
+        (["--group-size", 0], "group size '0': use auto"),
+        (["--group-size", -5], "group size '-5': use auto"),
+        (["--group-size", "big"], "group size 'big': use auto"),
+        (["--structure", "2:5"], "2:5 sparsity needs widths that 5 divides"),
+        (["--structure", "4:2"], "N must be at least 1 and less than M"),
+        (["--structure", "blocks"], "mask structure 'blocks' is not known"),
+        (["--structure", "2:4", "--sparsity", 0.3], "sparsity 0.3 contradicts 2:4"),
+        (["--prune-method", "guess"], "prune method 'guess' is not known: use "),
+        (["--quant-method", "guess"], "quant method 'guess' is not known: use "),
+        (["--mode", "both"], "mode"),
+        (["--format", "onnx"], "format 'onnx' is not known"),
+        (["--device", "tpu"], "device 'tpu' is not known"),
+        (["--samples", 0], "samples 0 must be at least 1"),
+        (["--seq-len", 1], "seq-len 1 must be at least 2"),
+        (["--samples", 9], "has 8 sequences, 9 were asked for"),
+        (["--calibration", "bundled"], "the model folder has no tokenizer"),
+        (["--calibration", "data.csv"], "'data.csv'"),
+        (["--calibration", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
+        (["--bits", 16, "--format", "compressed-tensors"], "quantizes none"),
+        (["--plan", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["--memory", "4GB"], "--memory is not available yet"),
+        (["--resume"], "--resume is not available yet"),
+        (["--format", "gguf"], "--format gguf is not available yet"),
+        (["--format", "archive"], "--format archive is not available yet"),
+        (["--structure", "heads"], "--structure heads is not available yet"),
+        (["--structure", "channels"], "--structure channels is not available yet"),
+        (["--structure", "layers"], "--structure layers is not available yet"),
+    ],
+    ids=lambda value: "_".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_options_that_cannot_be(options, message, refused, tiny, ids, tmp_path):
+    data = [] if "--calibration" in options else ["--calibration", ids]
+    assert message in refused("compress", tiny, "-o", tmp_path / "out", *data, *options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there(refused, tiny, tmp_path):
+    assert "torch sees no GPU" in refused("compress", tiny, "-o", tmp_path / "o", "--device", "cuda")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["compress"],
+        ["compress", "model"],
+        ["compress", "model", "-o"],
+        ["compress", "model", "-o", "out", "--bits", "four"],
+        ["compress", "model", "-o", "out", "--sparsty", "1"],
+        ["evaluate", "model"],
+        ["shrink", "model"],
+    ],
+    ids=" ".join,
+)
+def test_command_lines_that_cannot_be(args, srcr, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = srcr(*args)
+    assert result.code == 2
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert "error" in result.err.lower()
+    assert not list(tmp_path.iterdir())
+
+
+class TestModels:
+    def test_missing_folder(self, refused, tmp_path):
+        for command in (["inspect", tmp_path / "no"], ["compress", tmp_path / "no", "-o", "out"]):
+            assert "does not exist" in refused(*command)
+
+    def test_not_causal(self, refused, tmp_path):
+        config = AutoConfig.for_model("bert", architectures=["BertForMaskedLM"])
+        config.save_pretrained(tmp_path / "bert")
+        message = refused("compress", tmp_path / "bert", "-o", tmp_path / "out")
+        assert "not a causal language model" in message
+        assert "BertForMaskedLM" in message
+
+    def test_a_weight_that_is_not_a_number(self, refused, tiny, ids, tmp_path):
+        tensors = load_file(tiny / "model.safetensors")
+        tensors["model.layers.1.self_attn.v_proj.weight"][2, 3] = float("nan")
+        save_file(tensors, tiny / "model.safetensors", metadata={"format": "pt"})
+        message = refused("compress", tiny, "-o", tmp_path / "out", "--calibration", ids)
+        assert "model.layers.1.self_attn.v_proj.weight holds 1 non-finite value" in message
+
+    def test_a_truncated_file(self, refused, tiny, tmp_path):
+        path = tiny / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        message = refused("compress", tiny, "-o", tmp_path / "out")
+        assert "model.safetensors is not a valid safetensors file" in message
+
+    def test_a_mixture_of_experts(self, refused, tmp_path):
+        from transformers import AutoModelForCausalLM
+
+        config = AutoConfig.for_model(
+            "mixtral", vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, num_local_experts=2,
+        )  # fmt: skip
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "moe")
+        message = refused("compress", tmp_path / "moe", "-o", tmp_path / "out")
+        assert "mixture-of-experts" in message
+        assert "gate_up_proj" in message
+
+    def test_activations_that_overflow_exit_with_1(self, refused, tiny, ids, tmp_path):
+        tensors = load_file(tiny / "model.safetensors")
+        for name in ("down_proj", "up_proj"):
+            tensors[f"model.layers.0.mlp.{name}.weight"] *= 1e25
+        save_file(tensors, tiny / "model.safetensors", metadata={"format": "pt"})
+        options = ["--calibration", ids, "--quant-method", "rtn"]
+        message = refused("compress", tiny, "-o", tmp_path / "out", *options, code=1)
+        assert "not finite" in message
+        assert "model.layers." in message
+
+    def test_conv1d_in_compressed_tensors(self, refused, ids, tmp_path):
+        base = save_tiny_model(tmp_path / "base", "gpt2")
+        options = ["--calibration", ids, "--format", "compressed-tensors"]
+        assert "Conv1D" in refused("compress", base, "-o", tmp_path / "out", *options)
+
+
+class TestOutput:
+    def test_it_exists(self, refused, tiny, tmp_path):
+        (tmp_path / "out").mkdir()
+        assert "out exists" in refused("compress", tiny, "-o", tmp_path / "out")
+
+    def test_a_leftover_partial(self, refused, tiny, tmp_path):
+        (tmp_path / "out.partial").mkdir()
+        (tmp_path / "out.partial/half").write_text("half a file")
+        assert "out.partial exists" in refused("compress", tiny, "-o", tmp_path / "out")
+
+    def test_it_is_the_model(self, refused, tiny):
+        assert "the model itself" in refused("compress", tiny, "-o", tiny, "--overwrite")
+
+    def test_somebody_elses_folder(self, refused, tiny, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/thesis.txt").write_text("years of work")
+        message = refused("compress", tiny, "-o", tmp_path / "out", "--overwrite")
+        assert "did not write" in message
+
+    def test_no_parent_folder(self, refused, tiny, tmp_path):
+        assert "parent folder" in refused("compress", tiny, "-o", tmp_path / "no/out")
+
+    def test_a_full_disk(self, srcr_process, tiny, ids, tmp_path):
+        """A file system of its own, too small for the result."""
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        mount = shutil.which("mount")
+        options = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+        if not mount or subprocess.run([mount, *options], capture_output=True).returncode:
+            pytest.skip("this user may not mount a small file system")
+        try:
+            result = srcr_process(
+                "compress", tiny, "-o", disk / "out", "--calibration", ids, "--quant-method", "rtn"
+            )
+            left = list(disk.iterdir())
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+        assert result.code == 1, result.err
+        assert f"writing {disk / 'out'} failed" in result.error()
+        assert not left
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def compressed(self, srcr, tiny, ids, tmp_path):
+        assert srcr("compress", tiny, "-o", tmp_path / "small", "--calibration", ids).code == 0
+        return tmp_path / "small"
+
+    def test_missing_model(self, refused, tiny, tmp_path):
+        assert "does not exist" in refused("evaluate", tiny, tmp_path / "no")
+        assert "does not exist" in refused("evaluate", tmp_path / "no", tiny)
+
+    def test_another_vocabulary(self, refused, tiny, tmp_path):
+        from transformers import AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(tiny)
+        config.vocab_size = 97
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
+        message = refused("evaluate", tiny, tmp_path / "other")
+        assert "vocabulary of 97" in message
+        assert "96" in message
+
+    def test_the_report_exists(self, refused, tiny, compressed, tmp_path):
+        (tmp_path / "report.json").write_text("an earlier one")
+        message = refused("evaluate", tiny, compressed, "-o", tmp_path / "report.json")
+        assert "report.json exists" in message
+
+    def test_no_folder_for_the_report(self, refused, tiny, compressed, tmp_path):
+        message = refused("evaluate", tiny, compressed, "-o", tmp_path / "no/report.json")
+        assert "parent folder" in message
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--samples", 0], "samples 0"),
+            (["--seq-len", 1], "seq-len 1"),
+            (["--text", "bundled"], "no tokenizer"),
+            (["--text", "nowhere.safetensors"], "does not exist"),
+            (["--tasks", "bundled"], "--tasks is not available yet"),
+            (["--semantic"], "--semantic is not available yet"),
+            (["--limit", 5], "--limit is not available yet"),
+            (["--device", "tpu"], "device 'tpu'"),
+        ],
+        ids=lambda value: "_".join(map(str, value)) if isinstance(value, list) else "",
+    )
+    def test_options_that_cannot_be(self, options, message, refused, tiny):
+        assert message in refused("evaluate", tiny, tiny, *options)
+
+    @pytest.mark.parametrize(
+        "text", ["{", "[]", "{}", '{"rates": 3}', '{"rates": {}}', '{"rates": {"bits": "few"}}']
+    )
+    def test_a_broken_record(self, text, refused, tiny, compressed, ids):
+        (compressed / "srcr.json").write_text(text)
+        message = refused("evaluate", tiny, compressed, "--text", ids)
+        assert "srcr.json" in message
+
+    def test_a_model_that_predicts_nothing_finite_exits_with_1(self, refused, tiny, ids, tmp_path):
+        broken = tmp_path / "broken"
+        shutil.copytree(tiny, broken)
+        tensors = load_file(broken / "model.safetensors")
+        tensors["model.layers.0.mlp.down_proj.weight"][:] = float("nan")
+        save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+        assert "not finite" in refused("evaluate", tiny, broken, "--text", ids, code=1)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["search", "MODEL", "--target", "tcr=0.8", "-o", "out"],
+        ["sensitivity", "MODEL", "-o", "table.json"],
+        ["plan", "MODEL", "--target", "tcr=0.8125", "-o", "plan.yaml"],
+        ["recover", "BASE", "SMALL", "-o", "out", "--steps", "10"],
+        ["export", "DIR", "--format", "gguf", "-o", "out"],
+        ["report", "DIR", "DIR2", "-o", "report.html"],
+        ["search"],
+    ],
+    ids=" ".join,
+)
+def test_commands_of_a_later_version_say_so(args, refused):
+    assert f"srcr {args[0]} is not available yet" in refused(*args)
+
+
+def test_inspect_json_and_table(srcr, tiny):
+    found = srcr("inspect", tiny, "--json").json()
+    assert found["architecture"] == "LlamaForCausalLM"
+    assert found["dtype"] == "float32"
+    assert found["output_head"] == "lm_head"
+    assert found["tied_embeddings"] is False
+    assert found["quantized"] is False
+    assert found["base_bytes"] == (tiny / "model.safetensors").stat().st_size
+    assert found["parameters"] == sum(t.numel() for t in load_file(tiny / "model.safetensors").values())
+    assert len(found["blocks"]) == 2
+    units = found["blocks"][1]["units"]
+    assert units[0]["linears"] == [f"model.layers.1.self_attn.{x}_proj" for x in "qkv"]
+    assert units[0]["shapes"] == [[32, 32], [16, 32], [16, 32]]
+    shapes = [shape for block in found["blocks"] for unit in block["units"] for shape in unit["shapes"]]
+    assert found["linear_parameters"] == sum(height * width for height, width in shapes)
+    table = srcr("inspect", tiny)
+    assert table.code == 0
+    for text in ("LlamaForCausalLM", "self_attn.q_proj", "lm_head", "32x48"):
+        assert text in table.out
+
+
+def test_methods_json_and_table(srcr):
+    rows = srcr("methods", "--json").json()["methods"]
+    names = {(row["kind"], row["name"]) for row in rows}
+    assert {("prune", "sparsegpt"), ("prune", "wanda"), ("prune", "magnitude")} <= names
+    assert {("quant", "gptq"), ("quant", "rtn")} <= names
+    assert all(row["summary"] and row["paper"] for row in rows)
+    table = srcr("methods")
+    assert table.code == 0
+    assert all(row["name"] in table.out for row in rows)
+
+
+def test_version_of_the_process_and_help(srcr_process, tmp_path):
+    """The module runs as a program; errors of the very first line are errors as well."""
+    result = srcr_process("inspect", tmp_path / "nowhere")
+    assert result.code == 2
+    assert result.out == ""
+    assert result.error().startswith("error: model folder")
+    assert "Usage" in srcr_process("--help").out
+
+
+def test_files_reads_contents(tmp_path):
+    """The check that nothing was left behind would see a changed file."""
+    (tmp_path / "a").write_text("1")
+    before = files(tmp_path)
+    Path(tmp_path / "a").write_text(json.dumps(2))
+    assert files(tmp_path) != before

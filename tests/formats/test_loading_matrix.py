@@ -1,0 +1,249 @@
+"""The installed transformers loads what srcr writes, to the very bits srcr computed."""
+
+import json
+import re
+from functools import cache
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from srcr.compression import Recipe, uniform_plan
+from srcr.errors import InputError
+from srcr.formats import compressed_tensors, dense
+from srcr.formats.checkpoint import write_config, write_weights
+from srcr.methods.joint import compress_unit
+from srcr.models.topology import linear_weight, observe
+from srcr.testing import save_tiny_model, tiny_model
+from srcr.types import CompressionPlan, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+SYMMETRY = pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders of tiny models, saved once each."""
+
+    @cache
+    def folder(family, dtype=torch.float32):
+        return save_tiny_model(tmp_path_factory.mktemp("base") / family, family, dtype)
+
+    return folder
+
+
+def rounded(model, plan):
+    """Every planned linear rounded to nearest: a real CompressedWeight of each."""
+    result = {}
+    for layer in plan.layers:
+        weight = linear_weight(model.get_submodule(layer.name)).detach().float()
+        width = weight.shape[1]
+        stats = LayerStats(torch.eye(width), width)
+        result |= compress_unit(
+            {layer.name: weight}, stats, {layer.name: layer}, SweepSpec(), model.dtype
+        )
+    return result
+
+
+def write(base, out, plan, fmt=compressed_tensors):
+    """A checkpoint of the saved model ``base`` under ``plan``, and what it ought to hold."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    topology = observe(model)
+    fmt.check(plan, topology)
+    compressed = rounded(model, plan)
+    out.mkdir()
+    write_weights(out, model, topology, compressed, fmt, model.dtype)
+    write_config(out, base, plan, topology, fmt)
+    return compressed
+
+
+def assert_loads_exactly(out, compressed, dtype, base):
+    model = AutoModelForCausalLM.from_pretrained(out).eval()
+    with torch.no_grad():
+        model(torch.arange(8)[None])  # compressed-tensors may decompress only now
+    untouched = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    for name, weight in compressed.items():
+        found = linear_weight(model.get_submodule(name))
+        assert found.dtype == dtype
+        assert torch.equal(found, weight.dequantize().to(dtype)), name
+    compressed_names = {f"{name}.weight" for name in compressed}
+    for name, tensor in untouched.items():
+        if name not in compressed_names:
+            assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def uniform(model, bits, group, symmetric=True, sparsity=0.0):
+    prune = PruneSpec("magnitude", sparsity) if sparsity else None
+    recipe = Recipe(prune, QuantSpec("rtn", bits, group, symmetric))
+    return uniform_plan(observe(model), recipe)
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype"),
+    [(bits, torch.float32) for bits in range(2, 9)]
+    + [(bits, torch.bfloat16) for bits in (2, 3, 4, 8)],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+@pytest.mark.parametrize("group", [-1, 16], ids=["channel", "group16"])
+@SYMMETRY
+def test_every_width(tmp_path, saved, dtype, symmetric, group, bits):
+    base = saved("llama", dtype)
+    plan = uniform(tiny_model("llama", dtype), bits, group, symmetric, sparsity=0.25)
+    compressed = write(base, tmp_path / "out", plan)
+    assert_loads_exactly(tmp_path / "out", compressed, dtype, base)
+    config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert ("dequantize" in config) == (not symmetric)
+
+
+@DTYPES
+def test_mixed_symmetric_widths_and_groups_with_some_layers_left_alone(tmp_path, saved, dtype):
+    base = saved("llama", dtype)
+    names = list(observe(tiny_model("llama")).linears())
+    settings = [(2, -1), (3, 16), None, (4, 8), (5, -1), (8, 16), None]
+    plan = CompressionPlan(
+        tuple(
+            LayerPlan(name, None, QuantSpec("rtn", *settings[i % len(settings)]))
+            for i, name in enumerate(names)
+            if settings[i % len(settings)] is not None
+        )
+    )
+    compressed = write(base, tmp_path / "out", plan)
+    assert len(compressed) == 10
+    assert_loads_exactly(tmp_path / "out", compressed, dtype, base)
+
+
+def test_pruned_but_unquantized_layers_beside_quantized_ones(tmp_path, saved):
+    base = saved("llama")
+    names = list(observe(tiny_model("llama")).linears())
+    plan = CompressionPlan(
+        tuple(
+            LayerPlan(name, PruneSpec("magnitude", 0.5), QuantSpec("rtn", 4) if i % 2 else None)
+            for i, name in enumerate(names)
+        )
+    )
+    compressed = write(base, tmp_path / "out", plan)
+    assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gemma3", "phi3", "opt", "gpt_neox"])
+@SYMMETRY
+def test_every_family_that_the_format_holds(tmp_path, saved, family, symmetric):
+    base = saved(family)
+    plan = uniform(tiny_model(family), 4, -1, symmetric)
+    compressed = write(base, tmp_path / "out", plan)
+    assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+@SYMMETRY
+def test_widths_that_do_not_fill_the_packed_words(tmp_path, bits, symmetric):
+    """172 and 64 columns, and 172 rows of zero-points."""
+    config = AutoConfig.for_model(
+        "llama", vocab_size=96, hidden_size=64, intermediate_size=172, num_hidden_layers=1,
+        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=64,
+    )  # fmt: skip
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    compressed = write(base, tmp_path / "out", uniform(model, bits, -1, symmetric))
+    assert {weight.codes.shape[1] for weight in compressed.values()} == {64, 172}
+    assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)
+
+
+@DTYPES
+def test_dense_holds_everything_even_transposed(tmp_path, saved, dtype):
+    base = saved("gpt2", dtype)
+    plan = uniform(tiny_model("gpt2"), 3, 16, symmetric=False, sparsity=0.5)
+    compressed = write(base, tmp_path / "out", plan, dense)
+    assert_loads_exactly(tmp_path / "out", compressed, dtype, base)
+
+
+def test_mixed_asymmetric_is_refused():
+    topology = observe(tiny_model("llama"))
+    layers = [LayerPlan(name, None, QuantSpec("rtn", 4, -1, False)) for name in topology.linears()]
+    for other in (
+        LayerPlan(layers[0].name, None, QuantSpec("rtn", 3, -1, False)),
+        LayerPlan(layers[0].name, None, QuantSpec("rtn", 4, 16, False)),
+        LayerPlan(layers[0].name, None, QuantSpec("rtn", 4, -1, True)),
+        LayerPlan(layers[0].name),
+    ):
+        plan = CompressionPlan((other, *layers[1:]))
+        with pytest.raises(InputError, match=r"zero-points and mixed settings"):
+            compressed_tensors.check(plan, topology)
+        dense.check(plan, topology)
+
+
+def test_asymmetric_with_layers_that_the_plan_leaves_out(tmp_path, saved):
+    """Left out of the plan altogether, rather than listed with nothing to do."""
+    base = saved("llama")
+    whole = uniform(tiny_model("llama"), 4, -1, symmetric=False)
+    plan = CompressionPlan(whole.layers[2:])
+    compressed = write(base, tmp_path / "out", plan)
+    assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)
+
+
+def test_conv1d_is_refused_by_name():
+    topology = observe(tiny_model("gpt2"))
+    with pytest.raises(InputError, match=r"transformer\.h\.0\.attn\.c_attn, a Conv1D"):
+        compressed_tensors.check(uniform(tiny_model("gpt2"), 4, -1), topology)
+
+
+def test_a_plan_without_quantization_is_refused():
+    topology = observe(tiny_model("llama"))
+    plan = uniform_plan(topology, Recipe(PruneSpec("magnitude", 0.5), None))
+    with pytest.raises(InputError, match="quantizes none"):
+        compressed_tensors.check(plan, topology)
+
+
+@SYMMETRY
+def test_files_name_no_sparsity_and_carry_one_metadata_key(tmp_path, saved, symmetric):
+    base = saved("llama")
+    plan = uniform(tiny_model("llama"), 4, -1, symmetric, sparsity=0.5)
+    write(base, tmp_path / "out", plan)
+    assert "sparsity" not in (tmp_path / "out/config.json").read_text()
+    with safe_open(tmp_path / "out/model.safetensors", "pt") as stream:
+        assert stream.metadata() == {"format": "pt"}
+        kinds = {re.sub(r".*\.", "", name) for name in stream.keys()}  # noqa: SIM118
+    zero_points = set() if symmetric else {"weight_zero_point"}
+    packed = {"weight_packed", "weight_scale", "weight_shape", "weight"}
+    assert kinds == packed | zero_points
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path, saved):
+    base = saved("llama")
+    plan = uniform(tiny_model("llama"), 3, 16, False, sparsity=0.25)
+    for name in ("one", "two"):
+        write(base, tmp_path / name, plan)
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["gemma3", "opt", "gpt2"])
+def test_tied_embeddings_are_written_once(tmp_path, saved, family):
+    base = saved(family)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    topology = observe(model)
+    assert topology.tied
+    plan = uniform(model, 4, -1)
+    write(base, tmp_path / "out", plan, dense)
+    with safe_open(tmp_path / "out/model.safetensors", "pt") as stream:
+        names = set(stream.keys())
+        shapes = [tuple(stream.get_slice(name).get_shape()) for name in names]
+    assert f"{topology.head}.weight" not in names
+    assert shapes.count(tuple(model.get_input_embeddings().weight.shape)) == 1
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert reloaded.get_output_embeddings().weight is reloaded.get_input_embeddings().weight
+
+
+def test_weights_in_several_shards(tmp_path, saved, monkeypatch):
+    monkeypatch.setattr("srcr.formats.checkpoint.MAX_SHARD", "20KB")
+    base = saved("llama")
+    plan = uniform(tiny_model("llama"), 4, -1)
+    compressed = write(base, tmp_path / "out", plan)
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
+    assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)
+    read = compressed_tensors.read(tmp_path / "out", list(compressed), frozenset())
+    for name, weight, codes in read:
+        assert torch.equal(weight, compressed[name].dequantize())
+        assert torch.equal(codes, compressed[name].codes)

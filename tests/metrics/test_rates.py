@@ -1,0 +1,94 @@
+"""Theoretical rates and counted zeros."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from srcr.formats import Loaded
+from srcr.metrics.rates import count_zeros, file_bytes, layer_tcr, mean_rates, planned_rates
+from srcr.models.topology import Topology
+from srcr.types import CompressedWeight, CompressionPlan, LayerPlan, PruneSpec, QuantSpec
+
+layers = st.lists(
+    st.tuples(st.integers(1, 10**9), st.floats(0, 0.999), st.integers(2, 16)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "bits", "expected"),
+    [(0, 16, 0), (0.25, 4, 0.8125), (0, 3, 0.8125), (0.5, 16, 0.5), (0, 4, 0.75), (0.5, 2, 0.9375)],
+)
+def test_tcr_of_a_layer(sparsity, bits, expected):
+    assert layer_tcr(sparsity, bits) == expected
+
+
+@given(sparsity=st.floats(0, 0.999), bits=st.integers(2, 15))
+def test_tcr_is_a_fraction_that_grows_with_either_half(sparsity, bits):
+    rate = layer_tcr(sparsity, bits)
+    assert 0 <= rate < 1
+    assert rate > layer_tcr(sparsity, bits + 1)
+    assert layer_tcr(sparsity + 0.0005, bits) > rate
+
+
+@given(layers)
+def test_a_model_lies_between_its_layers(rows):
+    sparsity, bits, tcr = mean_rates(iter(rows))
+    for mean, values in (
+        (sparsity, [s for _, s, _ in rows]),
+        (bits, [q for _, _, q in rows]),
+        (tcr, [layer_tcr(s, q) for _, s, q in rows]),
+    ):
+        assert min(values) - 1e-9 <= mean <= max(values) + 1e-9
+
+
+def test_layers_weigh_by_their_parameters():
+    rates = mean_rates([(300, 0.5, 4), (100, 0.0, 16)])
+    assert rates == pytest.approx((0.375, 7.0, 0.75 * 0.875))
+
+
+def test_layers_compressed_apart_are_not_the_product_of_the_means():
+    sparsity, bits, tcr = mean_rates([(1, 0.5, 16), (1, 0.0, 8)])
+    assert tcr == pytest.approx(0.5)
+    assert layer_tcr(sparsity, bits) != pytest.approx(tcr)
+
+
+def test_zeros_are_counted_over_all_weights():
+    weights = [torch.tensor([[0.0, 1], [-0.0, 2]]), torch.ones(2, 6)]
+    assert count_zeros(iter(weights)) == 2 / 16
+    assert count_zeros([torch.zeros(3, dtype=torch.bfloat16)]) == 1
+
+
+def test_planned_rates_count_masks_and_files(tmp_path):
+    """One layer of 8 pruned and quantized, one of 24 quantized, one of 32 left alone."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    for folder, size in ((base, 64), (out, 16)):
+        folder.mkdir()
+        save_file({"w": torch.zeros(size)}, folder / "a.safetensors")
+        save_file({"v": torch.zeros(size)}, folder / "b.safetensors")
+        (folder / "config.json").write_text("{}" * 999)
+    shapes = {"a": (2, 4), "b": (4, 6), "c": (4, 8)}
+    topology = Topology((), shapes, frozenset(), None, False, False)
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    mask[0, :3] = False  # 3 of 8, where 0.4 was asked for: the count is what is reported
+    quant = QuantSpec(num_bits=4)
+    plan = CompressionPlan(
+        (LayerPlan("a", PruneSpec(sparsity=0.4), quant), LayerPlan("b", None, quant))
+    )
+    compressed = {"a": CompressedWeight(mask, 0.0), "b": CompressedWeight(None, 0.0)}
+    rates = planned_rates(plan, topology, compressed, 0.1, base, out, Loaded(123, "engine"))
+    assert rates.sparsity == pytest.approx(3 / 64)
+    assert rates.bits == pytest.approx((8 * 4 + 24 * 4 + 32 * 16) / 64)
+    assert rates.tcr == pytest.approx((8 * (1 - 5 / 8 / 4) + 24 * 0.75) / 64)
+    assert (rates.zeros, rates.loaded_bytes, rates.engine) == (0.1, 123, "engine")
+    assert rates.base_bytes == sum(p.stat().st_size for p in base.glob("*.safetensors"))
+    assert rates.stored_bytes == file_bytes(out) < rates.base_bytes
+
+
+def test_file_bytes_counts_weight_files_only(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"12345")
+    (tmp_path / "y.json").write_bytes(b"123")
+    assert file_bytes(tmp_path) == 5
