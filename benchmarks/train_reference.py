@@ -65,14 +65,13 @@ def main() -> None:
         for group in optimizer.param_groups:  # warm-up, then a linear decay over the time left
             group["lr"] = 3e-3 * min(1, (step + 1) / 50, 1.02 - spent / limit)
         ids = rows[torch.randint(len(rows), (BATCH,))]
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(ids, labels=ids).loss
+        loss = model(ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         step, spent = step + 1, time.monotonic() - started
-        if step % 50 == 0:
+        if step % 20 == 0:
             print(f"step {step}  loss {loss.item():.3f}  {spent:.0f} of {limit:.0f} s", flush=True)
     model.eval().to(torch.bfloat16).save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)

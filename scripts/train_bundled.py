@@ -1,6 +1,6 @@
 """Train the bundled tokenizer and model from nothing but the seeded grammar.
 
-    python scripts/train_bundled.py                 # about 45 minutes on two cores
+    python scripts/train_bundled.py                 # about 20 minutes on two quiet cores
     python scripts/train_bundled.py --steps 20 --items 50 --work build/try --out build/try/model
 
 The same command continues an interrupted run from the checkpoint in the work folder. The batch of

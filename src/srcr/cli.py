@@ -245,7 +245,8 @@ for _name, _what in {
 
 def _fail(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
-    typer.echo(f"error: {message}", err=True)
+    line = " ".join(part.strip() for part in message.splitlines())
+    typer.echo(f"error: {line}", err=True)
     raise SystemExit(code)
 
 

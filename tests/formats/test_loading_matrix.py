@@ -79,6 +79,17 @@ def uniform(model, bits, group, symmetric=True, sparsity=0.0):
     return uniform_plan(observe(model), recipe)
 
 
+def by_unit(quant, prune=None):
+    """A plan for the tiny Llama that treats each unit (serving engines fuse them) in its own way."""
+    units = [
+        [f"{block.name}.{name}" for name in unit.names]
+        for block in observe(tiny_model("llama")).blocks
+        for unit in block.units
+    ]
+    layers = [LayerPlan(n, prune, quant(i)) for i, names in enumerate(units) for n in names]
+    return CompressionPlan(tuple(layers))
+
+
 @pytest.mark.parametrize(
     ("bits", "dtype"),
     [(bits, torch.float32) for bits in range(2, 9)]
@@ -99,29 +110,17 @@ def test_every_width(tmp_path, saved, dtype, symmetric, group, bits):
 @DTYPES
 def test_mixed_symmetric_widths_and_groups_with_some_layers_left_alone(tmp_path, saved, dtype):
     base = saved("llama", dtype)
-    names = list(observe(tiny_model("llama")).linears())
-    settings = [(2, -1), (3, 16), None, (4, 8), (5, -1), (8, 16), None]
-    plan = CompressionPlan(
-        tuple(
-            LayerPlan(name, None, QuantSpec("rtn", *settings[i % len(settings)]))
-            for i, name in enumerate(names)
-            if settings[i % len(settings)] is not None
-        )
-    )
+    settings = [(2, -1), (3, 16), None, (4, 8), (5, -1), (8, 16), None, (6, -1)]
+    plan = by_unit(lambda unit: settings[unit] and QuantSpec("rtn", *settings[unit]))
     compressed = write(base, tmp_path / "out", plan)
-    assert len(compressed) == 10
+    assert len(compressed) == 11
     assert_loads_exactly(tmp_path / "out", compressed, dtype, base)
 
 
 def test_pruned_but_unquantized_layers_beside_quantized_ones(tmp_path, saved):
     base = saved("llama")
-    names = list(observe(tiny_model("llama")).linears())
-    plan = CompressionPlan(
-        tuple(
-            LayerPlan(name, PruneSpec("magnitude", 0.5), QuantSpec("rtn", 4) if i % 2 else None)
-            for i, name in enumerate(names)
-        )
-    )
+    prune = PruneSpec("magnitude", 0.5)
+    plan = by_unit(lambda unit: QuantSpec("rtn", 4) if unit % 2 else None, prune)
     compressed = write(base, tmp_path / "out", plan)
     assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)
 
@@ -159,27 +158,42 @@ def test_dense_holds_everything_even_transposed(tmp_path, saved, dtype):
     assert_loads_exactly(tmp_path / "out", compressed, dtype, base)
 
 
-def test_mixed_asymmetric_is_refused():
+@pytest.mark.parametrize("other", [(3, -1, False), (4, 16, False), (4, -1, True)])
+def test_mixed_asymmetric_is_refused(other):
     topology = observe(tiny_model("llama"))
-    layers = [LayerPlan(name, None, QuantSpec("rtn", 4, -1, False)) for name in topology.linears()]
-    for other in (
-        LayerPlan(layers[0].name, None, QuantSpec("rtn", 3, -1, False)),
-        LayerPlan(layers[0].name, None, QuantSpec("rtn", 4, 16, False)),
-        LayerPlan(layers[0].name, None, QuantSpec("rtn", 4, -1, True)),
-        LayerPlan(layers[0].name),
-    ):
-        plan = CompressionPlan((other, *layers[1:]))
-        with pytest.raises(InputError, match=r"zero-points and mixed settings"):
-            compressed_tensors.check(plan, topology)
-        dense.check(plan, topology)
+    plan = by_unit(lambda unit: QuantSpec("rtn", *(other if unit == 3 else (4, -1, False))))
+    with pytest.raises(InputError, match=r"zero-points and mixed settings"):
+        compressed_tensors.check(plan, topology)
+    dense.check(plan, topology)
 
 
-def test_asymmetric_with_layers_that_the_plan_leaves_out(tmp_path, saved):
-    """Left out of the plan altogether, rather than listed with nothing to do."""
+@pytest.mark.parametrize("other", [(3, -1), (4, 16), (4, -1, False), None])
+def test_a_unit_of_several_settings_is_refused(other):
+    """Serving engines fuse q/k/v and gate/up: one setting for all of them."""
+    topology = observe(tiny_model("llama"))
+    name = "model.layers.1.self_attn.k_proj"
+    layers = [
+        LayerPlan(
+            n, None, (other and QuantSpec("rtn", *other)) if n == name else QuantSpec("rtn", 4)
+        )
+        for n in topology.linears()
+    ]
+    with pytest.raises(InputError, match=r"self_attn\.k_proj, .* share an input and are fused"):
+        compressed_tensors.check(CompressionPlan(tuple(layers)), topology)
+    if other is None:
+        left_out = CompressionPlan(tuple(layer for layer in layers if layer.name != name))
+        with pytest.raises(InputError, match="share an input and are fused"):
+            compressed_tensors.check(left_out, topology)
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["with-nothing-to-do", "left-out"])
+def test_asymmetric_beside_units_that_are_left_alone(tmp_path, saved, listed):
     base = saved("llama")
-    whole = uniform(tiny_model("llama"), 4, -1, symmetric=False)
-    plan = CompressionPlan(whole.layers[2:])
+    plan = by_unit(lambda unit: QuantSpec("rtn", 4, -1, False) if unit else None)
+    if not listed:
+        plan = CompressionPlan(plan.layers[3:])
     compressed = write(base, tmp_path / "out", plan)
+    assert len(compressed) == 11
     assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)
 
 

@@ -113,13 +113,16 @@ def test_num_bits_follows_targets():
         "group_0": {"targets": ["re:.*mlp.*"], "weights": {"num_bits": 3}},
         "group_1": {"targets": ["model.layers.0.self_attn.q_proj"], "weights": {"num_bits": 5}},
     }
-    config = {"quantization_config": {"config_groups": groups}}
+    config = {"quantization_config": {"config_groups": groups, "ignore": ["re:.*layers\\.1.*"]}}
     assert compressed_tensors.num_bits(config, "model.layers.0.mlp.up_proj") == 3
     assert compressed_tensors.num_bits(config, "model.layers.0.self_attn.q_proj") == 5
-    with pytest.raises(InputError, match="no group for"):
-        compressed_tensors.num_bits(config, "model.layers.0.self_attn.k_proj")
-    with pytest.raises(InputError, match="no group for"):
-        compressed_tensors.num_bits({}, "a")
+    assert compressed_tensors.num_bits(config, "model.layers.0.self_attn.k_proj") == 16
+    assert compressed_tensors.num_bits(config, "model.layers.1.mlp.up_proj") == 16
+    assert compressed_tensors.num_bits({}, "a") == 16
+    everything = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4}}}
+    config = {"quantization_config": {"config_groups": everything, "ignore": ["b"]}}
+    assert compressed_tensors.num_bits(config, "a") == 4
+    assert compressed_tensors.num_bits(config, "b") == 16
 
 
 def test_one_config_group_for_each_setting():
@@ -127,17 +130,24 @@ def test_one_config_group_for_each_setting():
     from srcr.testing import tiny_model
 
     topology = observe(tiny_model("llama"))
-    first, second, third, *_ = topology.linears()
+    o, down, other_o, *rest = (
+        f"{block.name}.{unit.names[0]}"
+        for block in topology.blocks
+        for unit in block.units
+        if len(unit.names) == 1
+    )
     plan = CompressionPlan(
         (
-            LayerPlan(first, None, QuantSpec("rtn", 3)),
-            LayerPlan(second, None, QuantSpec("gptq", 3)),
-            LayerPlan(third, None, QuantSpec("rtn", 3, 16)),
+            LayerPlan(o, None, QuantSpec("rtn", 3)),
+            LayerPlan(down, None, QuantSpec("gptq", 3)),
+            LayerPlan(other_o, None, QuantSpec("rtn", 3, 16)),
         )
     )
+    compressed_tensors.check(plan, topology)
     config = compressed_tensors.quantization_config(plan, topology)
     groups = config["config_groups"].values()
-    assert [group["targets"] for group in groups] == [[first, second], [third]]
+    assert [group["targets"] for group in groups] == [[o, down], [other_o]]
     assert [group["weights"]["strategy"] for group in groups] == ["channel", "group"]
-    untouched = set(topology.linears()) - {first, second, third}
+    untouched = set(topology.linears()) - {o, down, other_o}
     assert set(config["ignore"]) == untouched | {"lm_head"}
+    assert set(rest) <= untouched
