@@ -1,5 +1,5 @@
 """``python -m srcr`` is the ``srcr`` command."""
 
-from srcr.cli import main
+from srcr.cli import process
 
-main()
+process()

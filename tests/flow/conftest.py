@@ -13,6 +13,13 @@ from safetensors.torch import save_file
 from srcr import cli
 from srcr.testing import save_tiny_model
 
+#: The program with a limit on the size of every file it writes: its first argument.
+LIMITED = """
+import resource, runpy, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+runpy.run_module("srcr", run_name="__main__")
+"""
 SHARED = Path(__file__).parents[3] / "shared"
 
 
@@ -59,9 +66,11 @@ def srcr(monkeypatch, capsys):
 def srcr_process():
     """Run a command in a process of its own."""
 
-    def run(*args, **settings):
+    def run(*args, file_limit=None):
         command = [sys.executable, "-m", "srcr", *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, **settings)
+        if file_limit is not None:
+            command[1:3] = ["-c", LIMITED, str(file_limit)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run

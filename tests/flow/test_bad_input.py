@@ -82,7 +82,9 @@ def test_options_that_cannot_be(options, message, refused, tiny, ids, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there(refused, tiny, tmp_path):
-    assert "torch sees no GPU" in refused("compress", tiny, "-o", tmp_path / "o", "--device", "cuda")
+    assert "torch sees no GPU" in refused(
+        "compress", tiny, "-o", tmp_path / "o", "--device", "cuda"
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,15 +182,35 @@ class TestOutput:
         message = refused("compress", tiny, "-o", tmp_path / "out", "--overwrite")
         assert "did not write" in message
 
-    def test_no_parent_folder(self, refused, tiny, tmp_path):
-        assert "parent folder" in refused("compress", tiny, "-o", tmp_path / "no/out")
+    def test_parent_folders_are_made_only_by_success(self, refused, srcr, tiny, ids, tmp_path):
+        out = tmp_path / "new/deep/out"
+        refused("compress", tiny, "-o", out, "--calibration", ids, "--bits", 1)
+        refused("compress", tiny, "-o", out, "--calibration", ids, "--samples", 99)
+        assert srcr("compress", tiny, "-o", out, "--calibration", ids).code == 0
+        assert (out / "srcr.json").is_file()
+
+    def test_a_file_where_a_folder_must_be(self, refused, tiny, tmp_path):
+        (tmp_path / "file").write_text("a file")
+        message = refused("compress", tiny, "-o", tmp_path / "file/out")
+        assert "is a file, not a folder" in message
+
+    def test_an_earlier_result_that_was_put_aside(self, refused, tiny, tmp_path):
+        (tmp_path / "out.replaced").mkdir()
+        message = refused("compress", tiny, "-o", tmp_path / "out", "--overwrite")
+        assert "out.replaced exists" in message
+
+    def test_a_partial_folder_of_somebody_else(self, refused, tiny, tmp_path):
+        (tmp_path / "out.partial").mkdir()
+        (tmp_path / "out.partial/thesis.txt").write_text("years of work")
+        message = refused("compress", tiny, "-o", tmp_path / "out", "--overwrite")
+        assert "did not write" in message
 
     def test_a_full_disk(self, srcr_process, tiny, ids, tmp_path):
         """A file system of its own, too small for the result."""
         disk = tmp_path / "disk"
         disk.mkdir()
         mount = shutil.which("mount")
-        options = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+        options = ["-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)]
         if not mount or subprocess.run([mount, *options], capture_output=True).returncode:
             pytest.skip("this user may not mount a small file system")
         try:
@@ -228,9 +250,17 @@ class TestEvaluate:
         message = refused("evaluate", tiny, compressed, "-o", tmp_path / "report.json")
         assert "report.json exists" in message
 
-    def test_no_folder_for_the_report(self, refused, tiny, compressed, tmp_path):
-        message = refused("evaluate", tiny, compressed, "-o", tmp_path / "no/report.json")
-        assert "parent folder" in message
+    def test_no_place_for_the_report(self, refused, tiny, ids, tmp_path):
+        options = ["--text", ids, "--overwrite", "-o"]
+        (tmp_path / "folder").mkdir()
+        assert "is a folder" in refused("evaluate", tiny, tiny, *options, tmp_path / "folder")
+        message = refused("evaluate", tiny, tiny, *options, ids / "report.json")
+        assert "a file stands where its folder would be" in message
+
+    def test_the_folder_of_the_report_is_made(self, srcr, tiny, ids, tmp_path):
+        report = tmp_path / "new/deep/report.json"
+        assert srcr("evaluate", tiny, tiny, "--text", ids, "-o", report).code == 0
+        assert json.loads(report.read_text())["divergence"]["top1_agreement"]["value"] == 1
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -291,12 +321,16 @@ def test_inspect_json_and_table(srcr, tiny):
     assert found["tied_embeddings"] is False
     assert found["quantized"] is False
     assert found["base_bytes"] == (tiny / "model.safetensors").stat().st_size
-    assert found["parameters"] == sum(t.numel() for t in load_file(tiny / "model.safetensors").values())
+    assert found["parameters"] == sum(
+        t.numel() for t in load_file(tiny / "model.safetensors").values()
+    )
     assert len(found["blocks"]) == 2
     units = found["blocks"][1]["units"]
     assert units[0]["linears"] == [f"model.layers.1.self_attn.{x}_proj" for x in "qkv"]
     assert units[0]["shapes"] == [[32, 32], [16, 32], [16, 32]]
-    shapes = [shape for block in found["blocks"] for unit in block["units"] for shape in unit["shapes"]]
+    shapes = [
+        shape for block in found["blocks"] for unit in block["units"] for shape in unit["shapes"]
+    ]
     assert found["linear_parameters"] == sum(height * width for height, width in shapes)
     table = srcr("inspect", tiny)
     assert table.code == 0

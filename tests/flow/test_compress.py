@@ -209,7 +209,9 @@ class TestPlan:
 
         return to_yaml(uniform_plan(observe(tiny_model("llama")), Recipe(None, QuantSpec())))
 
-    @pytest.mark.parametrize("text", ["a: [", "- 1", "just words", "", "!!python/object:os.system x"])
+    @pytest.mark.parametrize(
+        "text", ["a: [", "- 1", "just words", "", "!!python/object:os.system x"]
+    )
     def test_files_that_are_no_plans(self, text, srcr, tiny, tmp_path):
         (tmp_path / "plan.yaml").write_text(text)
         result = srcr("compress", tiny, "-o", tmp_path / "out", "--plan", tmp_path / "plan.yaml")
@@ -233,9 +235,7 @@ class TestConfig:
             "compress", tiny, "-o", tmp_path / "out", "--config", tmp_path / "run.yaml", *options
         )
 
-    def test_options_come_from_the_file_and_the_command_line_wins(
-        self, srcr, tiny, ids, tmp_path
-    ):
+    def test_options_come_from_the_file_and_the_command_line_wins(self, srcr, tiny, ids, tmp_path):
         text = f"sparsity: 0.5\nbits: 3\nsymmetric: false\ncalibration: {ids}\nquant_method: rtn\n"
         result = self.run(srcr, tiny, tmp_path, text, "--bits", 5, "--symmetric", "--json")
         assert result.code == 0, result.err
@@ -243,7 +243,9 @@ class TestConfig:
         assert rates["bits"] == 5
         assert rates["sparsity"] == pytest.approx(0.5, abs=1e-3)
         plan = yaml.safe_load((tmp_path / "out/plan.yaml").read_text())
-        quants = {(layer["quant"]["method"], layer["quant"]["symmetric"]) for layer in plan["layers"]}
+        quants = {
+            (layer["quant"]["method"], layer["quant"]["symmetric"]) for layer in plan["layers"]
+        }
         assert quants == {("rtn", True)}
 
     @pytest.mark.parametrize(

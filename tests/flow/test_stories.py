@@ -183,7 +183,9 @@ def test_several_candidates_give_a_list_and_the_base_itself_diverges_by_nothing(
     assert itself["divergence"]["kl"]["value"] == pytest.approx(0, abs=1e-7)
     assert itself["divergence"]["top1_agreement"]["value"] == 1
     perplexity = itself["divergence"]["perplexity"]
-    assert perplexity["base"] == perplexity["compressed"] == ours["divergence"]["perplexity"]["base"]
+    assert (
+        perplexity["base"] == perplexity["compressed"] == ours["divergence"]["perplexity"]["base"]
+    )
     assert itself["rates"]["tcr"] == 0
     assert itself["rates"]["bits"] == 16
 
@@ -217,12 +219,12 @@ def test_measuring_on_the_calibration_text_is_said(stories, stories_text, compre
 
 def test_a_disk_that_fills_up(stories, stories_text, srcr_process, tmp_path):
     """No file may grow beyond 100 kB: real writes fail, as on a full disk."""
-    resource = pytest.importorskip("resource")
+    pytest.importorskip("resource")
     out = tmp_path / "out"
     result = srcr_process(
         "compress", stories, "-o", out, "--calibration", stories_text, "--samples", 2,
         "--seq-len", 32, "--quant-method", "rtn",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        file_limit=100_000,
     )  # fmt: skip
     assert result.code == 1, result.err
     assert f"writing {out} failed" in result.error()

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from srcr.errors import InputError
 from srcr.formats import compressed_tensors, dense
 from srcr.numerics.grid import Grid
 from srcr.types import CompressedWeight, CompressionPlan, LayerPlan, QuantSpec
