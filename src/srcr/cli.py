@@ -188,7 +188,10 @@ def evaluate(
         raise InputError(f"output {out} exists: choose another name, or use --overwrite")
     if out is not None and out.is_dir():
         raise InputError(f"output {out} is a folder: give the name of a file")
-    if out is not None and not next(path for path in out.resolve().parents if path.exists()).is_dir():
+    if (
+        out is not None
+        and not next(path for path in out.resolve().parents if path.exists()).is_dir()
+    ):
         raise InputError(f"output {out}: a file stands where its folder would be")
     reports = run(
         base, compressed, EvaluationText(text, samples, seq_len), seed or 0, device or "auto"
