@@ -63,7 +63,7 @@ def self_written(model: str, samples: int, length: int, seed: int, path: Path) -
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    net = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     first = net.config.bos_token_id
     net.generation_config.eos_token_id = None  # rows are full: text goes on after an end
     torch.manual_seed(seed)

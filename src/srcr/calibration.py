@@ -5,6 +5,7 @@ Sources: ``bundled``, ``self`` (the model writes its own text), a ``.txt``, ``.j
 or ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``, a dataset of the Hugging Face hub (or a local folder).
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -115,6 +116,8 @@ def sample(
     Each starts with the model's BOS token, or where it has none with a token drawn at random (as in
     LLM-QAT, arXiv 2305.17888, section 2.1). Sampling does not touch the global random state.
     """
+    if model.device.type == "cpu" and model.dtype != torch.float32:
+        model = copy.deepcopy(model).float()  # most CPUs are many times slower in 16 bits
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     bos = model.config.get_text_config().bos_token_id
