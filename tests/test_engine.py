@@ -157,6 +157,27 @@ def test_the_weight_a_visit_reads_stays_the_dense_one():
     assert visit_all(tiny_model("llama"), token_ids(), visit) == [True, True]
 
 
+def test_units_may_be_passed_over():
+    """A visit may replace weights without asking for statistics, and ask for those of later units."""
+    ids = token_ids()
+    model = tiny_model("llama")
+
+    def visit(view):
+        q, *_, down = view.units
+        view.replace(q.names[0], altered(view.weight(q.names[0]), view.full_name(q.names[0])))
+        return view.full_name(down.names[0]), view.statistics(down, cross=True)
+
+    found = visit_all(tiny_model("llama"), ids, visit)
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"):
+        module = model.get_submodule(name)
+        with torch.no_grad():
+            module.weight.copy_(altered(module.weight, name))
+    for name, stats in found:
+        x, x_dense = inputs_of(model, name, ids), inputs_of(tiny_model("llama"), name, ids)
+        close(stats.hessian, x.T @ x)
+        close(stats.cross, x_dense.T @ x)
+
+
 def test_the_watcher_hears_of_every_unit_and_every_forward_pass():
     steps = Steps()
     model = tiny_model("llama")

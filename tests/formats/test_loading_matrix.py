@@ -113,14 +113,14 @@ def test_mixed_symmetric_widths_and_groups_with_some_layers_left_alone(tmp_path,
     settings = [(2, -1), (3, 16), None, (4, 8), (5, -1), (8, 16), None, (6, -1)]
     plan = by_unit(lambda unit: settings[unit] and QuantSpec("rtn", *settings[unit]))
     compressed = write(base, tmp_path / "out", plan)
-    assert len(compressed) == 11
+    assert len(compressed) == 10
     assert_loads_exactly(tmp_path / "out", compressed, dtype, base)
 
 
 def test_pruned_but_unquantized_layers_beside_quantized_ones(tmp_path, saved):
     base = saved("llama")
     prune = PruneSpec("magnitude", 0.5)
-    plan = by_unit(lambda unit: QuantSpec("rtn", 4) if unit % 2 else None, prune)
+    plan = by_unit(lambda unit: QuantSpec("rtn", 4, -1) if unit % 2 else None, prune)
     compressed = write(base, tmp_path / "out", plan)
     assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)
 
@@ -174,7 +174,7 @@ def test_a_unit_of_several_settings_is_refused(other):
     name = "model.layers.1.self_attn.k_proj"
     layers = [
         LayerPlan(
-            n, None, (other and QuantSpec("rtn", *other)) if n == name else QuantSpec("rtn", 4)
+            n, None, (other and QuantSpec("rtn", *other)) if n == name else QuantSpec("rtn", 4, -1)
         )
         for n in topology.linears()
     ]

@@ -137,8 +137,8 @@ def test_one_config_group_for_each_setting():
     )
     plan = CompressionPlan(
         (
-            LayerPlan(o, None, QuantSpec("rtn", 3)),
-            LayerPlan(down, None, QuantSpec("gptq", 3)),
+            LayerPlan(o, None, QuantSpec("rtn", 3, -1)),
+            LayerPlan(down, None, QuantSpec("gptq", 3, -1)),
             LayerPlan(other_o, None, QuantSpec("rtn", 3, 16)),
         )
     )
