@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from srcr.errors import InputError
 from srcr.models.weights import LoadedWeights
 from srcr.testing import FAMILIES, tiny_model
 
@@ -107,3 +109,21 @@ def test_a_failing_embedding_leaves_the_model_alone():
         source.embed(torch.full((1, 4), 96))
     with torch.no_grad():
         assert torch.equal(model(ids).logits, before)
+
+
+def test_a_model_that_is_more_than_its_blocks_is_refused():
+    """Something happens between the blocks that running them one by one would miss."""
+    model = tiny_model("llama")
+    decoder = model.model
+
+    def forward(input_ids, **_):
+        hidden = decoder.embed_tokens(input_ids)
+        positions = torch.arange(input_ids.shape[1])[None]
+        rotary = decoder.rotary_emb(hidden, positions)
+        for block in decoder.layers:
+            hidden = block(hidden * 1.5, position_embeddings=rotary, position_ids=positions)
+        return BaseModelOutputWithPast(last_hidden_state=decoder.norm(hidden))
+
+    decoder.forward = forward
+    with pytest.raises(InputError, match=r"LlamaForCausalLM is more than its decoder blocks"):
+        LoadedWeights(model)
