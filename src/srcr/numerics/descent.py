@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from srcr.numerics.grid import Grid
-from srcr.numerics.obs import Swept
+from srcr.numerics.obs import Swept, fix
 
 
 def descend(
@@ -44,15 +44,10 @@ def descend(
         steps = torch.empty(rows, stop - start, device=target.device)
         for j in range(start, stop):
             value = weight[:, j] + pull[:, j] / damped[j, j]
-            if grid is not None and codes is not None:
-                column = grid.column(columns[j])
-                code = column.quantize(value)
-                if keep is not None:
-                    code = torch.where(keep[:, j], code, column.zero_codes())
+            column = None if grid is None else grid.column(columns[j])
+            value, code = fix(value, column, None if keep is None else keep[:, j])
+            if codes is not None and code is not None:
                 codes[:, j] = code
-                value = column.dequantize(code)
-            elif keep is not None:
-                value = torch.where(keep[:, j], value, torch.zeros_like(value))
             step = value - weight[:, j]
             weight[:, j] = value
             steps[:, j - start] = step

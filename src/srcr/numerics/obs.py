@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srcr.numerics.grid import Grid
+from srcr.numerics.grid import Column, Grid
 from srcr.numerics.hessian import Factor
 
 #: ``(W [rows, n], positions) -> keep [rows, n]``: chooses the mask of the n columns at these positions
@@ -42,6 +42,17 @@ class Swept:
     codes: Tensor | None
     keep: Tensor | None
     loss: Tensor
+
+
+def fix(w: Tensor, column: Column | None, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What a column of weights [rows] becomes: rounded on the grid if there is one, zero where not
+    kept. Returns the weights and their codes (None without a grid)."""
+    if column is not None:
+        code = column.quantize(w)
+        if keep is not None:
+            code = torch.where(keep, code, column.zero_codes())
+        return column.dequantize(code), code
+    return (w if keep is None else torch.where(keep, w, torch.zeros_like(w))), None
 
 
 def sweep(
@@ -76,16 +87,10 @@ def sweep(
             w = work[:, j]
             if selection is not None and keep is not None and not selection.push:
                 w = torch.where(keep[:, j], w, torch.zeros_like(w))
-            value = w
-            if grid is not None and codes is not None:
-                column = grid.column(columns[j])
-                code = column.quantize(w)
-                if keep is not None:
-                    code = torch.where(keep[:, j], code, column.zero_codes())
+            column = None if grid is None else grid.column(columns[j])
+            value, code = fix(w, column, None if keep is None else keep[:, j])
+            if codes is not None and code is not None:
                 codes[:, j] = code
-                value = column.dequantize(code)
-            elif keep is not None:
-                value = torch.where(keep[:, j], w, torch.zeros_like(w))
             fixed[:, j] = value
             error = (w - value) / pivots[j]
             errors[:, j - start] = error
