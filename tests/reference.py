@@ -181,8 +181,9 @@ def dense_target(W: Array, X: Array, X_dense: Array, damp: float) -> Array:
 @dataclass(frozen=True)
 class Divergence:
     kl: float
-    p99: float
+    percentiles: tuple[float, ...]
     top1: float
+    flips: float
     base_perplexity: float
     perplexity: float
 
@@ -194,21 +195,26 @@ def divergence(base: Array, ours: Array, ids: npt.NDArray[np.int64]) -> Divergen
         shifted = logits - logits.max()
         return shifted - np.log(np.exp(shifted).sum())
 
-    kls, same, base_nll, nll = [], [], [], []
+    kls, same, flipped, base_nll, nll = [], [], [], [], []
     for document in range(ids.shape[0]):
         for position in range(ids.shape[1] - 1):
             p = log_probabilities(base[document, position].astype(np.float64))
             q = log_probabilities(ours[document, position].astype(np.float64))
+            target = ids[document, position + 1]
             kls.append(sum(np.exp(p) * (p - q)))
             same.append(p.argmax() == q.argmax())
-            base_nll.append(-p[ids[document, position + 1]])
-            nll.append(-q[ids[document, position + 1]])
+            flipped.append((p.argmax() == target) != (q.argmax() == target))
+            base_nll.append(-p[target])
+            nll.append(-q[target])
     kls.sort()
-    at = 0.99 * (len(kls) - 1)  # linear interpolation between neighbours
-    below = int(at)
-    above = min(below + 1, len(kls) - 1)
-    p99 = kls[below] + (at - below) * (kls[above] - kls[below])
+
+    def percentile(percent: float) -> float:
+        at = percent / 100 * (len(kls) - 1)  # linear interpolation between neighbours
+        below = int(at)
+        above = min(below + 1, len(kls) - 1)
+        return float(kls[below] + (at - below) * (kls[above] - kls[below]))
+
     return Divergence(
-        float(np.mean(kls)), float(p99), float(np.mean(same)),
-        float(np.exp(np.mean(base_nll))), float(np.exp(np.mean(nll))),
+        float(np.mean(kls)), tuple(percentile(p) for p in (50, 95, 99, 99.9)), float(np.mean(same)),
+        float(np.mean(flipped)), float(np.exp(np.mean(base_nll))), float(np.exp(np.mean(nll))),
     )  # fmt: skip

@@ -101,8 +101,8 @@ def test_a_run_record_survives_a_file(tmp_path):
         base="base", base_sha256="00", command="compress", format="dense",
         rates=Rates(0.25, 4.0, 0.8125, 0.3, 10, 5, 5, "transformers", "srcr.json"),
         plan_fingerprint="11", calibration={"source": "self", "samples": 3, "seed": None},
-        layers=(LayerRecord("a", (2, 3), 0.25, 4, 0.3, 3e-7),), versions={"torch": "2"},
-        seconds=1.5, peak_memory_bytes=7, notes=("one", "two"), report={"kl": {"value": 1e-9}},
+        layers=(LayerRecord("a", (2, 3), 0.25, 4, 0.8125, 0.3, 3.5, 3e-7),), versions={"torch": "2"},
+        seconds=1.5, peak_memory_bytes=7, notes=("one", "two"),
     )  # fmt: skip
     path = tmp_path / "srcr.json"
     path.write_text(to_yaml(record), encoding="utf-8")

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from srcr.compression import Calibration, Output, Recipe, compress
-    from srcr.evaluation import EvaluationText, evaluate, inspect
+    from srcr.evaluation import EvaluationText, TaskSpec, evaluate, inspect
+    from srcr.metrics.semantic import SemanticSpec
     from srcr.models.load import load
+    from srcr.report import write_report
     from srcr.types import CompressionPlan, LayerPlan, PruneSpec, QuantSpec, RunRecord, SweepSpec
 
 __version__ = "0.1.0"
@@ -27,16 +29,21 @@ __all__ = [
     "QuantSpec",
     "Recipe",
     "RunRecord",
+    "SemanticSpec",
     "SweepSpec",
+    "TaskSpec",
     "compress",
     "evaluate",
     "inspect",
     "load",
+    "write_report",
 ]
 
 _HOMES = {
     "srcr.compression": ("Calibration", "Output", "Recipe", "compress"),
-    "srcr.evaluation": ("EvaluationText", "evaluate", "inspect"),
+    "srcr.evaluation": ("EvaluationText", "TaskSpec", "evaluate", "inspect"),
+    "srcr.metrics.semantic": ("SemanticSpec",),
+    "srcr.report": ("write_report",),
     "srcr.models.load": ("load",),
     "srcr.types": (
         "CompressionPlan", "LayerPlan", "PruneSpec", "QuantSpec", "RunRecord", "SweepSpec",

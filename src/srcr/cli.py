@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from srcr.errors import NotAvailableYetError, SrcrError
+from srcr.errors import InputError, NotAvailableYetError, SrcrError
 
 app = typer.Typer(
     name="srcr",
@@ -167,47 +167,85 @@ def evaluate(
     text: Annotated[str, typer.Option(help="Text to compare on, as --calibration.")] = "self",
     samples: Annotated[int | None, typer.Option(help="Sequences. [default: 64]")] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
-    tasks: Annotated[str | None, typer.Option(help="Task names. Not available yet.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Items a task. Not available yet.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: bundled, paper (MMLU-Pro, BBH, MATH), lm-evaluation-harness names, "
+            "folders of task files with a slash in the name."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Items a task. [default: all]")] = None,
     semantic: Annotated[
-        bool, typer.Option("--semantic", help="Semantic consistency. Not available yet.")
+        bool, typer.Option("--semantic", help="Compare the meaning of continuations.")
+    ] = False,
+    prompts: Annotated[int, typer.Option(help="Prompts for --semantic.")] = 200,
+    prompt_len: Annotated[int, typer.Option(help="Tokens a prompt for --semantic.")] = 32,
+    new_tokens: Annotated[int, typer.Option(help="Tokens a continuation for --semantic.")] = 32,
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            help="Sentence-embedding model for --semantic: a name, a folder, or the base itself: base. "
+            "[default: all-MiniLM-L6-v2 where the extra semantic is installed, else base]"
+        ),
+    ] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Also write evaluation.json, report.html and the model card's figures into each folder.",
+        ),
     ] = False,
     overwrite: Overwrite = False,
     seed: Seed = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what compressed models kept of the original: rates and divergence, with intervals."""
-    _later(tasks=tasks, limit=limit, semantic=semantic)
+    """Measure what compressed models kept of the original, with 95 % intervals."""
     from srcr import tables
-    from srcr.errors import InputError
-    from srcr.evaluation import EvaluationText
+    from srcr.evaluation import EvaluationText, TaskSpec, check_results, write_results
     from srcr.evaluation import evaluate as run
+    from srcr.metrics.semantic import SemanticSpec
 
-    if out is not None and out.exists() and not overwrite:
-        raise InputError(f"output {out} exists: choose another name, or use --overwrite")
-    if out is not None and out.is_dir():
-        raise InputError(f"output {out} is a folder: give the name of a file")
-    if (
-        out is not None
-        and not next(path for path in out.resolve().parents if path.exists()).is_dir()
-    ):
-        raise InputError(f"output {out}: a file stands where its folder would be")
+    if limit is not None and tasks is None:
+        raise InputError(f"--limit {limit} is a number of items a task: name the --tasks too")
+    check_results(out, compressed if report else [], overwrite)
+    wanted = None
+    if tasks is not None:
+        wanted = TaskSpec(tuple(part.strip() for part in tasks.split(",") if part.strip()), limit)
+    meaning = None
+    if semantic:
+        meaning = SemanticSpec(None, prompts, prompt_len, new_tokens, scorer)
     reports = run(
-        base, compressed, EvaluationText(text, samples, seq_len), seed or 0, device or "auto"
+        base,
+        compressed,
+        EvaluationText(text, samples, seq_len),
+        wanted,
+        meaning,
+        seed or 0,
+        device or "auto",
     )
-    data = reports[0] if len(reports) == 1 else reports
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(out.name + ".partial")
-        partial.write_text(
-            json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        partial.replace(out)
+    reports = [{**found, "command": _command()} for found in reports]
+    write_results(reports, out, report)
     if as_json:
-        _print_json(data)
+        _print_json(reports[0] if len(reports) == 1 else reports)
     else:
         tables.evaluation(reports)
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Compressed folders, or JSON of 'srcr evaluate'.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file.")] = Path("report.html"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Build one self-contained HTML page: how much smaller, and what was kept."""
+    from srcr.report import write_report
+
+    write_report(results, out, overwrite)
+    typer.echo(f"report: {out}")
 
 
 @app.command()
@@ -246,7 +284,6 @@ for _name, _what in {
     "search": "The best configuration for a size, measured.",
     "recover": "Repair a compressed model by distillation.",
     "export": "Convert a compressed model to another format.",
-    "report": "An HTML report.",
 }.items():
     _add_later(_name, _what)
 

@@ -17,6 +17,7 @@ from srcr.card import model_card
 from srcr.errors import InputError
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import (
+    CARD,
     PLAN,
     RECORD,
     check_output,
@@ -28,7 +29,13 @@ from srcr.formats.checkpoint import (
 )
 from srcr.methods import get_pruner, get_quantizer
 from srcr.methods.joint import compress_unit
-from srcr.metrics.rates import count_zeros, planned_rates
+from srcr.metrics.rates import (
+    count_zeros,
+    entropy_bits,
+    layer_tcr,
+    mask_sparsity,
+    planned_rates,
+)
 from srcr.models.load import load_model, load_tokenizer, resolve, sha256, weight_files
 from srcr.models.topology import Topology
 from srcr.models.weights import LoadedWeights
@@ -205,7 +212,7 @@ def compress(
                 command, time.monotonic() - started, tuple(notes),
             )  # fmt: skip
             write_json(partial / RECORD, to_dict(record))
-            (partial / "README.md").write_text(model_card(record, plan), encoding="utf-8")
+            (partial / CARD).write_text(model_card(record, plan), encoding="utf-8")
             bar.note("done", advance=1)
     return record
 
@@ -360,12 +367,14 @@ def _record(
     )  # fmt: skip
     layers = tuple(
         LayerRecord(
-            n,
-            source.topology.shapes[n],
-            0.0 if weight.mask is None else 1 - float(weight.mask.sum()) / weight.mask.numel(),
-            planned[n].bits,
-            count_zeros([weights[n]]),
-            weight.error,
+            name=n,
+            shape=source.topology.shapes[n],
+            sparsity=mask_sparsity(weight),
+            bits=planned[n].bits,
+            tcr=layer_tcr(mask_sparsity(weight), planned[n].bits),
+            zeros=count_zeros([weights[n]]),
+            entropy_bits=entropy_bits(weight),
+            error=weight.error,
         )
         for n, weight in compressed.items()
     )

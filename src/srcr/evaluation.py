@@ -1,19 +1,35 @@
-"""evaluate(): the base and its compressed versions, in step, over the same text."""
+"""evaluate(): the base and its compressed versions, in step, over the same text, tasks and prompts."""
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from srcr import progress
-from srcr.calibration import load_tokens
-from srcr.compression import pick_device
+from srcr.calibration import Tokens, load_tokens
+from srcr.card import with_evaluation
+from srcr.compression import pick_device, versions
 from srcr.errors import InputError
-from srcr.formats.checkpoint import RECORD
+from srcr.formats.checkpoint import CARD, EVALUATION, RECORD, REPORT
+from srcr.metrics import retention
 from srcr.metrics.divergence import Accumulator, Divergence
-from srcr.metrics.rates import file_bytes, measured_rates
+from srcr.metrics.rates import INCLUDES, file_bytes, measured_rates
+from srcr.metrics.retention import PairedScores
+from srcr.metrics.semantic import (
+    Semantic,
+    SemanticSpec,
+    continue_prompts,
+    load_prompts,
+    prepare,
+    semantic_consistency,
+    semantic_json,
+)
+from srcr.metrics.tasks import Task, TaskResult, resolve_tasks, run_tasks
 from srcr.models.load import load_model, load_tokenizer, read_config, resolve
 from srcr.models.topology import observe
 from srcr.types import Estimate, Rates, from_dict, from_yaml, to_dict
@@ -34,85 +50,170 @@ class EvaluationText:
     seq_len: int = 512
 
 
+@dataclass(frozen=True)
+class TaskSpec:
+    """Tasks by name ("bundled", "paper", lm-evaluation-harness names, folders), at most ``limit`` items
+    of each."""
+
+    names: tuple[str, ...]
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit {self.limit} must be at least 1 item a task")
+
+
 @torch.no_grad()
 def evaluate(
     base: str | Path,
     compressed: Sequence[str | Path],
     text: EvaluationText = EvaluationText(),
+    tasks: TaskSpec | None = None,
+    semantic: SemanticSpec | None = None,
     seed: int = 0,
     device: str = "auto",
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rates and divergence of each compressed model against ``base``, as design.md's JSON.
+    """What each compressed model kept of ``base``, as design.md's JSON: rates and divergence, and where
+    asked for tasks (with Sr and SrCr) and semantic consistency.
 
-    Everything is computed in float32; the base runs once for all candidates, batch by batch.
+    Everything is computed in float32; the base runs once for all candidates.
 
     Raises:
-        InputError: a model cannot be loaded, its vocabulary differs from the base's, or the text
-            cannot be used.
+        InputError: a model cannot be loaded, its vocabulary differs from the base's, or the text, a task
+            or a scorer cannot be used.
     """
+    started = time.monotonic()
     where = pick_device(device)
+    if not compressed:
+        raise InputError("no compressed model was given")
+    chosen = resolve_tasks(tasks.names) if tasks else None
     base_folder = resolve(base)
     folders = [resolve(path) for path in compressed]
-    if not folders:
-        raise InputError("no compressed model was given")
+    names = [Path(name).name for name in compressed]
     reference = load_model(base_folder, torch.float32).to(where)
-    vocabulary = reference.get_input_embeddings().weight.shape[0]
-    models = []
-    rates = []
+    tokenizer = load_tokenizer(base_folder)
+    models, rates = [], []
     for name, folder in zip(compressed, folders, strict=True):
         model = load_model(folder)
-        size = model.get_input_embeddings().weight.shape[0]
-        if size != vocabulary:
-            raise InputError(
-                f"{name} has a vocabulary of {size}, the base {base} one of {vocabulary}: they are not "
-                "versions of the same model"
-            )
-        rates.append(_rates(base_folder, folder, model))
+        _check_vocabulary(str(base), reference, tokenizer, str(name), folder, model)
+        rates.append(_rates(base_folder, folder, model, reference))
         models.append(model.to(device=where, dtype=torch.float32))
+    tokens = _text(text, reference, tokenizer, seed, quiet)
+    for folder in _calibrated_on(tokens.rows(), folders):
+        progress.console().print(f"warning: {folder} was calibrated on some of this text")
+    divergences = _divergences(reference, models, names, tokens, quiet)
+    scored = None
+    if tasks is not None and chosen is not None:
+        scored = _scores(chosen, reference, models, names, tokenizer, tasks.limit, seed, quiet)
+    meanings = None
+    if semantic is not None:
+        meanings = _meanings(
+            semantic, text.source, reference, models, names, tokenizer, seed, quiet
+        )
+    shared = {
+        "text": {k: v for k, v in tokens.record().items() if k != "rows"},
+        "includes": INCLUDES,
+        "versions": versions(),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    return [
+        {
+            "base": str(base),
+            "compressed": str(name),
+            "rates": to_dict(rates[i]),
+            "divergence": _divergence_json(divergences[i]),
+            "semantic": meanings and semantic_json(meanings[i]),
+            **_retention_json(scored[i] if scored else {}, rates[i]),
+            **shared,
+        }
+        for i, name in enumerate(compressed)
+    ]
+
+
+def _check_vocabulary(
+    base: str, reference: Any, tokenizer: Any, name: str, folder: Path, model: Any
+) -> None:
+    """Two models can be compared only if an id means the same to both."""
+    ours = model.get_input_embeddings().weight.shape[0]
+    theirs = reference.get_input_embeddings().weight.shape[0]
+    if ours != theirs:
+        raise InputError(
+            f"{name} has a vocabulary of {ours}, the base {base} one of {theirs}: they are not versions of "
+            "the same model"
+        )
+    if tokenizer is not None and len(tokenizer) > theirs:
+        raise InputError(
+            f"the tokenizer of {base} has {len(tokenizer)} tokens, its model only {theirs}: they do not "
+            "belong together"
+        )
+    other = load_tokenizer(folder)
+    if tokenizer is not None and other is not None and other.get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"{name} and the base {base} have different tokenizers: an id does not mean the same to both"
+        )
+
+
+def _text(text: EvaluationText, reference: Any, tokenizer: Any, seed: int, quiet: bool) -> Tokens:
     with progress.stage("text", 1, quiet) as bar:
         tokens = load_tokens(
-            text.source, reference, load_tokenizer(base_folder), text.samples, text.seq_len, seed,
+            text.source, reference, tokenizer, text.samples, text.seq_len, seed,
             "evaluation", DEFAULT_SAMPLES,
             lambda done, total: bar.reach(done / total, f"{text.source}: {done} tokens"),
         )  # fmt: skip
         bar.reach(1, f"{text.source}: {' x '.join(map(str, tokens.input_ids.shape))} tokens")
     if len(tokens.input_ids) < 2:
         raise InputError("one sequence gives no interval: evaluate on at least 2 (--samples)")
-    for folder in _calibrated_on(tokens.rows(), folders):
-        progress.console().print(f"warning: {folder} was calibrated on some of this text")
+    return tokens
+
+
+def _divergences(
+    reference: Any, models: Sequence[Any], names: Sequence[str], tokens: Tokens, quiet: bool
+) -> list[Divergence]:
+    """All models over the text, batch by batch: the base's logits of a batch serve every candidate."""
     totals = [Accumulator() for _ in models]
+    vocabulary = reference.get_input_embeddings().weight.shape[0]
     size = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary) // tokens.input_ids.shape[1]
     batches = torch.split(tokens.input_ids, max(1, size))
     with progress.stage("evaluate", len(batches) * (1 + len(models)), quiet) as bar:
         for ids in batches:
-            ids = ids.to(where)
+            ids = ids.to(reference.device)
             expected = reference(ids, use_cache=False).logits
             bar.note("base", advance=1)
-            for total, model, name in zip(totals, models, compressed, strict=True):
+            for total, model, name in zip(totals, models, names, strict=True):
                 total.add(expected, model(ids, use_cache=False).logits, ids)
-                bar.note(Path(name).name, advance=1)
-    return [
-        {
-            "base": str(base),
-            "compressed": str(name),
-            "rates": to_dict(rate),
-            "divergence": _divergence_json(total.result()),
-            "semantic": None,
-            "tasks": {},
-            "sr": None,
-            "srcr": None,
-            "text": {k: v for k, v in tokens.record().items() if k != "rows"},
-        }
-        for name, rate, total in zip(compressed, rates, totals, strict=True)
-    ]
+                bar.note(name, advance=1)
+    return [total.result() for total in totals]
 
 
-def _rates(base: Path, folder: Path, model: Any) -> Rates:
+def _meanings(
+    spec: SemanticSpec, source: str, reference: Any, models: Sequence[Any], names: Sequence[str],
+    tokenizer: Any, seed: int, quiet: bool,
+) -> list[Semantic]:  # fmt: skip
+    """Continuations of the same prompts by the base, once, and by every candidate, compared."""
+    with progress.stage("semantic", 2 + len(models), quiet) as bar:
+
+        def watch(start: int, name: str) -> Callable[[int, int], None]:
+            return lambda done, total: bar.reach(start + done / total, name)
+
+        prompts = load_prompts(spec, source, reference, tokenizer, seed, watch(0, "prompts"))
+        theirs = prepare(reference, tokenizer, prompts, spec, watch(1, "base"))
+        found = []
+        for i, (name, model) in enumerate(zip(names, models, strict=True), start=2):
+            found.append(
+                semantic_consistency(theirs, continue_prompts(theirs, model, watch(i, name)))
+            )
+        bar.reach(2 + len(models), f"scored by {theirs.scorer.name}")
+    return found
+
+
+def _rates(base: Path, folder: Path, model: Any, reference: Any) -> Rates:
     """From ``srcr.json`` where there is one (bytes counted anew), else from config and weights."""
     record = folder / RECORD
     if not record.is_file():
-        return measured_rates(base, folder, model, observe(model))
+        linears = observe(reference).shapes.values()
+        parameters = sum(height * width for height, width in linears)
+        return measured_rates(base, folder, model, observe(model), parameters)
     data = from_yaml(dict, record)  # JSON is YAML
     if not isinstance(data.get("rates"), dict):
         raise InputError(f"{record} has no 'rates': it was not written by srcr compress")
@@ -140,12 +241,152 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
 
 
 def _divergence_json(divergence: Divergence) -> dict[str, Any]:
+    percentiles = zip(("p50", "p95", "p99", "p999"), divergence.kl_percentiles, strict=True)
     return {
-        "kl": _estimate(divergence.kl) | {"p99": divergence.kl_p99},
+        "kl": _estimate(divergence.kl) | dict(percentiles),
         "top1_agreement": _estimate(divergence.top1_agreement),
-        "perplexity": {"base": divergence.base_perplexity, "compressed": divergence.perplexity},
+        "flips": _estimate(divergence.flips),
+        "perplexity": {
+            "base": divergence.base_perplexity,
+            "compressed": divergence.perplexity,
+            "ratio": _estimate(divergence.perplexity_ratio),
+        },
         "n_tokens": divergence.n_tokens,
     }
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """One task, both models."""
+
+    metric: str
+    scores: PairedScores
+
+
+def _scores(
+    chosen: Sequence[Task], reference: Any, models: Sequence[Any], names: Sequence[str], tokenizer: Any,
+    limit: int | None, seed: int, quiet: bool,
+) -> list[dict[str, _Scored]]:  # fmt: skip
+    """Every task on the base, once, and on every candidate."""
+    found: list[dict[str, TaskResult]] = []
+    with progress.stage("tasks", 1 + len(models), quiet) as bar:
+        for i, (name, model) in enumerate(zip(["base", *names], [reference, *models], strict=True)):
+
+            def watch(done: float, what: str, i: int = i, name: str = name) -> None:
+                bar.reach(i + done / len(chosen), f"{name}: {what}")
+
+            found.append(run_tasks(chosen, model, tokenizer, limit, seed, watch))
+            bar.reach(i + 1, name)
+    base, *others = found
+    return [
+        {
+            name: _Scored(
+                result.metric,
+                PairedScores(
+                    np.array(result.correct, dtype=np.float64),
+                    np.array(other[name].correct, dtype=np.float64),
+                    result.chance,
+                ),
+            )
+            for name, result in base.items()
+        }
+        for other in others
+    ]
+
+
+def _retention_json(scored: dict[str, _Scored], rates: Rates) -> dict[str, Any]:
+    """``tasks``, ``sr``, ``srcr`` with their intervals, and ``items``, the scores behind them."""
+    pairs = {name: part.scores for name, part in scored.items()}
+    sr = retention.semantic_retention(pairs)
+    both = None if sr is None else retention.srcr(sr, rates.sparsity, rates.bits)
+    return {
+        "tasks": {name: _task_json(part) for name, part in scored.items()},
+        "sr": sr and sr.value,
+        "sr_ci95": sr and [sr.low, sr.high],
+        "srcr": both and both.value,
+        "srcr_ci95": both and [both.low, both.high],
+        "items": {
+            name: {"base": _plain(part.base), "compressed": _plain(part.compressed)}
+            for name, part in pairs.items()
+        },
+    }
+
+
+def _task_json(scored: _Scored) -> dict[str, Any]:
+    scores = scored.scores
+    kept = retention.task_retention(scores)
+    found = {
+        "base": float(scores.base.mean()),
+        "compressed": float(scores.compressed.mean()),
+        "chance": scores.chance,
+        "retention": kept and kept.value,
+        "ci95": kept and [kept.low, kept.high],
+        "p_value": retention.mcnemar(scores.base, scores.compressed),
+        "flips": retention.flips(scores),
+        "n": len(scores.base),
+        "metric": scored.metric,
+    }
+    if kept is None:
+        found["note"] = (
+            "the base is at chance here: retention is undefined, and the task is not in Sr"
+        )
+    return found
+
+
+def _plain(scores: Any) -> list[float]:
+    """Scores as short JSON numbers."""
+    return [int(score) if score in (0, 1) else float(score) for score in scores]
+
+
+def check_results(out: Path | None, folders: Sequence[str | Path], overwrite: bool) -> None:
+    """Refuse, before any work, to write over anything: ``out``, and in each of ``folders`` the evaluation
+    and the report.
+
+    Raises:
+        InputError: names the path and the remedy.
+    """
+    if out is not None:
+        if out.exists() and not overwrite:
+            raise InputError(f"output {out} exists: choose another name, or use --overwrite")
+        if out.is_dir():
+            raise InputError(f"output {out} is a folder: give the name of a file")
+        if not next(path for path in out.resolve().parents if path.exists()).is_dir():
+            raise InputError(f"output {out}: a file stands where its folder would be")
+    for folder in folders:
+        for name in (EVALUATION, REPORT):
+            path = resolve(folder) / name
+            if path.exists() and not overwrite:
+                raise InputError(
+                    f"{path} exists from an earlier evaluation: use --overwrite to replace it"
+                )
+
+
+def write_results(reports: Sequence[dict[str, Any]], out: Path | None, into_folders: bool) -> None:
+    """Write the JSON to ``out`` (one object, or a list); with ``into_folders`` also ``evaluation.json``,
+    ``report.html`` and the model card's figures in each compressed folder."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        data = reports[0] if len(reports) == 1 else list(reports)
+        write_file(out, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    if not into_folders:
+        return
+    from srcr.report import write_report
+
+    for found in reports:
+        folder = resolve(found["compressed"])
+        text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+        write_file(folder / EVALUATION, text + "\n")
+        if (folder / RECORD).is_file() and (folder / CARD).is_file():
+            card = (folder / CARD).read_text(encoding="utf-8")
+            write_file(folder / CARD, with_evaluation(card, found))
+        write_report([folder], folder / REPORT, overwrite=True)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file so that it appears whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def inspect(model: str | Path) -> dict[str, Any]:

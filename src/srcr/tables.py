@@ -45,27 +45,65 @@ def compression(record: RunRecord, out: Path) -> None:
 
 
 def evaluation(reports: list[dict[str, Any]]) -> None:
-    """Each compressed model against the base."""
+    """Each compressed model against the base: sizes, divergence, and where measured tasks and meaning."""
     first = reports[0]
     text = first["text"]
+    console = Console()
     title = (
         f"against {first['base']}, on {text['samples']} x {text['seq_len']} tokens of {text['source']} "
         "(95 % intervals)"
     )
-    table = _table(title, "compressed", "TCr", "stored", "loaded", "KL", "same top-1", "perplexity")
+    columns = ("TCr", "stored", "loaded", "KL", "same top-1", "perplexity")
+    table = _table(title, "compressed", *columns)
     for report in reports:
         rates, div = report["rates"], report["divergence"]
-        kl, top1, ppl = div["kl"], div["top1_agreement"], div["perplexity"]
+        ppl = div["perplexity"]
         table.add_row(
             Path(report["compressed"]).name,
             f"{100 * rates['tcr']:.2f} %",
             size(rates["stored_bytes"]),
-            size(rates["loaded_bytes"]),
-            f"{kl['value']:.4f} [{kl['ci95'][0]:.4f}, {kl['ci95'][1]:.4f}]",
-            f"{100 * top1['value']:.1f} % [{100 * top1['ci95'][0]:.1f}, {100 * top1['ci95'][1]:.1f}]",
+            f"{size(rates['loaded_bytes'])} ({rates['engine']})",
+            _spread(div["kl"]["value"], div["kl"]["ci95"]),
+            _percent(div["top1_agreement"]["value"], div["top1_agreement"]["ci95"]),
             f"{ppl['compressed']:.3f} (base {ppl['base']:.3f})",
         )
-    Console().print(table)
+    console.print(table)
+    if any(report["tasks"] or report["semantic"] for report in reports):
+        console.print(_kept(reports))
+
+
+def _kept(reports: list[dict[str, Any]]) -> Table:
+    """What was kept: a row a measure, a column a candidate."""
+    names = [Path(report["compressed"]).name for report in reports]
+    table = _table("what was kept (1 is all of it)", "", *names)
+    for key, label in (("sr", "Sr, mean retention"), ("srcr", "SrCr, with compression")):
+        if any(report["tasks"] for report in reports):
+            cells = (_spread(r[key], r[f"{key}_ci95"]) for r in reports)
+            table.add_row(label, *cells, style="bold")
+    for name, task in reports[0]["tasks"].items():
+        label = f"{name} (base {task['base']:.3f}, chance {task['chance']:.3f})"
+        found = (report["tasks"][name] for report in reports)
+        table.add_row(
+            label,
+            *(f"{t['compressed']:.3f}: {_spread(t['retention'], t['ci95'])}" for t in found),
+        )
+    if semantic := reports[0]["semantic"]:
+        cells = (
+            _spread(r["semantic"]["normalised"], r["semantic"]["normalised_ci95"]) for r in reports
+        )
+        table.add_row(f"semantic, over chance ({semantic['scorer']})", *cells)
+    return table
+
+
+def _spread(value: float | None, ci95: list[float] | None) -> str:
+    """A value and its interval."""
+    if value is None or ci95 is None:
+        return "undefined (base at chance)"
+    return f"{value:.4f} [{ci95[0]:.4f}, {ci95[1]:.4f}]"
+
+
+def _percent(value: float, ci95: list[float]) -> str:
+    return f"{100 * value:.1f} % [{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
 
 
 def inspection(found: dict[str, Any]) -> None:

@@ -223,17 +223,21 @@ class Rates:
     loaded_bytes: int
     engine: str
     source: str
+    entropy_bits: float | None = None
 
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What happened to one layer: planned sparsity and bits, and what was measured."""
+    """What happened to one layer: sparsity of its mask, bits, TCr, counted zeros, the entropy of its codes
+    in bits a weight, and its output error (relative, squared)."""
 
     name: str
     shape: tuple[int, int]
     sparsity: float
     bits: int
+    tcr: float
     zeros: float
+    entropy_bits: float
     error: float
 
 
@@ -253,7 +257,6 @@ class RunRecord:
     seconds: float
     peak_memory_bytes: int
     notes: tuple[str, ...] = ()
-    report: dict[str, Any] | None = None
 
 
 def to_dict(value: Any) -> dict[str, Any]:

@@ -269,9 +269,12 @@ class TestEvaluate:
             (["--seq-len", 1], "seq-len 1"),
             (["--text", "bundled"], "no tokenizer"),
             (["--text", "nowhere.safetensors"], "does not exist"),
-            (["--tasks", "bundled"], "--tasks is not available yet"),
-            (["--semantic"], "--semantic is not available yet"),
-            (["--limit", 5], "--limit is not available yet"),
+            (["--limit", 5], "--limit 5 is a number of items a task"),
+            (["--tasks", "bundled", "--limit", 0], "limit 0"),
+            (["--tasks", ", ,"], "no task was given"),
+            (["--semantic", "--prompts", 1], "1 prompts give no interval"),
+            (["--semantic", "--prompt-len", 0], "prompt-len 0"),
+            (["--semantic", "--new-tokens", 0], "max-new-tokens 0"),
             (["--device", "tpu"], "device 'tpu'"),
         ],
         ids=lambda value: "_".join(map(str, value)) if isinstance(value, list) else "",
@@ -286,6 +289,34 @@ class TestEvaluate:
         (compressed / "srcr.json").write_text(text)
         message = refused("evaluate", tiny, compressed, "--text", ids)
         assert "srcr.json" in message
+
+    def test_an_unknown_task_comes_with_near_names(self, refused, tiny):
+        assert "bundled" in refused("evaluate", tiny, tiny, "--tasks", "bundle")
+
+    def test_tasks_need_a_tokenizer(self, refused, tiny, ids):
+        options = ["--text", ids, "--tasks", "bundled"]
+        assert "tokenizer" in refused("evaluate", tiny, tiny, *options)
+
+    def test_continuations_beyond_the_context(self, refused, tiny, ids):
+        options = ["--text", ids, "--semantic", "--prompts", 8, "--new-tokens", 5000]
+        assert "context" in refused("evaluate", tiny, tiny, *options)
+
+    def test_tokenizers_of_two_minds(self, refused, stories, tmp_path):
+        other = tmp_path / "other"
+        shutil.copytree(stories, other)
+        path = other / "tokenizer.json"
+        data = json.loads(path.read_text())
+        vocab = data["model"]["vocab"]
+        first, second = list(vocab)[300:302]
+        vocab[first], vocab[second] = vocab[second], vocab[first]
+        path.write_text(json.dumps(data))
+        assert "different tokenizers" in refused("evaluate", stories, other)
+
+    def test_an_earlier_evaluation_in_the_folder(self, refused, tiny, compressed, ids):
+        (compressed / "evaluation.json").write_text("an earlier one")
+        message = refused("evaluate", tiny, compressed, "--text", ids, "--report")
+        assert "evaluation.json exists" in message
+        assert (compressed / "evaluation.json").read_text() == "an earlier one"
 
     def test_a_model_that_predicts_nothing_finite_exits_with_1(self, refused, tiny, ids, tmp_path):
         broken = tmp_path / "broken"
@@ -304,7 +335,6 @@ class TestEvaluate:
         ["plan", "MODEL", "--target", "tcr=0.8125", "-o", "plan.yaml"],
         ["recover", "BASE", "SMALL", "-o", "out", "--steps", "10"],
         ["export", "DIR", "--format", "gguf", "-o", "out"],
-        ["report", "DIR", "DIR2", "-o", "report.html"],
         ["search"],
     ],
     ids=" ".join,

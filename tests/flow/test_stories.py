@@ -147,12 +147,11 @@ def test_evaluate_agrees_with_an_independent_computation(
     data = json.loads(report.read_text())
     assert result.json() == data
     assert set(data) >= KEYS
-    assert set(data) - KEYS <= {"text"}
     assert set(data["rates"]) >= RATES
-    assert set(data["divergence"]) == {"kl", "top1_agreement", "perplexity", "n_tokens"}
-    assert set(data["divergence"]["kl"]) == {"value", "ci95", "p99"}
+    assert set(data["divergence"]) == {"kl", "top1_agreement", "flips", "perplexity", "n_tokens"}
+    assert set(data["divergence"]["kl"]) == {"value", "ci95", "p50", "p95", "p99", "p999"}
     assert set(data["divergence"]["top1_agreement"]) == {"value", "ci95"}
-    assert set(data["divergence"]["perplexity"]) == {"base", "compressed"}
+    assert set(data["divergence"]["perplexity"]) == {"base", "compressed", "ratio"}
     assert (data["semantic"], data["tasks"], data["sr"], data["srcr"]) == (None, {}, None, None)
     assert (data["base"], data["compressed"]) == (str(stories), str(out))
     base = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32).eval()
@@ -203,7 +202,7 @@ def test_a_checkpoint_without_a_record_is_rated_from_its_files(
     rates = result.json()["rates"]
     recorded = json.loads((out / "srcr.json").read_text())["rates"]
     assert rates["source"] != recorded["source"]
-    for key in ("bits", "base_bytes", "stored_bytes", "loaded_bytes", "engine"):
+    for key in ("bits", "base_bytes", "stored_bytes", "loaded_bytes", "engine", "entropy_bits"):
         assert rates[key] == recorded[key]
     assert rates["zeros"] == pytest.approx(recorded["zeros"], abs=1e-9)
 

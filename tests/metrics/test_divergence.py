@@ -33,10 +33,14 @@ def measure(base, ours, ids, batch=DOCUMENTS):
 def assert_matches(result, base, ours, ids):
     expected = reference.divergence(base.float().numpy(), ours.float().numpy(), ids.numpy())
     assert result.kl.value == pytest.approx(expected.kl, rel=1e-5)
-    assert result.kl_p99 == pytest.approx(expected.p99, rel=1e-5)
+    assert result.kl_percentiles == pytest.approx(expected.percentiles, rel=1e-5)
     assert result.top1_agreement.value == pytest.approx(expected.top1, rel=1e-9)
+    assert result.flips.value == pytest.approx(expected.flips, rel=1e-9)
     assert result.base_perplexity == pytest.approx(expected.base_perplexity, rel=1e-5)
     assert result.perplexity == pytest.approx(expected.perplexity, rel=1e-5)
+    ratio = expected.perplexity / expected.base_perplexity
+    assert result.perplexity_ratio.value == pytest.approx(ratio, rel=1e-5)
+    assert result.perplexity_ratio.low < ratio < result.perplexity_ratio.high
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 10.0])
@@ -71,7 +75,7 @@ def test_how_documents_are_batched_makes_no_difference(batch):
     assert parts.kl.value == pytest.approx(whole.kl.value, rel=1e-6)
     assert parts.kl.low == pytest.approx(whole.kl.low, rel=1e-6)
     assert parts.kl.high == pytest.approx(whole.kl.high, rel=1e-6)
-    assert parts.kl_p99 == pytest.approx(whole.kl_p99, rel=1e-6)
+    assert parts.kl_percentiles == pytest.approx(whole.kl_percentiles, rel=1e-6)
     assert parts.top1_agreement == whole.top1_agreement
     assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-6)
     assert parts.base_perplexity == pytest.approx(whole.base_perplexity, rel=1e-6)
@@ -81,7 +85,10 @@ def test_how_documents_are_batched_makes_no_difference(batch):
 def test_identical_models_do_not_diverge():
     base, _, ids = logits(4)
     result = measure(base, base.clone(), ids)
-    assert (result.kl.value, result.kl.low, result.kl.high, result.kl_p99) == (0, 0, 0, 0)
+    assert (result.kl.value, result.kl.low, result.kl.high) == (0, 0, 0)
+    assert result.kl_percentiles == (0, 0, 0, 0)
+    assert result.flips.value == result.flips.high == 0
+    assert result.perplexity_ratio.value == 1
     assert result.top1_agreement.value == result.top1_agreement.low == 1
     assert result.perplexity == result.base_perplexity
 
@@ -154,4 +161,4 @@ def test_percentile_is_over_tokens_not_documents():
     result = measure(base, ours, ids)
     top = result.kl.value * DOCUMENTS * (LENGTH - 1)
     rank = 0.99 * (DOCUMENTS * (LENGTH - 1) - 1)
-    assert result.kl_p99 == pytest.approx(top * (rank - np.floor(rank)), rel=1e-4)
+    assert result.kl_percentiles[2] == pytest.approx(top * (rank - np.floor(rank)), rel=1e-4)

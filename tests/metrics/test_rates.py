@@ -7,8 +7,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from srcr.formats import Loaded
-from srcr.metrics.rates import count_zeros, file_bytes, layer_tcr, mean_rates, planned_rates
+from srcr.metrics.rates import (
+    count_zeros,
+    entropy_bits,
+    file_bytes,
+    layer_tcr,
+    mask_sparsity,
+    mean_rates,
+    planned_rates,
+)
 from srcr.models.topology import Topology
+from srcr.numerics.grid import Grid
 from srcr.types import CompressedWeight, CompressionPlan, LayerPlan, PruneSpec, QuantSpec
 
 layers = st.lists(
@@ -92,3 +101,16 @@ def test_file_bytes_counts_weight_files_only(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"12345")
     (tmp_path / "y.json").write_bytes(b"123")
     assert file_bytes(tmp_path) == 5
+
+
+def test_entropy_of_a_model_counts_layers_by_their_parameters():
+    codes = torch.zeros(2, 8, dtype=torch.int8)
+    codes[:, ::2] = 1
+    grid = Grid(torch.ones(2, 1), None, 4, 8, torch.float32)
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    mask[:, :4] = False
+    assert entropy_bits(CompressedWeight(None, 0.0, codes=codes, grid=grid)) == pytest.approx(1)
+    assert mask_sparsity(CompressedWeight(None, 0.0, codes=codes, grid=grid)) == 0
+    pruned = CompressedWeight(mask, 0.0, values=torch.randn(2, 8) * mask)
+    assert mask_sparsity(pruned) == 0.5
+    assert entropy_bits(pruned) == pytest.approx(1 + 8)

@@ -24,6 +24,9 @@ from srcr.types import CompressedWeight, CompressionPlan
 
 RECORD = "srcr.json"
 PLAN = "plan.yaml"
+CARD = "README.md"
+EVALUATION = "evaluation.json"
+REPORT = "report.html"
 #: In a folder that srcr is writing: it may be replaced.
 MARK = ".srcr-in-progress"
 #: One key: safetensors writes several in random order, and the same run must give the same bytes.

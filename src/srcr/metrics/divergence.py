@@ -8,59 +8,74 @@ from torch import Tensor
 
 from srcr.errors import NumericalError
 from srcr.metrics.intervals import ratio_interval
+from srcr.metrics.quantiles import Quantiles
 from srcr.types import Estimate
+
+PERCENTS = (50.0, 95.0, 99.0, 99.9)
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """``kl``: mean KL(base || compressed) in nats over predicted tokens, ``kl_p99`` its 99th percentile
-    over tokens; ``top1_agreement``: share of tokens where both rank the same one first; perplexities of
-    the text's next tokens; ``n_tokens`` predicted positions (len - 1 a sequence)."""
+    """The compressed model against the base, over ``n_tokens`` predicted positions (len - 1 a sequence).
+
+    ``kl``: mean KL(base || compressed) in nats; ``kl_percentiles``: its 50th, 95th, 99th and 99.9th
+    percentile over positions; ``top1_agreement``: share of positions where both rank the same token
+    first; ``flips``: share where exactly one of them ranks the text's own token first (after "Accuracy is
+    Not All You Need", arXiv 2407.09141); ``perplexity_ratio``: compressed over base.
+    """
 
     kl: Estimate
-    kl_p99: float
+    kl_percentiles: tuple[float, float, float, float]
     top1_agreement: Estimate
+    flips: Estimate
     base_perplexity: float
     perplexity: float
+    perplexity_ratio: Estimate
     n_tokens: int
 
 
 @dataclass
 class Accumulator:
-    """Collects batch by batch; keeps one number a token (its KL), never logits."""
+    """Collects batch by batch. A document leaves its sums behind, a position its KL in a temporary file:
+    logits are never kept, and memory does not grow with the length of the documents."""
 
-    kl: list[Tensor] = field(default_factory=list)
-    agree: list[Tensor] = field(default_factory=list)
-    base_loss: float = 0.0
-    loss: float = 0.0
+    kl: Quantiles = field(default_factory=Quantiles)
+    sums: list[Tensor] = field(default_factory=list)
+    n_tokens: int = 0
 
     def add(self, base_logits: Tensor, logits: Tensor, input_ids: Tensor) -> None:
-        """Add a batch: logits [n, len, vocabulary] of both models for ``input_ids`` [n, len]."""
-        target = input_ids[:, 1:, None]
-        base = base_logits[:, :-1].float().log_softmax(-1)
-        ours = logits[:, :-1].float().log_softmax(-1)
-        self.base_loss -= float(base.gather(-1, target).sum(dtype=torch.float64))
-        self.loss -= float(ours.gather(-1, target).sum(dtype=torch.float64))
-        self.agree.append((base.argmax(-1) == ours.argmax(-1)).cpu())
-        kl = (base.exp() * (base - ours)).sum(-1)
-        self.kl.append(kl.cpu())
-
-    def result(self) -> Divergence:
-        """The figures over everything added.
+        """Add a batch: logits [n, len, vocabulary] of both models for ``input_ids`` [n, len].
 
         Raises:
             NumericalError: a model's predictions are not finite.
         """
-        kl = torch.cat(self.kl).double().numpy()
-        if not np.isfinite(kl).all():
+        target = input_ids[:, 1:, None]
+        base = base_logits[:, :-1].float().log_softmax(-1)
+        ours = logits[:, :-1].float().log_softmax(-1)
+        losses = [-part.gather(-1, target)[..., 0] for part in (base, ours)]
+        best = [part.argmax(-1) for part in (base, ours)]
+        right = [part == target[..., 0] for part in best]
+        kl = (base.exp() * (base - ours)).sum(-1)
+        if not bool(torch.isfinite(kl).all()):
             raise NumericalError("the models' predictions are not finite on this text")
-        agree = torch.cat(self.agree).double().numpy()
-        tokens = np.full(len(kl), kl.shape[1], dtype=np.float64)
+        self.kl.add(kl.cpu().numpy())
+        self.n_tokens += kl.numel()
+        parts = (kl, best[0] == best[1], right[0] != right[1], *losses, torch.ones_like(kl))
+        self.sums.append(torch.stack([p.sum(-1, dtype=torch.float64) for p in parts]).cpu())
+
+    def result(self) -> Divergence:
+        """The figures over everything added."""
+        kl, agree, flips, base_loss, loss, tokens = torch.cat(self.sums, dim=1).numpy()
+        more = ratio_interval(loss - base_loss, tokens)
+        ratio, low, high = (float(np.exp(part)) for part in (more.value, more.low, more.high))
+        p50, p95, p99, p999 = self.kl.percentiles(PERCENTS)
         return Divergence(
-            kl=ratio_interval(kl.sum(1), tokens),
-            kl_p99=float(np.percentile(kl, 99)),
-            top1_agreement=ratio_interval(agree.sum(1), tokens),
-            base_perplexity=float(np.exp(self.base_loss / kl.size)),
-            perplexity=float(np.exp(self.loss / kl.size)),
-            n_tokens=int(kl.size),
+            kl=ratio_interval(kl, tokens),
+            kl_percentiles=(p50, p95, p99, p999),
+            top1_agreement=ratio_interval(agree, tokens),
+            flips=ratio_interval(flips, tokens),
+            base_perplexity=float(np.exp(base_loss.sum() / tokens.sum())),
+            perplexity=float(np.exp(loss.sum() / tokens.sum())),
+            perplexity_ratio=Estimate(ratio, low, high, more.n),
+            n_tokens=self.n_tokens,
         )

@@ -14,7 +14,17 @@ from srcr.formats.checkpoint import RECORD
 from srcr.formats.safetensors_files import TensorFiles
 from srcr.models.load import read_config, weight_files
 from srcr.models.topology import Topology, linear_weight
+from srcr.numerics.entropy import code_entropy, sparse_entropy
 from srcr.types import CompressedWeight, CompressionPlan, Rates
+
+#: What each count includes, for people to read beside it.
+INCLUDES = {
+    "tcr": "linear layers of the decoder blocks against 16 bits; no scales, zero-points, embeddings, head",
+    "entropy_bits": "bits a weight of the same layers if their codes were ideally entropy-coded; no scales",
+    "base_bytes": "weight files of the original on disk: everything in them",
+    "stored_bytes": "weight files on disk: codes, scales, zero-points, embeddings, head",
+    "loaded_bytes": "weights that the named engine keeps in memory, embeddings and head included",
+}
 
 
 def layer_tcr(sparsity: float, bits: float) -> float:
@@ -51,16 +61,33 @@ def planned_rates(
     """Rates of a model that was just compressed: sparsity counted in the masks, not assumed."""
     planned = plan.by_name()
     rows = []
+    entropy = total = 0.0
     for name, (height, width) in topology.shapes.items():
-        mask = compressed[name].mask if name in compressed else None
-        sparsity = 0.0 if mask is None else 1 - float(mask.sum()) / mask.numel()
+        weight = compressed.get(name)
+        sparsity = 0.0 if weight is None else mask_sparsity(weight)
         rows.append((height * width, sparsity, planned[name].bits if name in planned else 16))
+        entropy += height * width * (16.0 if weight is None else entropy_bits(weight))
+        total += height * width
     sparsity, bits, tcr = mean_rates(rows)
     return Rates(
         sparsity=sparsity, bits=bits, tcr=tcr, zeros=zeros,
         base_bytes=file_bytes(base), stored_bytes=file_bytes(folder),
         loaded_bytes=loaded.n_bytes, engine=loaded.engine, source=RECORD,
+        entropy_bits=entropy / total,
     )  # fmt: skip
+
+
+def mask_sparsity(weight: CompressedWeight) -> float:
+    """The fraction that the mask removed."""
+    return 0.0 if weight.mask is None else 1 - float(weight.mask.sum()) / weight.mask.numel()
+
+
+def entropy_bits(weight: CompressedWeight) -> float:
+    """Bits a weight that an ideal entropy coder would need for the codes, or for 16-bit values with a
+    mask."""
+    if weight.codes is not None:
+        return code_entropy(weight.codes)
+    return sparse_entropy(mask_sparsity(weight))
 
 
 def count_zeros(weights: Iterable[torch.Tensor]) -> float:
@@ -72,28 +99,40 @@ def count_zeros(weights: Iterable[torch.Tensor]) -> float:
     return zero / total
 
 
-def measured_rates(base: Path, folder: Path, model: Any, topology: Topology) -> Rates:
+def measured_rates(
+    base: Path, folder: Path, model: Any, topology: Topology, parameters: int
+) -> Rates:
     """Rates of a checkpoint from its own config and weights.
 
     Bits come from its ``quantization_config``; sparsity is the zeros of layers that are not quantized
-    (in quantized ones, pruned weights cannot be told from those that rounding made zero).
+    (in quantized ones, pruned weights cannot be told from those that rounding made zero), and everything
+    that the base has and the checkpoint has not: ``parameters`` counts the base's linear layers, so
+    heads, channels and layers that were removed count as sparsity.
     """
     config = read_config(folder)
     zeros = {
         name: count_zeros([linear_weight(model.get_submodule(name))]) for name in topology.shapes
     }
-    rows = []
-    for name, (height, width) in topology.shapes.items():
-        bits = compressed_tensors.num_bits(config, name)
-        rows.append((height * width, zeros[name] if bits == 16 else 0.0, bits))
-    sparsity, bits_mean, tcr = mean_rates(rows)
-    total = sum(size for size, _, _ in rows)
+    sizes = {name: height * width for name, (height, width) in topology.shapes.items()}
+    bits = {name: compressed_tensors.num_bits(config, name) for name in sizes}
+    kept = {n: sizes[n] * (1 - zeros[n] if bits[n] == 16 else 1) for n in sizes}
+    present = sum(sizes.values())
     with TensorFiles(folder) as files:
         packed = any(name.endswith(".weight_packed") for name in files.names())
-    loaded = get_format("compressed-tensors" if packed else "dense").loaded_bytes(folder)
+    fmt = get_format("compressed-tensors" if packed else "dense")
+    entropy = 0.0
+    for name, _, codes in fmt.read(folder, list(sizes), topology.conv1d):
+        entropy += sizes[name] * (
+            sparse_entropy(zeros[name]) if codes is None else code_entropy(codes)
+        )
+    loaded = fmt.loaded_bytes(folder)
+    total = max(parameters, present)
     return Rates(
-        sparsity=sparsity, bits=bits_mean, tcr=tcr,
-        zeros=sum(h * w * zeros[n] for n, (h, w) in topology.shapes.items()) / total,
+        sparsity=1 - sum(kept.values()) / total,
+        bits=sum(sizes[n] * bits[n] for n in sizes) / present,
+        tcr=1 - sum(kept[n] * bits[n] for n in sizes) / (16 * total),
+        zeros=sum(sizes[n] * zeros[n] for n in sizes) / present,
         base_bytes=file_bytes(base), stored_bytes=file_bytes(folder),
         loaded_bytes=loaded.n_bytes, engine=loaded.engine, source="config and weights",
+        entropy_bits=entropy / total,
     )  # fmt: skip

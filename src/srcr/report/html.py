@@ -1,0 +1,225 @@
+"""From runs to one HTML file: no network, no other file, no script but the report's own.
+
+Everything that comes from artefacts is untrusted text: the template escapes it, and the page's policy
+allows the report's two scripts, by hash, and no request at all.
+"""
+
+import base64
+import difflib
+import hashlib
+import math
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from srcr.card import size
+from srcr.errors import InputError
+from srcr.report import plots, table
+from srcr.report.runs import Run, load_runs
+
+#: Worst prompts in the whole report, at most ten a run, and characters of each text: they bound its size.
+WORST = 240
+CLIP = 320
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The run that the first screen speaks of, why it, and what it kept by which measure."""
+
+    index: int
+    why: str
+    kept: str = ""
+    interval: str = ""
+    measure: str = ""
+
+
+def write_report(paths: Sequence[str | Path], out: Path, overwrite: bool = False) -> None:
+    """Read the runs at ``paths`` and write their report; ``out`` appears whole or not at all.
+
+    Raises:
+        InputError: nothing usable at ``paths``, or ``out`` cannot be written.
+    """
+    if out.is_dir():
+        raise InputError(f"output {out} is a folder: give the name of a file")
+    if out.exists() and not overwrite:
+        raise InputError(f"output {out} exists: choose another name, or use --overwrite")
+    if not next(path for path in out.resolve().parents if path.exists()).is_dir():
+        raise InputError(f"output {out}: a file stands where its folder would be")
+    page = build_report(load_runs(paths))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    partial.write_bytes(page.encode(errors="replace"))
+    partial.replace(out)
+
+
+def build_report(runs: Sequence[Run], title: str | None = None) -> str:
+    """The report of ``runs`` as one self-contained HTML page.
+
+    Raises:
+        InputError: there are no runs.
+    """
+    if not runs:
+        raise InputError("no run was given: name folders of compressed models or evaluation files")
+    bases = list(dict.fromkeys(short(run.base) for run in runs))
+    chosen = headline(runs)
+    data = _data(runs) | {"chosen": chosen.index}
+    scripts = [_own("plotly-basic.min.js"), _own("report.js")]
+    return _environment().get_template("report.html.j2").render(
+        title=title or f"{', '.join(bases)}, compressed",
+        runs=runs,
+        columns=table.COLUMNS,
+        chosen=chosen,
+        best=runs[chosen.index],
+        bases=bases,
+        n_texts=len({_text_hash(run) for run in runs} - {None}),
+        modes=sorted({plots.mode(run) for run in runs}),
+        structures=sorted({table.structure(run) for run in runs}),
+        data=data,
+        map=table.rate_map(runs),
+        policy=_policy(scripts),
+        scripts=[Markup(script) for script in scripts],
+        style=Markup(_own("report.css")),
+        n_worst=max(2, min(10, WORST // len(runs))),
+    )  # fmt: skip
+
+
+def headline(runs: Sequence[Run]) -> Headline:
+    """The run with the best SrCr; without any, the smallest KL; without any, the fewest bytes."""
+    choices: tuple[tuple[str, Callable[[Run], float | None]], ...] = (
+        ("best SrCr", _minus_srcr),
+        ("smallest KL", _kl),
+        ("smallest on disk", lambda run: run.rates.stored_bytes if run.rates else None),
+    )
+    for why, measure in choices:
+        found = ((measure(run), index) for index, run in enumerate(runs))
+        known = [(value, index) for value, index in found if value is not None]
+        if known:
+            index = min(known)[1]
+            return _kept(index, f"{why} of {len(runs)} runs" if len(runs) > 1 else "", runs[index])
+    return Headline(0, "")
+
+
+def _kept(index: int, why: str, run: Run) -> Headline:
+    found = run.evaluation
+    if found and found.sr is not None:
+        return Headline(
+            index, why, table.percent(found.sr), table.percents(found.sr_ci95),
+            "of the base's task scores above chance (semantic retention, Sr)",
+        )  # fmt: skip
+    if found and found.divergence:
+        top1 = found.divergence.top1_agreement
+        return Headline(
+            index, why, table.percent(top1.value), table.percents(top1.ci95),
+            "of the base's next-token choices (top-1 agreement)",
+        )  # fmt: skip
+    return Headline(index, why)
+
+
+def _minus_srcr(run: Run) -> float | None:
+    value = run.evaluation.srcr if run.evaluation else None
+    return -value if value is not None and math.isfinite(value) else None
+
+
+def _kl(run: Run) -> float | None:
+    divergence = run.evaluation.divergence if run.evaluation else None
+    return divergence.kl.value if divergence and math.isfinite(divergence.kl.value) else None
+
+
+def _text_hash(run: Run) -> str | None:
+    return run.evaluation.text.get("sha256") if run.evaluation else None
+
+
+def _data(runs: Sequence[Run]) -> dict[str, Any]:
+    """What the page's script draws. Layer names are kept once: mostly all runs have the same."""
+    names = [plots.layer_names(run) for run in runs]
+    distinct = list(dict.fromkeys(names))
+    return {
+        "tradeoff": {
+            outcome.key: {axis.key: plots.tradeoff(runs, outcome, axis) for axis in plots.AXES}
+            for outcome in plots.OUTCOMES
+        },
+        "layers": {
+            "figure": plots.layer_figure(),
+            "names": distinct,
+            "named": [distinct.index(own) for own in names],
+            "columns": [plots.layer_columns(run) for run in runs],
+        },
+        "tasks": [
+            plots.task_figure(run.evaluation.tasks)
+            if run.evaluation and run.evaluation.tasks
+            else None
+            for run in runs
+        ],
+    }
+
+
+def word_diff(base: str, compressed: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Both texts in pieces, each with whether it differs from the other text."""
+    left, right = (re.findall(r"\s+|\w+|[^\w\s]", clip(text)) for text in (base, compressed))
+    pieces: tuple[list[tuple[str, bool]], list[tuple[str, bool]]] = ([], [])
+    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+    for kind, a, b, c, d in matcher.get_opcodes():
+        for side, words in zip(pieces, (left[a:b], right[c:d]), strict=True):
+            if words:
+                side.append(("".join(words), kind != "equal"))
+    return pieces
+
+
+def clip(text: str) -> str:
+    """The text, cut where it is very long."""
+    return text if len(text) <= CLIP else text[:CLIP] + " …"
+
+
+def short(model: str) -> str:
+    """A model's name without the folders above it; hub ids stay whole."""
+    return Path(model).name if model.startswith(("/", ".", "~")) else model
+
+
+def evaluate_command(run: Run, options: str) -> str:
+    """The command that fills what is missing in a run."""
+    folder = run.evaluation.compressed if run.evaluation else run.name
+    return (
+        f"srcr evaluate {shlex.quote(run.base)} {shlex.quote(folder)} {options} --report".replace(
+            "  ", " "
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("srcr", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    shown = (
+        table.percent, table.percents, table.number, table.numbers, table.smaller, table.structure,
+        plots.mode, plots.method, size, short, clip, word_diff, evaluate_command,
+    )  # fmt: skip
+    environment.filters |= {function.__name__: function for function in shown}
+    return environment
+
+
+def _own(name: str) -> str:
+    return files("srcr.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Content security policy: these scripts, inline style, images made by the page, nothing else."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )

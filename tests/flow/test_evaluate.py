@@ -1,0 +1,169 @@
+"""srcr evaluate and srcr report as a user runs them: tasks, meaning, several candidates, the page."""
+
+import json
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from srcr.bundled import chance, model_path
+from srcr.evaluation import EvaluationText, TaskSpec, evaluate
+from srcr.metrics.semantic import SemanticSpec
+
+TEXT = ["--text", "bundled", "--samples", 4, "--seq-len", 64]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The bundled model at 2 bits: something is lost."""
+    from srcr import Calibration, Output, QuantSpec, Recipe, compress
+
+    out = tmp_path_factory.mktemp("evaluate") / "small"
+    recipe = Recipe(quant=QuantSpec(num_bits=2))
+    compress("bundled", recipe, Calibration("bundled", 8, 64), Output(out), quiet=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def found(small):
+    """The whole measurement of one candidate."""
+    return evaluate(
+        "bundled", [small], EvaluationText("bundled", 4, 64), TaskSpec(("bundled",), 60),
+        SemanticSpec(n=12, prompt_len=8, max_new_tokens=8, scorer="base"), quiet=True,
+    )[0]  # fmt: skip
+
+
+def test_tasks_sr_and_srcr(found):
+    assert set(found["tasks"]) == {"knowledge", "reasoning", "arithmetic"}
+    kept = []
+    for name, task in found["tasks"].items():
+        items = found["items"][name]
+        assert task["n"] == len(items["base"]) == len(items["compressed"]) == 60
+        assert task["base"] == pytest.approx(sum(items["base"]) / 60)
+        assert task["compressed"] == pytest.approx(sum(items["compressed"]) / 60)
+        assert task["chance"] == pytest.approx(chance(name), abs=0.05)
+        above = max(0, task["compressed"] - task["chance"])
+        kept.append(above / (task["base"] - task["chance"]))
+        assert task["retention"] == pytest.approx(kept[-1])
+        assert task["ci95"][0] <= task["retention"] <= task["ci95"][1]
+        assert 0 <= task["p_value"] <= 1
+    assert found["sr"] == pytest.approx(sum(kept) / 3)
+    assert found["sr_ci95"][0] <= found["sr"] <= found["sr_ci95"][1]
+    assert found["srcr"] == pytest.approx(found["sr"] * 0.75)  # 2 bits: log2(16 / 2) / 4
+    assert found["sr"] < 1
+
+
+def test_meaning(found):
+    meaning = found["semantic"]
+    assert meaning["n"] == 12
+    assert meaning["max_new_tokens"] == 8
+    expected = (meaning["consistency"] - meaning["chance"]) / (1 - meaning["chance"])
+    assert meaning["normalised"] == pytest.approx(expected)
+    assert len(meaning["worst"]) == 10
+    assert meaning["scorer"].startswith("hidden states")
+
+
+def test_the_rates_name_what_they_include(found):
+    assert set(found["includes"]) >= {"tcr", "base_bytes", "stored_bytes", "loaded_bytes"}
+    assert 0 < found["rates"]["entropy_bits"] <= 2
+
+
+def test_ten_candidates_cost_one_pass_of_the_base(small, monkeypatch):
+    """Every forward pass of the base is counted, through all three measures."""
+    from srcr import evaluation
+
+    passes = []
+    load = evaluation.load_model
+
+    def counted(folder, dtype=None):
+        model = load(folder, dtype)
+        if folder == model_path():
+            model.register_forward_hook(lambda *_: passes.append(1))
+        return model
+
+    monkeypatch.setattr(evaluation, "load_model", counted)
+    counts = []
+    for candidates in ([small], [small] * 10):
+        passes.clear()
+        found = evaluate(
+            "bundled", candidates, EvaluationText("bundled", 4, 64), TaskSpec(("bundled",), 5),
+            SemanticSpec(n=4, prompt_len=4, max_new_tokens=4, scorer="base"), quiet=True,
+        )  # fmt: skip
+        counts.append(len(passes) - len(candidates))  # scoring texts by the base's hidden states
+        assert len({json.dumps({**one, "seconds": 0}) for one in found}) == 1
+    assert abs(counts[0] - counts[1]) <= 9  # the embeddings of each candidate's continuations
+
+
+def test_a_base_at_chance_leaves_sr_undefined(tmp_path, srcr):
+    """An untrained model guesses: nothing to retain, no division by zero."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(model_path())
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "untrained")
+    AutoTokenizer.from_pretrained(model_path()).save_pretrained(tmp_path / "untrained")
+    options = [*TEXT, "--tasks", "bundled", "--limit", 30, "--json"]
+    result = srcr("evaluate", tmp_path / "untrained", tmp_path / "untrained", *options)
+    assert result.code == 0, result.err
+    found = result.json()
+    undefined = [task for task in found["tasks"].values() if task["retention"] is None]
+    assert undefined
+    assert all("at chance" in task["note"] for task in undefined)
+    if len(undefined) == 3:
+        assert found["sr"] is None
+        assert found["srcr"] is None
+
+
+def test_removed_channels_count_as_sparsity(tmp_path, srcr):
+    """A candidate whose FFN has half the channels of the base."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
+    folders = []
+    for width in (128, 64):
+        config = LlamaConfig(**sizes, intermediate_size=width, num_key_value_heads=2)
+        folders.append(tmp_path / str(width))
+        AutoModelForCausalLM.from_config(config).save_pretrained(folders[-1])
+    result = srcr("evaluate", *folders, "--samples", 2, "--seq-len", 16, "--json")
+    assert result.code == 0, result.err
+    rates = result.json()["rates"]
+    attention, ffn = 64 * 64 * 2 + 64 * 32 * 2, 3 * 64 * 128
+    removed = (ffn / 2) / (attention + ffn)
+    assert rates["sparsity"] == pytest.approx(removed)
+    assert rates["tcr"] == pytest.approx(removed)
+    assert rates["bits"] == 16
+
+
+def test_report_into_the_folder_and_across_folders(small, srcr, tmp_path):
+    options = [*TEXT, "--tasks", "bundled", "--limit", 20, "--report", "--overwrite"]
+    result = srcr("evaluate", "bundled", small, *options)
+    assert result.code == 0, result.err
+    kept = json.loads((small / "evaluation.json").read_text())
+    assert kept["command"].startswith("srcr evaluate bundled")
+    card = (small / "README.md").read_text()
+    assert re.search(rf"\| Sr \| {kept['sr']:.3f} \|", card)
+    assert card.count("<!-- evaluation -->") == 1
+    page = (small / "report.html").read_text(encoding="utf-8")
+    assert "<!doctype html>" in page[:200].lower()
+    whole = tmp_path / "all.html"
+    assert srcr("report", small, "-o", whole).code == 0
+    assert whole.stat().st_size < 2_000_000
+    again = srcr("report", small, "-o", whole)
+    assert again.code == 2
+    assert "--overwrite" in again.error()
+    assert AutoModelForCausalLM.from_pretrained(small) is not None  # still a model folder
+
+
+def test_a_report_without_an_evaluation_says_how_to_get_one(small, srcr, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("srcr.json", "plan.yaml"):
+        (bare / name).write_bytes((small / name).read_bytes())
+    assert srcr("report", bare, "-o", tmp_path / "bare.html").code == 0
+    assert "srcr evaluate" in (tmp_path / "bare.html").read_text(encoding="utf-8")
+
+
+def test_a_report_of_nothing(srcr, tmp_path):
+    result = srcr("report", tmp_path / "no", "-o", tmp_path / "x.html")
+    assert result.code == 2
+    assert not (tmp_path / "x.html").exists()

@@ -1,0 +1,275 @@
+"""Tasks on real models: the bundled sets, and local task folders that lm-evaluation-harness runs."""
+
+import builtins
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from srcr import bundled
+from srcr.bundled.task_folder import write_task_folder
+from srcr.errors import InputError
+from srcr.metrics.tasks import PAPER, resolve_tasks, run_tasks
+from srcr.models.load import load_model, load_tokenizer
+
+SHARED = Path(__file__).parents[3] / "shared"
+DATA, STORIES = SHARED / "data", SHARED / "models" / "stories260K"
+COMPARED = 16
+needs_shared = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not there")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model gains nothing from a second thread, and loses much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[torch.nn.Module, Any]:
+    folder = bundled.model_path()
+    return load_model(folder, torch.float32), load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def stories() -> tuple[torch.nn.Module, Any]:
+    return load_model(STORIES, torch.float32), load_tokenizer(STORIES)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, without the hub client's retries."""
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
+
+
+def write_task(folder: Path, name: str, rows: list[dict[str, Any]], **config: Any) -> None:
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    files = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}}
+    task = {"task": name, **files, "test_split": "test", **config}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+
+
+def choice(**config: Any) -> dict[str, Any]:
+    return {
+        "output_type": "multiple_choice",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    } | config
+
+
+def generation(most: int, **config: Any) -> dict[str, Any]:
+    return {
+        "output_type": "generate_until",
+        "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": most, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    } | config
+
+
+# --- the bundled sets
+
+
+def test_bundled_tasks_score_every_item(tiny: tuple[torch.nn.Module, Any]) -> None:
+    tasks = resolve_tasks(["bundled"])
+    heard: list[tuple[float, str]] = []
+    results = run_tasks(tasks, *tiny, limit=8, on_progress=lambda *said: heard.append(said))
+    assert tuple(results) == bundled.TASKS
+    assert heard == [*enumerate(bundled.TASKS), (3, "")]
+    for name, result in results.items():
+        assert (result.name, result.metric, len(result.correct)) == (name, "acc", 8)
+        assert set(result.correct) <= {0.0, 1.0}
+        assert 0 < result.chance < 1
+
+
+def test_limit_draws_the_same_items_again_and_others_with_another_seed(
+    tiny: tuple[torch.nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = bundled.tasks()["reasoning"][-24:]
+    monkeypatch.setattr(bundled, "tasks", lambda: {"reasoning": items})
+    monkeypatch.setattr(bundled, "TASKS", ("reasoning",))
+    (task,) = resolve_tasks(["bundled"])
+    whole = task.score(*tiny, None, 0)
+    assert whole.correct == tuple(map(float, bundled.score(*tiny, items)))
+    assert whole == task.score(*tiny, 25, 1)
+    drawn = []
+    monkeypatch.setattr(bundled, "score", lambda m, t, items: drawn.append(items) or [True])
+    for seed in (1, 1, 2):
+        task.score(*tiny, 12, seed)
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [item for item in items if item in drawn[0]] == drawn[0]
+    assert len(set(drawn[0])) == 12
+
+
+def test_bad_requests_are_refused(tmp_path: Path, tiny: tuple[torch.nn.Module, Any]) -> None:
+    with pytest.raises(InputError, match="no task was given"):
+        resolve_tasks([])
+    assert len(resolve_tasks(["bundled", "bundled"])) == 3
+    with pytest.raises(InputError, match="limit of 0"):
+        run_tasks(resolve_tasks(["bundled"]), *tiny, limit=0)
+
+
+def test_without_the_harness_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.startswith("lm_eval"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    for name in ("hellaswag", "paper", "./somewhere"):
+        with pytest.raises(InputError, match=r"pip install 'srcr\[tasks\]'"):
+            resolve_tasks([name])
+
+
+# --- the harness
+
+
+@pytest.fixture(scope="module")
+def harness() -> None:
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("accelerate")
+
+
+@pytest.mark.usefixtures("harness")
+def test_the_harness_agrees_on_every_bundled_item(
+    tmp_path: Path, tiny: tuple[torch.nn.Module, Any]
+) -> None:
+    names = write_task_folder(tmp_path)
+    tasks = resolve_tasks([f"{tmp_path}/"])
+    assert {task.name for task in tasks} == set(names)
+    found = run_tasks(tasks, *tiny, limit=COMPARED)
+    for name, items in bundled.tasks().items():
+        result = found[f"srcr_{name}"]
+        assert result.metric == "acc"
+        assert result.correct == tuple(map(float, bundled.score(*tiny, items[:COMPARED])))
+        assert result.chance == pytest.approx(
+            np.mean([1 / len(i.choices) for i in items[:COMPARED]])
+        )
+
+
+@needs_shared
+@pytest.mark.usefixtures("harness")
+def test_pairs_choices_and_generation_from_a_local_folder(
+    tmp_path: Path, stories: tuple[torch.nn.Module, Any]
+) -> None:
+    blimp = (DATA / "blimp" / "anaphor_number_agreement.jsonl").read_text().splitlines()
+    pairs = [json.loads(line) for line in blimp]
+    write_task(tmp_path, "pairs", pairs, **choice(
+        doc_to_text="", doc_to_choice="{{[sentence_good, sentence_bad]}}", doc_to_target=0,
+    ))  # fmt: skip
+    bbh = json.loads((DATA / "bbh" / "boolean_expressions.json").read_text())["examples"]
+    write_task(tmp_path, "boolean", bbh, **choice(
+        doc_to_text="{{input}}", doc_to_choice=["True", "False"], doc_to_target="target",
+        num_fewshot=2,
+    ))  # fmt: skip
+    write_task(tmp_path, "boolean_said", bbh, **generation(
+        4, doc_to_text="Q: {{input}}\nA:", doc_to_target="{{target}}",
+    ))  # fmt: skip
+    gsm8k = [json.loads(line) for line in (DATA / "gsm8k_test.jsonl").open()][:20]
+    number = {"function": "regex", "regex_pattern": r"(-?[0-9]+)"}
+    anything = {"function": "regex", "regex_pattern": r"(.)"}
+    write_task(tmp_path, "gsm8k", gsm8k, **generation(
+        8, doc_to_text="Question: {{question}}\nAnswer:",
+        doc_to_target="{{answer.split('#### ')[-1]}}",
+        filter_list=[
+            {"name": "number", "filter": [number, {"function": "take_first"}]},
+            {"name": "anything", "filter": [anything, {"function": "take_first"}]},
+        ],
+    ))  # fmt: skip
+
+    tasks = resolve_tasks([f"{tmp_path}/"])
+    results = run_tasks(tasks, *stories, limit=6)
+    assert results == run_tasks(tasks, *stories, limit=6)  # loaded once, run on several models
+    assert {name: (r.metric, r.chance, len(r.correct)) for name, r in results.items()} == {
+        "boolean": ("acc", 0.5, 6),
+        "boolean_said": ("exact_match", 0.0, 6),
+        "gsm8k": ("exact_match", 0.0, 6),  # of the first filter alone
+        "pairs": ("acc", 0.5, 6),
+    }
+    assert results["pairs"].correct == tuple(_better(*stories, pair) for pair in pairs[:6])
+    assert all(set(result.correct) <= {0.0, 1.0} for result in results.values())
+
+
+def _better(model: torch.nn.Module, tokenizer: Any, pair: dict[str, Any]) -> float:
+    """Whether the good sentence is likelier, each after the model's first token."""
+    losses = []
+    for key in ("sentence_good", "sentence_bad"):
+        ids = tokenizer(f" {pair[key]}", add_special_tokens=False, return_tensors="pt").input_ids
+        ids = torch.cat([torch.tensor([[tokenizer.bos_token_id]]), ids], 1)
+        with torch.no_grad():
+            losses.append(model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1))
+    return float(losses[0] < losses[1])
+
+
+@pytest.mark.usefixtures("harness")
+def test_the_items_of_a_tag_are_pooled_and_chance_is_weighted_by_them(
+    tmp_path: Path, tiny: tuple[torch.nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.tasks import TaskManager
+
+    rows = [
+        {"q": "2 + 2 =", "c": [" 4.", " 5."], "a": 0},
+        {"q": "3 - 1 =", "c": [" 2.", " 7."], "a": 0},
+    ]
+    keys = {"doc_to_text": "q", "doc_to_choice": "c", "doc_to_target": "a", "target_delimiter": ""}
+    write_task(tmp_path, "two", rows, **choice(tag="sums", **keys))
+    four = [row | {"c": [*row["c"], " 8.", " 9."]} for row in rows[:1]]
+    write_task(tmp_path, "four", four, **choice(tag="sums", **keys))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    monkeypatch.setattr("srcr.metrics.tasks._registry", lambda: manager)
+    result = run_tasks(resolve_tasks(["sums"]), *tiny)["sums"]
+    assert len(result.correct) == 3
+    assert result.chance == pytest.approx((0.5 + 0.5 + 0.25) / 3)
+    with pytest.raises(InputError, match="'two' comes twice"):
+        resolve_tasks(["two", f"{tmp_path}/"])
+
+
+@pytest.mark.usefixtures("harness", "offline")
+def test_names_are_checked_before_anything_is_loaded() -> None:
+    with pytest.raises(InputError, match=r"unknown task 'helaswag': did you mean .*hellaswag"):
+        resolve_tasks(["paper", "helaswag"])
+    with pytest.raises(InputError, match=f"'{PAPER[0]}' cannot be loaded: .*TIGER-Lab/MMLU-Pro"):
+        resolve_tasks(["paper"])
+    assert logging.getLogger("lm_eval").level == logging.ERROR
+
+
+@pytest.mark.usefixtures("harness", "offline")
+def test_folders_that_cannot_be_used_are_refused(
+    tmp_path: Path, stories: tuple[torch.nn.Module, Any]
+) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        resolve_tasks([f"{tmp_path}/nowhere/"])
+    with pytest.raises(InputError, match="has no task"):
+        resolve_tasks([f"{tmp_path}/"])
+    (tmp_path / "_shared.yaml").write_text("output_type: multiple_choice\n")
+    (tmp_path / "broken.yaml").write_text("task: [\n")
+    with pytest.raises(InputError, match=r"broken\.yaml is not a task"):
+        resolve_tasks([f"{tmp_path}/"])
+    (tmp_path / "broken.yaml").unlink()
+
+    rows = [{"text": "Once upon a time", "answer": "there"}]
+    config = {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+    }
+    perplexity = [{"metric": "word_perplexity", "aggregation": "weighted_perplexity"}]
+    write_task(tmp_path, "words", rows, metric_list=perplexity, **config)
+    with pytest.raises(InputError, match="words measures perplexity"):
+        resolve_tasks([f"{tmp_path}/"])
+    config = {"doc_to_text": "{{text}}", "doc_to_target": "{{answer}}"}
+    write_task(tmp_path, "words", rows, **generation(4096, **config))
+    with pytest.raises(InputError, match="'words' cannot run on this model"):
+        run_tasks(resolve_tasks([f"{tmp_path}/"]), *stories)
+    (tmp_path / "words.jsonl").unlink()
+    with pytest.raises(InputError, match=r"'words' cannot be loaded: .*words.jsonl"):
+        resolve_tasks([f"{tmp_path}/"])

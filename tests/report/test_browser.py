@@ -1,0 +1,204 @@
+"""The page in a browser: drawn, quiet, filtered, sorted from the keyboard, dark, and on a phone."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srcr.report import write_report
+
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="needs playwright: pip install playwright"
+)
+CHROMIUM = (
+    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs a chromium on the PATH, or named by the variable CHROMIUM"
+)
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def url(dozen: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(dozen, out)
+    return out.as_uri()
+
+
+@pytest.fixture
+def page(browser: Any, url: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """An open report; whatever a test does, nothing may be fetched and nothing may complain."""
+    context = browser.new_context(
+        **getattr(request, "param", {"viewport": {"width": 1280, "height": 900}})
+    )
+    page = context.new_page()
+    said: list[str] = []
+    fetched: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda call: fetched.append(call.url))
+    page.goto(url)
+    page.wait_for_selector("#plot-kl .scatterlayer .point")
+    yield page
+    context.close()
+    assert said == []
+    assert [call for call in fetched if not call.startswith(("data:", "blob:"))] == [url]
+
+
+def points(page: Any, plot: str) -> int:
+    count: int = page.locator(f"{plot} .scatterlayer .point").count()
+    return count
+
+
+def test_every_plot_is_drawn(page: Any) -> None:
+    assert points(page, "#plot-sr") == points(page, "#plot-kl") == 12
+    assert page.locator("#plot-sr .errorbar").count() == 12
+    assert page.locator(".map .cell:visible").count() == 8
+    assert page.locator("#plot-layers .bars .point").count() == 3 * 28
+    assert page.locator("#plot-tasks .bars .point").count() == 9
+
+
+def test_filters_reach_table_and_plots(page: Any) -> None:
+    page.locator("#f-mode").select_option("sequential-a")
+    assert page.locator("#table tbody tr:visible").count() == 1
+    assert page.locator("#count").inner_text() == "1 of 12 runs"
+    assert points(page, "#plot-sr") == points(page, "#plot-kl") == 1
+    assert page.locator(".map .cell:visible small").all_inner_texts() == ["s25-w4-case-a"]
+    page.get_by_role("button", name="Clear").click()
+    page.wait_for_function("document.querySelectorAll('#plot-kl .point').length === 12")
+    page.locator("#f-structure").select_option("2:4")
+    assert page.locator("#table tbody tr:visible").count() == 1
+    page.locator("#f-structure").select_option("")
+    page.get_by_label("TCr from, %").fill("81.25")
+    page.get_by_label("to, %").last.fill("81.25")
+    page.get_by_label("Search").fill("joint w4")
+    names = page.locator("#table tbody tr:visible .pick").all_inner_texts()
+    assert names == ["s25-w4", "6of8-w4"]
+    page.get_by_label("Search").fill("no such run")
+    assert points(page, "#plot-kl") == 0
+
+
+def test_the_front_is_that_of_the_runs_shown(page: Any) -> None:
+    count = "document.querySelector('#plot-kl').data.at(-1).x.length"
+    assert page.evaluate(count) > 2
+    page.get_by_label("Search").fill("sequential")
+    shown = page.evaluate("document.querySelector('#plot-kl').data.at(-1).y")
+    found = page.evaluate("document.querySelector('#plot-kl').data.slice(0, -1).flatMap(t => t.y)")
+    assert shown == [min(found)]
+
+
+def test_each_size_can_be_the_axis(page: Any) -> None:
+    for name in ("theoretical", "loaded", "stored"):
+        page.get_by_label(name, exact=True).check()
+        page.wait_for_function(
+            "name => document.querySelector('#plot-kl .xtitle').textContent.startsWith(name)",
+            arg=name,
+        )
+
+
+def test_hover_names_the_run_and_its_interval(page: Any) -> None:
+    page.locator("#plot-kl").scroll_into_view_if_needed()
+    box = page.locator("#plot-kl .scatterlayer .point").last.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    text = page.locator("#plot-kl .hoverlayer .hovertext").first.text_content()
+    assert "s25-w4-case-b" in text
+    assert "95 % interval [" in text
+
+
+def test_the_table_sorts_from_the_keyboard(page: Any) -> None:
+    heading = page.locator("#table thead th", has_text="KL")
+    heading.get_by_role("button").focus()
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    values = (
+        "[...document.querySelectorAll('#table tbody tr')].map(r => Number(r.cells[11].dataset.v))"
+    )
+    page.keyboard.press("Enter")
+    assert heading.get_attribute("aria-sort") == "ascending"
+    up = page.evaluate(values)
+    assert up == sorted(up)
+    page.keyboard.press("Space")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert page.evaluate(values) == up[::-1]
+    assert page.locator('#table thead th[aria-sort="none"]').count() == 15
+
+
+def test_choosing_a_run_changes_the_details(page: Any) -> None:
+    page.get_by_label("Details of run").select_option("w3")
+    assert "runs/w3" in page.locator("#record .panel:visible pre").first.inner_text()
+    page.get_by_role("button", name="s50-dense", exact=True).click()
+    assert page.locator("#record .panel:visible").count() == 1
+    assert "s50-dense" in page.locator("#record .panel:visible pre").first.inner_text()
+    assert page.locator("#run").input_value() == "11"
+
+
+DARK = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"}
+LIGHT = {**DARK, "color_scheme": "light"}
+GROUND = "getComputedStyle(document.body).backgroundColor"
+INK = "document.querySelector('#plot-kl')._fullLayout.font.color"
+
+
+@pytest.mark.parametrize("page", [DARK, LIGHT], indirect=True, ids=["dark", "light"])
+def test_colours_follow_the_system_and_the_button(page: Any) -> None:
+    before = page.evaluate(GROUND), page.evaluate(INK)
+    page.locator("#theme").focus()
+    page.keyboard.press("Enter")
+    after = page.evaluate(GROUND), page.evaluate(INK)
+    assert {before[0], after[0]} == {"rgb(255, 255, 255)", "rgb(18, 21, 26)"}
+    assert before[1] != after[1]
+    page.keyboard.press("Enter")
+    assert (page.evaluate(GROUND), page.evaluate(INK)) == before
+
+
+PHONE = {"viewport": {"width": 375, "height": 760}, "has_touch": True, "is_mobile": True}
+
+
+@pytest.mark.parametrize("page", [PHONE], indirect=True, ids=["375px"])
+def test_a_phone_scrolls_only_the_table_sideways(page: Any) -> None:
+    for name in page.locator("#run option").all_inner_texts()[:2]:
+        page.get_by_label("Details of run").select_option(name)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    inner, outer = page.evaluate(
+        "(() => { const box = document.querySelector('#runs .scroll');"
+        " return [box.scrollWidth, box.clientWidth] })()"
+    )
+    assert inner > outer
+    assert page.locator(".lead").bounding_box()["y"] < 400
+
+
+def test_with_reduced_motion_nothing_glides(browser: Any, url: str) -> None:
+    context = browser.new_context(reduced_motion="reduce")
+    page = context.new_page()
+    page.goto(url)
+    assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+    context.close()
+
+
+def test_the_policy_stops_other_scripts_and_requests(browser: Any, url: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(url)
+    page.evaluate(
+        "() => { const script = document.createElement('script'); script.textContent = 'window.ran = 1';"
+        " document.body.append(script); const image = new Image(); image.src = 'nowhere.png'; }"
+    )
+    page.wait_for_timeout(100)
+    assert page.evaluate("typeof window.ran") == "undefined"
+    assert len([line for line in said if "Content Security Policy" in line]) == 2
+    context.close()

@@ -1,0 +1,213 @@
+# ruff: noqa: RUF001 - the signs that the page uses
+"""The page as text: what it says, what it leaves out, and that nothing in it can run or call out."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from srcr.errors import InputError
+from srcr.report import build_report, load_runs, write_report
+from srcr.report.html import headline, word_diff
+from srcr.report.runs import Run
+from srcr.report.table import smaller
+
+MakeRuns = Callable[..., list[Path]]
+
+
+class Page(HTMLParser):
+    """What a browser would see: the text outside of scripts and styles, tags and their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._inside: list[str] = []
+        self.feed(page)
+        self.text = re.sub(r"\s+", " ", self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside and self._inside[-1] == tag:
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self._inside:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def runs(dozen: list[Path]) -> list[Run]:
+    return load_runs(dozen)
+
+
+@pytest.fixture(scope="module")
+def page(runs: list[Run]) -> str:
+    return build_report(runs)
+
+
+def test_the_first_words_say_what_was_compressed_and_what_it_kept(
+    runs: list[Run], page: str
+) -> None:
+    text = Page(page).text
+    chosen = headline(runs)
+    best = runs[chosen.index]
+    assert best.evaluation
+    assert best.evaluation.srcr == max(run.evaluation.srcr or 0 for run in runs if run.evaluation)
+    start = text[: text.index("Every compressed model")]
+    assert "models/tiny-llama" in start
+    assert re.search(
+        r"\d\.\d\s× smaller on disk, \d\.\d\s× smaller in memory, keeps \d+\.\d\s%", start
+    )
+    assert f"{best.name}, best SrCr of 12 runs" in start
+    assert "it is not bytes" in start
+
+
+def test_every_section_is_there(page: str) -> None:
+    found = Page(page)
+    ids = {attrs.get("id") for _, attrs in found.tags}
+    assert {"runs", "tradeoff", "map", "layers", "tasks", "semantic", "divergence", "record"} <= ids
+    for words in (
+        "srcr compress models/tiny-llama",
+        "McNemar",
+        "abab",
+        "912",
+        "transformers",
+        "chance",
+    ):
+        assert words in found.text
+    assert "fills this" not in found.text, "nothing is missing in these runs"
+
+
+def test_what_was_not_measured_is_one_line_that_says_how(runs: list[Run]) -> None:
+    run = runs[3]
+    assert run.evaluation
+    bare = replace(run.evaluation, tasks={}, semantic=None, sr=None, srcr=None)
+    text = Page(build_report([replace(run, evaluation=bare)])).text
+    command = "srcr evaluate models/tiny-llama runs/s25-w4 "
+    assert command + "--tasks bundled --report fills this" in text
+    assert command + "--semantic --report fills this" in text
+    assert "top-1 agreement" in text[: text.index("Every compressed model")]
+    only_made = Page(build_report([replace(run, evaluation=None)])).text
+    assert "what it kept has not been measured" in only_made
+    assert "srcr evaluate models/tiny-llama s25-w4 --report fills this" in only_made
+    only_measured = Page(build_report([replace(run, record=None, plan=None)])).text
+    assert "give the folder that srcr compress wrote" in only_measured
+
+
+def test_the_headline_falls_back(runs: list[Run]) -> None:
+    without = [
+        replace(run, evaluation=replace(run.evaluation, srcr=None, sr=None))
+        for run in runs
+        if run.evaluation
+    ]
+    chosen = headline(without)
+    found = [
+        run.evaluation.divergence.kl.value
+        for run in without
+        if run.evaluation and run.evaluation.divergence
+    ]
+    assert chosen.why.startswith("smallest KL")
+    assert chosen.index == found.index(min(found))
+    assert headline([replace(run, evaluation=None) for run in runs]).why.startswith(
+        "smallest on disk"
+    )
+
+
+NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}<!--"
+
+
+def test_untrusted_text_stays_text(runs: list[Run], page: str) -> None:
+    run = runs[0]
+    assert run.record
+    assert run.evaluation
+    assert run.evaluation.semantic
+    pair = replace(
+        run.evaluation.semantic.worst[0], prompt=NASTY, base=NASTY, compressed="b " + NASTY
+    )
+    evaluation = replace(
+        run.evaluation,
+        base=NASTY,
+        command=NASTY,
+        tasks={NASTY: next(iter(run.evaluation.tasks.values()))},
+        semantic=replace(run.evaluation.semantic, worst=(pair,), scorer=NASTY),
+    )
+    layer = replace(run.record.layers[0], name=NASTY)
+    record = replace(run.record, command=NASTY, notes=(NASTY,), layers=(layer,), base=NASTY)
+    nasty = build_report([replace(run, name=NASTY, record=record, evaluation=evaluation)])
+    hostile, clean = Page(nasty), Page(page)
+    scripts = [tag for tag, _ in hostile.tags if tag == "script"]
+    assert len(scripts) == len([tag for tag, _ in clean.tags if tag == "script"]) == 3
+    assert not [tag for tag, attrs in hostile.tags if tag == "img" or "onerror" in attrs]
+    assert "{{7*7}}" in hostile.text
+
+
+def test_the_data_are_json(page: str) -> None:
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert text
+    data = json.loads(text[1], parse_constant=pytest.fail)
+    assert len(data["tasks"]) == len(data["layers"]["columns"]) == 12
+
+
+def test_nothing_is_fetched_and_the_policy_forbids_it(page: str) -> None:
+    for tag, attrs in Page(page).tags:
+        assert not attrs.keys() & {"src", "srcset", "action", "data", "poster"}, tag
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        assert (attrs.get("href") or "#").startswith("#")
+    policy = next(attrs["content"] for tag, attrs in Page(page).tags if "http-equiv" in attrs)
+    assert policy
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-eval" not in policy
+
+
+def test_three_dozen_runs_of_a_large_model_fit_in_two_megabytes(
+    tmp_path: Path, make_runs: MakeRuns, page: str
+) -> None:
+    assert len(page.encode()) < 1_500_000
+    large = load_runs(make_runs(tmp_path, 3, blocks=32))
+    many = [replace(large[i % 3], name=f"run-{i}") for i in range(36)]
+    assert len(build_report(many).encode()) <= 2_000_000
+
+
+def test_the_same_runs_give_the_same_bytes(runs: list[Run], page: str) -> None:
+    assert build_report(runs) == page
+
+
+def test_words_that_differ_are_marked() -> None:
+    left, right = word_diff("the old mill, then", "the new mill then")
+    assert left == [("the ", False), ("old", True), (" mill", False), (",", True), (" then", False)]
+    assert right == [("the ", False), ("new", True), (" mill", False), (" then", False)]
+    assert word_diff("", "a") == ([], [("a", True)])
+
+
+def test_a_larger_model_is_not_called_smaller() -> None:
+    assert smaller(100, 50).endswith("× smaller")
+    assert smaller(50, 100).endswith("× larger")
+    assert smaller(100, 101) == "the same size"
+
+
+def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, dozen: list[Path]) -> None:
+    out = tmp_path / "new" / "report.html"
+    write_report(dozen[:2], out)
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+    with pytest.raises(InputError, match="--overwrite"):
+        write_report(dozen[:2], out)
+    write_report(dozen[:1], out, overwrite=True)
+    with pytest.raises(InputError, match="is a folder"):
+        write_report(dozen[:1], tmp_path)
+    with pytest.raises(InputError, match="a file stands"):
+        write_report(dozen[:1], out / "deeper.html")
+    with pytest.raises(InputError, match="does not exist"):
+        write_report([tmp_path / "absent"], tmp_path / "x.html")
+    assert not (tmp_path / "x.html").exists()
+    with pytest.raises(InputError, match="no run"):
+        build_report([])
