@@ -1,4 +1,4 @@
-# make quickstart: environment, install, compress the bundled model, evaluate it.
+# make quickstart: environment, install, compress the bundled model, evaluate it, report.
 # make test:       environment, lint, types, every test.
 
 PYTHON ?= python3
@@ -23,10 +23,11 @@ $(VENV)/.dev: $(VENV)/.installed
 
 quickstart: $(VENV)/.installed
 	$(BIN)/srcr compress bundled -o $(OUT) --sparsity 0.25 --bits 4 --overwrite
-	$(BIN)/srcr evaluate bundled $(OUT) -o $(OUT).report.json --overwrite
+	$(BIN)/srcr evaluate bundled $(OUT) --tasks bundled --semantic --report --overwrite
 	@echo
 	@echo "compressed checkpoint: $(OUT)  (its README.md says what was done)"
-	@echo "evaluation:            $(OUT).report.json"
+	@echo "evaluation:            $(OUT)/evaluation.json"
+	@echo "report to open:        $(OUT)/report.html"
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -202,9 +202,10 @@ def evaluate(
 ) -> None:
     """Measure what compressed models kept of the original, with 95 % intervals."""
     from srcr import tables
-    from srcr.evaluation import EvaluationText, TaskSpec, check_results, write_results
+    from srcr.evaluation import EvaluationText, TaskSpec
     from srcr.evaluation import evaluate as run
     from srcr.metrics.semantic import SemanticSpec
+    from srcr.results import check_results, write_results
 
     if limit is not None and tasks is None:
         raise InputError(f"--limit {limit} is a number of items a task: name the --tasks too")

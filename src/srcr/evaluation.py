@@ -1,6 +1,5 @@
 """evaluate(): the base and its compressed versions, in step, over the same text, tasks and prompts."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,9 @@ import torch
 
 from srcr import progress
 from srcr.calibration import Tokens, load_tokens
-from srcr.card import with_evaluation
 from srcr.compression import pick_device, versions
 from srcr.errors import InputError
-from srcr.formats.checkpoint import CARD, EVALUATION, RECORD, REPORT
-from srcr.metrics import retention
+from srcr.formats.checkpoint import RECORD
 from srcr.metrics.divergence import Accumulator, Divergence
 from srcr.metrics.rates import INCLUDES, file_bytes, measured_rates
 from srcr.metrics.retention import PairedScores
@@ -32,7 +29,8 @@ from srcr.metrics.semantic import (
 from srcr.metrics.tasks import Task, TaskResult, resolve_tasks, run_tasks
 from srcr.models.load import load_model, load_tokenizer, read_config, resolve
 from srcr.models.topology import observe
-from srcr.types import Estimate, Rates, from_dict, from_yaml, to_dict
+from srcr.results import Scored, divergence_json, retention_json
+from srcr.types import Rates, from_dict, from_yaml, to_dict
 
 DEFAULT_SAMPLES = 64
 #: At most so many tokens, and so many logits, go through each model at a time.
@@ -93,6 +91,8 @@ def evaluate(
     names = [Path(name).name for name in compressed]
     reference = load_model(base_folder, torch.float32).to(where)
     tokenizer = load_tokenizer(base_folder)
+    if tasks is not None and tokenizer is None:
+        raise InputError(f"tasks are text, but {base} has no tokenizer: measure without --tasks")
     models, rates = [], []
     for name, folder in zip(compressed, folders, strict=True):
         model = load_model(folder)
@@ -122,9 +122,9 @@ def evaluate(
             "base": str(base),
             "compressed": str(name),
             "rates": to_dict(rates[i]),
-            "divergence": _divergence_json(divergences[i]),
+            "divergence": divergence_json(divergences[i]),
             "semantic": meanings and semantic_json(meanings[i]),
-            **_retention_json(scored[i] if scored else {}, rates[i]),
+            **retention_json(scored[i] if scored else {}, rates[i]),
             **shared,
         }
         for i, name in enumerate(compressed)
@@ -236,37 +236,10 @@ def _calibrated_on(rows: list[str], folders: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _estimate(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "ci95": [estimate.low, estimate.high]}
-
-
-def _divergence_json(divergence: Divergence) -> dict[str, Any]:
-    percentiles = zip(("p50", "p95", "p99", "p999"), divergence.kl_percentiles, strict=True)
-    return {
-        "kl": _estimate(divergence.kl) | dict(percentiles),
-        "top1_agreement": _estimate(divergence.top1_agreement),
-        "flips": _estimate(divergence.flips),
-        "perplexity": {
-            "base": divergence.base_perplexity,
-            "compressed": divergence.perplexity,
-            "ratio": _estimate(divergence.perplexity_ratio),
-        },
-        "n_tokens": divergence.n_tokens,
-    }
-
-
-@dataclass(frozen=True, eq=False)
-class _Scored:
-    """One task, both models."""
-
-    metric: str
-    scores: PairedScores
-
-
 def _scores(
     chosen: Sequence[Task], reference: Any, models: Sequence[Any], names: Sequence[str], tokenizer: Any,
     limit: int | None, seed: int, quiet: bool,
-) -> list[dict[str, _Scored]]:  # fmt: skip
+) -> list[dict[str, Scored]]:  # fmt: skip
     """Every task on the base, once, and on every candidate."""
     found: list[dict[str, TaskResult]] = []
     with progress.stage("tasks", 1 + len(models), quiet) as bar:
@@ -280,7 +253,7 @@ def _scores(
     base, *others = found
     return [
         {
-            name: _Scored(
+            name: Scored(
                 result.metric,
                 PairedScores(
                     np.array(result.correct, dtype=np.float64),
@@ -292,101 +265,6 @@ def _scores(
         }
         for other in others
     ]
-
-
-def _retention_json(scored: dict[str, _Scored], rates: Rates) -> dict[str, Any]:
-    """``tasks``, ``sr``, ``srcr`` with their intervals, and ``items``, the scores behind them."""
-    pairs = {name: part.scores for name, part in scored.items()}
-    sr = retention.semantic_retention(pairs)
-    both = None if sr is None else retention.srcr(sr, rates.sparsity, rates.bits)
-    return {
-        "tasks": {name: _task_json(part) for name, part in scored.items()},
-        "sr": sr and sr.value,
-        "sr_ci95": sr and [sr.low, sr.high],
-        "srcr": both and both.value,
-        "srcr_ci95": both and [both.low, both.high],
-        "items": {
-            name: {"base": _plain(part.base), "compressed": _plain(part.compressed)}
-            for name, part in pairs.items()
-        },
-    }
-
-
-def _task_json(scored: _Scored) -> dict[str, Any]:
-    scores = scored.scores
-    kept = retention.task_retention(scores)
-    found = {
-        "base": float(scores.base.mean()),
-        "compressed": float(scores.compressed.mean()),
-        "chance": scores.chance,
-        "retention": kept and kept.value,
-        "ci95": kept and [kept.low, kept.high],
-        "p_value": retention.mcnemar(scores.base, scores.compressed),
-        "flips": retention.flips(scores),
-        "n": len(scores.base),
-        "metric": scored.metric,
-    }
-    if kept is None:
-        found["note"] = (
-            "the base is at chance here: retention is undefined, and the task is not in Sr"
-        )
-    return found
-
-
-def _plain(scores: Any) -> list[float]:
-    """Scores as short JSON numbers."""
-    return [int(score) if score in (0, 1) else float(score) for score in scores]
-
-
-def check_results(out: Path | None, folders: Sequence[str | Path], overwrite: bool) -> None:
-    """Refuse, before any work, to write over anything: ``out``, and in each of ``folders`` the evaluation
-    and the report.
-
-    Raises:
-        InputError: names the path and the remedy.
-    """
-    if out is not None:
-        if out.exists() and not overwrite:
-            raise InputError(f"output {out} exists: choose another name, or use --overwrite")
-        if out.is_dir():
-            raise InputError(f"output {out} is a folder: give the name of a file")
-        if not next(path for path in out.resolve().parents if path.exists()).is_dir():
-            raise InputError(f"output {out}: a file stands where its folder would be")
-    for folder in folders:
-        for name in (EVALUATION, REPORT):
-            path = resolve(folder) / name
-            if path.exists() and not overwrite:
-                raise InputError(
-                    f"{path} exists from an earlier evaluation: use --overwrite to replace it"
-                )
-
-
-def write_results(reports: Sequence[dict[str, Any]], out: Path | None, into_folders: bool) -> None:
-    """Write the JSON to ``out`` (one object, or a list); with ``into_folders`` also ``evaluation.json``,
-    ``report.html`` and the model card's figures in each compressed folder."""
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        data = reports[0] if len(reports) == 1 else list(reports)
-        write_file(out, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    if not into_folders:
-        return
-    from srcr.report import write_report
-
-    for found in reports:
-        folder = resolve(found["compressed"])
-        text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
-        write_file(folder / EVALUATION, text + "\n")
-        if (folder / RECORD).is_file() and (folder / CARD).is_file():
-            card = (folder / CARD).read_text(encoding="utf-8")
-            write_file(folder / CARD, with_evaluation(card, found))
-        write_report([folder], folder / REPORT, overwrite=True)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a text file so that it appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def inspect(model: str | Path) -> dict[str, Any]:

@@ -5,50 +5,69 @@ from typing import Any
 
 import torch
 from torch.nn.functional import log_softmax
+from torch.nn.utils.rnn import pad_sequence
 
 from srcr.bundled.items import Item
 
 
 @torch.no_grad()
 def log_likelihoods(
-    model: torch.nn.Module, tokenizer: Any, items: Sequence[Item], batch_size: int = 64
+    model: torch.nn.Module, tokenizer: Any, items: Sequence[Item], batch_size: int = 256
 ) -> list[list[float]]:
-    """The summed log-likelihood of each choice's tokens after the prompt, item by item."""
-    rows: list[tuple[list[int], int]] = []
-    for item in items:
-        start = len(tokenizer(item.prompt)["input_ids"])
-        encoded = tokenizer([item.prompt + choice for choice in item.choices])["input_ids"]
-        rows.extend((ids, start) for ids in encoded)
+    """The summed log-likelihood of each choice's tokens after the prompt, item by item.
 
-    sums = [0.0] * len(rows)
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    device = next(model.parameters()).device
+    A prompt goes through the model once for all of its choices. Items with prompts of one length and as
+    many choices make batches of at most ``batch_size`` choices, so that no prompt is padded.
+    """
+    prompts = [tokenizer(item.prompt)["input_ids"] for item in items]
+    tails = [
+        [
+            ids[len(prompt) :]
+            for ids in tokenizer([item.prompt + c for c in item.choices])["input_ids"]
+        ]
+        for item, prompt in zip(items, prompts, strict=True)
+    ]
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
+        alike.setdefault((len(prompt), len(tail)), []).append(i)
+
+    sums: list[list[float]] = [[] for _ in items]
     was_training = model.training
     model.eval()
-    for begin in range(0, len(rows), batch_size):
-        chosen = by_length[begin : begin + batch_size]
-        width = max(len(rows[i][0]) for i in chosen)
-        ids = torch.zeros(len(chosen), width, dtype=torch.long)
-        scored = torch.zeros(len(chosen), width - 1)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(chosen):
-            tokens, start = rows[i]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-            scored[row, start - 1 : len(tokens) - 1] = 1
-        ids = ids.to(device)
-        logits = model(input_ids=ids, attention_mask=mask.to(device)).logits[:, :-1].float()
-        found = log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0].cpu()
-        for i, total in zip(chosen, (found * scored).sum(-1).tolist(), strict=True):
-            sums[i] = total
+    for (_, n_choices), members in alike.items():
+        size = max(1, batch_size // n_choices)
+        for begin in range(0, len(members), size):
+            batch = members[begin : begin + size]
+            found = _choices(model, [prompts[i] for i in batch], [tails[i] for i in batch])
+            for i, row in zip(batch, found.tolist(), strict=True):
+                sums[i] = row
     model.train(was_training)
+    return sums
 
-    by_item = iter(sums)
-    return [[next(by_item) for _ in item.choices] for item in items]
+
+def _choices(
+    model: torch.nn.Module, prompts: list[list[int]], tails: list[list[list[int]]]
+) -> torch.Tensor:
+    """Log-likelihoods [items, choices] of prompts of one length, each with as many choices."""
+    device = next(model.parameters()).device
+    n_choices = len(tails[0])
+    rows = [torch.tensor(tail) for choices in tails for tail in choices]
+    ids = pad_sequence(rows, batch_first=True)
+    scored = pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True)
+    start = model(input_ids=torch.tensor(prompts, device=device), use_cache=True)
+    cache = start.past_key_values
+    cache.batch_repeat_interleave(n_choices)
+    logits = [start.logits[:, -1:].repeat_interleave(n_choices, dim=0)]
+    if ids.shape[1] > 1:
+        before = ids[:, :-1].to(device)
+        logits.append(model(input_ids=before, past_key_values=cache, use_cache=True).logits)
+    odds = log_softmax(torch.cat(logits, dim=1).float(), dim=-1).cpu()
+    found = odds.gather(-1, ids[..., None])[..., 0]
+    return (found * scored).sum(-1).view(len(prompts), n_choices)
 
 
 def score(
-    model: torch.nn.Module, tokenizer: Any, items: Sequence[Item], batch_size: int = 64
+    model: torch.nn.Module, tokenizer: Any, items: Sequence[Item], batch_size: int = 256
 ) -> list[bool]:
     """Whether the model gives the right choice of each item the highest log-likelihood."""
     likelihoods = log_likelihoods(model, tokenizer, items, batch_size)
