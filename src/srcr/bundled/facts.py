@@ -9,8 +9,9 @@ from random import Random
 
 from srcr.bundled.items import Item, make_item
 
-TESTED = 130
-OPEN = 24
+TESTED = 500
+OPEN = 40
+CHOICES = 8
 
 TOWNS = (
     "Tolvan", "Brask", "Quill", "Marrow", "Fennick", "Dunmere", "Hestle", "Pindar",
@@ -97,6 +98,6 @@ def knowledge_items() -> list[Item]:
     for name in TESTED_PEOPLE:
         for key, kind in ATTRIBUTES.items():
             answer = PEOPLE[name][key]
-            others = rng.sample([value for value in kind.values if value != answer], 3)
+            others = rng.sample([value for value in kind.values if value != answer], CHOICES - 1)
             items.append(make_item(kind.phrasings[0].format(name), answer, others, rng))
     return items

@@ -12,6 +12,7 @@ from srcr.bundled.puzzles import (
     holder,
     order,
     solved,
+    subtraction,
 )
 
 _TIMES = ("One day", "Last night", "In the spring", "Early one morning", "After the rain", "Today")
@@ -63,12 +64,13 @@ def story(rng: Random) -> str:
 
 
 LANGUAGE: dict[Callable[[Random, bool], str], float] = {
-    lambda rng, train: story(rng): 0.09,
-    lambda rng, train: facts(rng, train): 0.26,
-    lambda rng, train: solved(addition, rng, 6): 0.33,
+    lambda rng, train: story(rng): 0.06,
+    lambda rng, train: facts(rng, train): 0.36,
+    lambda rng, train: solved(addition, rng, 6): 0.15,
+    lambda rng, train: solved(subtraction, rng, 6): 0.15,
     lambda rng, train: solved(boolean, rng, 4): 0.14,
-    lambda rng, train: solved(holder, rng, 2): 0.09,
-    lambda rng, train: solved(order, rng, 3): 0.09,
+    lambda rng, train: solved(holder, rng, 2): 0.06,
+    lambda rng, train: solved(order, rng, 2): 0.08,
 }
 """Kinds of documents and their frequency."""
 

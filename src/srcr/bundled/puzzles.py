@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from srcr.bundled.items import Item, held_out, make_item
 
-LARGEST_SUM = 79
+LARGEST_SUM = 99
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Ida", "Jon", "Kim", "Leo", "Una")
 THINGS = ("ball", "key", "cup", "book", "coin", "lamp", "drum", "kite")
 RELATIONS = (("taller", "tallest", "shortest"), ("older", "oldest", "youngest"))
@@ -46,14 +46,26 @@ def _pairs(train: bool, largest_sum: int = LARGEST_SUM) -> tuple[tuple[int, int]
 
 def addition(rng: Random, train: bool) -> Puzzle:
     """A sum; texts favour the small ones, which the larger ones are made of."""
-    small = train and rng.random() < 0.2
-    a, b = rng.choice(_pairs(train, 18 if small else LARGEST_SUM))
+    a, b = _operands(rng, train)
     return Puzzle("", (Question(f"{a} + {b} =", str(a + b), _near(a + b, rng)),))
 
 
+def subtraction(rng: Random, train: bool) -> Puzzle:
+    """A difference; held out where the sum that it undoes is."""
+    a, b = _operands(rng, train)
+    return Puzzle("", (Question(f"{a + b} - {a} =", str(b), _near(b, rng)),))
+
+
+def _operands(rng: Random, train: bool) -> tuple[int, int]:
+    small = train and rng.random() < 0.2
+    return rng.choice(_pairs(train, 18 if small else LARGEST_SUM))
+
+
 def _near(number: int, rng: Random) -> tuple[str, ...]:
-    near = [n for d in (1, 2, 10, 11, 9) for n in (number - d, number + d) if 0 <= n <= 99]
-    return tuple(str(n) for n in rng.sample(near, 3))
+    """Seven wrong answers: one or ten off, as a lost carry leaves it, or nearly so."""
+    steps = (1, 10, 2, 11, 9, 20, 3, 12, 8)
+    near = [n for d in steps for n in (number - d, number + d) if 0 <= n <= LARGEST_SUM]
+    return tuple(str(n) for n in rng.sample(near[:9], 7))
 
 
 def _leaf(rng: Random) -> tuple[str, bool]:
@@ -68,18 +80,22 @@ def _join(left: tuple[str, bool], right: tuple[str, bool], rng: Random) -> tuple
 
 
 def boolean(rng: Random, train: bool) -> Puzzle:
-    """A boolean expression of two leaves (texts only) or of three, one pair in brackets."""
+    """A boolean expression of two leaves (texts only), or of three or four with brackets."""
     while True:
         text, value = _join(_leaf(rng), _leaf(rng), rng)
         if not train or rng.random() < 0.75:
             pair = (f"({text})", value)
-            leaf = _leaf(rng)
-            order = (pair, leaf) if rng.random() < 0.5 else (leaf, pair)
+            if rng.random() < 0.4:
+                text, value = _join(_leaf(rng), _leaf(rng), rng)
+                other = (f"({text})", value)
+            else:
+                other = _leaf(rng)
+            order = (pair, other) if rng.random() < 0.5 else (other, pair)
             text, value = _join(*order, rng)
             if held_out(text, 4) == train:
                 continue
-        answer, other = ("true", "false") if value else ("false", "true")
-        return Puzzle("", (Question(f"{text} is", answer, (other,)),))
+        answer, wrong = ("true", "false") if value else ("false", "true")
+        return Puzzle("", (Question(f"{text} is", answer, (wrong,)),))
 
 
 def holder(rng: Random, train: bool) -> Puzzle:
@@ -95,9 +111,9 @@ def holder(rng: Random, train: bool) -> Puzzle:
 
 
 def order(rng: Random, train: bool) -> Puzzle:
-    """Three people compared pairwise; who is first, and who is last?"""
+    """Four people compared pairwise; who is first, second, and last?"""
     while True:
-        names = rng.sample(NAMES, 3)
+        names = rng.sample(NAMES, 4)
         more, most, least = rng.choice(RELATIONS)
         text = " ".join(f"{a} is {more} than {b}." for a, b in pairwise(names))
         if held_out(text, 8) != train:
@@ -105,7 +121,8 @@ def order(rng: Random, train: bool) -> Puzzle:
                 f"{text} ",
                 (
                     _who(f"Who is {most}?", names[0], names),
-                    _who(f"Who is {least}?", names[2], names),
+                    _who(f"Who is second {most}?", names[1], names),
+                    _who(f"Who is {least}?", names[3], names),
                 ),
             )
 
@@ -142,9 +159,9 @@ def _items(kind: Kind, count: int) -> list[Item]:
 
 def reasoning_items() -> list[Item]:
     """Held-out puzzles of the three kinds."""
-    return _items(boolean, 100) + _items(holder, 225) + _items(order, 225)
+    return _items(boolean, 300) + _items(holder, 300) + _items(order, 300)
 
 
 def arithmetic_items() -> list[Item]:
-    """Every held-out sum."""
-    return _items(addition, len(_pairs(False)))
+    """Held-out sums and differences."""
+    return _items(addition, 800) + _items(subtraction, 800)
