@@ -1,6 +1,7 @@
 """The model card: what was done, how much smaller it is, and how to load it."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,18 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.2f} GB"
 
 
+def label(model: str) -> str:
+    """A model's name for people: of a folder its last part, of a hub id all of it."""
+    folder = Path(model)
+    return folder.resolve().name if folder.is_dir() else model
+
+
+def labels(models: Sequence[str]) -> list[str]:
+    """A label each; those that would be the same are given in full."""
+    short = [label(model) for model in models]
+    return [m if short.count(s) > 1 else s for m, s in zip(models, short, strict=True)]
+
+
 def model_card(record: RunRecord, plan: CompressionPlan) -> str:
     """README.md of a compressed checkpoint."""
     rates = record.rates
@@ -24,7 +37,7 @@ def model_card(record: RunRecord, plan: CompressionPlan) -> str:
     tags = ["srcr", *(["compressed-tensors"] if record.format == "compressed-tensors" else [])]
     methods = [m for m in (prune and prune.method, quant and quant.method) if m]
     tag_lines = "\n".join(f"- {tag}" for tag in [*tags, "pruning", "quantization"])
-    base = Path(record.base).name if Path(record.base).is_dir() else record.base
+    base = label(record.base)
     notes = "".join(f"- {note}\n" for note in record.notes)
     entropy = "unknown" if rates.entropy_bits is None else f"{rates.entropy_bits:.2f}"
     return f"""---
@@ -72,6 +85,7 @@ Made with: `{record.command or "srcr.compress(...)"}`
 """
 
 
+_PERCENTILES = ("p50", "p95", "p99", "p999")
 _BEGIN, _END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 
 
@@ -96,18 +110,37 @@ def _kept(evaluation: dict[str, Any]) -> str:
         if task["retention"] is None:
             rows.append((f"{name}: retention", "undefined, the base is at chance", ""))
         else:
-            label = f"{name}: {task['compressed']:.3f}, base {task['base']:.3f}; retention"
+            label = (
+                f"{name}: {task['compressed']:.3f}, base {task['base']:.3f}, chance {task['chance']:.3f}, "
+                f"p {task['p_value']:.2g}; retention"
+            )
             rows.append((label, f"{task['retention']:.3f}", interval(task["ci95"], 3)))
     if semantic := evaluation["semantic"]:
-        label = f"semantic consistency over chance ({semantic['scorer']})"
-        rows.append(
-            (label, f"{semantic['normalised']:.3f}", interval(semantic["normalised_ci95"], 3))
-        )
-    kl, top1 = divergence["kl"], divergence["top1_agreement"]
+        about = f"semantic consistency over chance ({semantic['scorer']}; chance {semantic['chance']:.3f})"
+        if semantic["normalised"] is None:
+            rows.append((about, "undefined, all continuations are alike", ""))
+        else:
+            ci95 = interval(semantic["normalised_ci95"], 3)
+            rows.append((about, f"{semantic['normalised']:.3f}", ci95))
+    kl, top1, flips = divergence["kl"], divergence["top1_agreement"], divergence["flips"]
     rows += [
         ("KL to the base, nats a token", f"{kl['value']:.4g}", interval(kl["ci95"], 4)),
+        (
+            "KL, 50th / 95th / 99th / 99.9th percentile",
+            " / ".join(f"{kl[p]:.3g}" for p in _PERCENTILES),
+            "",
+        ),
         ("same most likely token", f"{top1['value']:.3f}", interval(top1["ci95"], 3)),
-        (f"perplexity (base {ppl['base']:.3f})", f"{ppl['compressed']:.3f}", ""),
+        (
+            "flips, right token to wrong or back",
+            f"{flips['value']:.3f}",
+            interval(flips["ci95"], 3),
+        ),
+        (
+            f"perplexity {ppl['compressed']:.3f}, base {ppl['base']:.3f}; ratio",
+            f"{ppl['ratio']['value']:.4f}",
+            interval(ppl["ratio"]["ci95"], 4),
+        ),
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return (

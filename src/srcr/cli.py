@@ -178,9 +178,15 @@ def evaluate(
     semantic: Annotated[
         bool, typer.Option("--semantic", help="Compare the meaning of continuations.")
     ] = False,
-    prompts: Annotated[int, typer.Option(help="Prompts for --semantic.")] = 200,
-    prompt_len: Annotated[int, typer.Option(help="Tokens a prompt for --semantic.")] = 32,
-    new_tokens: Annotated[int, typer.Option(help="Tokens a continuation for --semantic.")] = 32,
+    prompts: Annotated[
+        int | None, typer.Option(help="Prompts for --semantic. [default: 200]")
+    ] = None,
+    prompt_len: Annotated[
+        int | None, typer.Option(help="Tokens a prompt for --semantic. [default: 32]")
+    ] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens a continuation for --semantic. [default: 32]")
+    ] = None,
     scorer: Annotated[
         str | None,
         typer.Option(
@@ -206,6 +212,7 @@ def evaluate(
     from srcr.evaluation import evaluate as run
     from srcr.metrics.semantic import SemanticSpec
     from srcr.results import check_results, write_results
+    from srcr.types import from_dict
 
     if limit is not None and tasks is None:
         raise InputError(f"--limit {limit} is a number of items a task: name the --tasks too")
@@ -213,9 +220,13 @@ def evaluate(
     wanted = None
     if tasks is not None:
         wanted = TaskSpec(tuple(part.strip() for part in tasks.split(",") if part.strip()), limit)
-    meaning = None
-    if semantic:
-        meaning = SemanticSpec(None, prompts, prompt_len, new_tokens, scorer)
+    given = {"n": prompts, "prompt_len": prompt_len, "max_new_tokens": new_tokens, "scorer": scorer}
+    given = {key: value for key, value in given.items() if value is not None}
+    if given and not semantic:
+        raise InputError(
+            "--prompts, --prompt-len, --new-tokens and --scorer belong to --semantic: add it"
+        )
+    meaning = from_dict(SemanticSpec, given, where="the command line") if semantic else None
     reports = run(
         base,
         compressed,

@@ -11,6 +11,7 @@ import torch
 
 from srcr import progress
 from srcr.calibration import Tokens, load_tokens
+from srcr.card import labels
 from srcr.compression import pick_device, versions
 from srcr.errors import InputError
 from srcr.formats.checkpoint import RECORD
@@ -18,6 +19,7 @@ from srcr.metrics.divergence import Accumulator, Divergence
 from srcr.metrics.rates import INCLUDES, file_bytes, measured_rates
 from srcr.metrics.retention import PairedScores
 from srcr.metrics.semantic import (
+    Reference,
     Semantic,
     SemanticSpec,
     continue_prompts,
@@ -88,7 +90,9 @@ def evaluate(
     chosen = resolve_tasks(tasks.names) if tasks else None
     base_folder = resolve(base)
     folders = [resolve(path) for path in compressed]
-    names = [Path(name).name for name in compressed]
+    names = labels([str(name) for name in compressed])
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError("a compressed model was given twice: name each once")
     reference = load_model(base_folder, torch.float32).to(where)
     tokenizer = load_tokenizer(base_folder)
     if tasks is not None and tokenizer is None:
@@ -102,15 +106,14 @@ def evaluate(
     tokens = _text(text, reference, tokenizer, seed, quiet)
     for folder in _calibrated_on(tokens.rows(), folders):
         progress.console().print(f"warning: {folder} was calibrated on some of this text")
+    meaning = None
+    if semantic is not None:
+        meaning = _continued(semantic, text.source, reference, tokenizer, seed, quiet)
     divergences = _divergences(reference, models, names, tokens, quiet)
     scored = None
     if tasks is not None and chosen is not None:
         scored = _scores(chosen, reference, models, names, tokenizer, tasks.limit, seed, quiet)
-    meanings = None
-    if semantic is not None:
-        meanings = _meanings(
-            semantic, text.source, reference, models, names, tokenizer, seed, quiet
-        )
+    meanings = None if meaning is None else _meanings(meaning, models, names, quiet)
     shared = {
         "text": {k: v for k, v in tokens.record().items() if k != "rows"},
         "includes": INCLUDES,
@@ -121,6 +124,7 @@ def evaluate(
         {
             "base": str(base),
             "compressed": str(name),
+            "plan_fingerprint": _fingerprint(folders[i]),
             "rates": to_dict(rates[i]),
             "divergence": divergence_json(divergences[i]),
             "semantic": meanings and semantic_json(meanings[i]),
@@ -186,24 +190,34 @@ def _divergences(
     return [total.result() for total in totals]
 
 
-def _meanings(
-    spec: SemanticSpec, source: str, reference: Any, models: Sequence[Any], names: Sequence[str],
-    tokenizer: Any, seed: int, quiet: bool,
-) -> list[Semantic]:  # fmt: skip
-    """Continuations of the same prompts by the base, once, and by every candidate, compared."""
-    with progress.stage("semantic", 2 + len(models), quiet) as bar:
+def _continued(
+    spec: SemanticSpec, source: str, reference: Any, tokenizer: Any, seed: int, quiet: bool
+) -> Reference:
+    """The prompts, and what the base makes of them."""
+    with progress.stage("semantic", 2, quiet) as bar:
 
         def watch(start: int, name: str) -> Callable[[int, int], None]:
             return lambda done, total: bar.reach(start + done / total, name)
 
         prompts = load_prompts(spec, source, reference, tokenizer, seed, watch(0, "prompts"))
         theirs = prepare(reference, tokenizer, prompts, spec, watch(1, "base"))
-        found = []
-        for i, (name, model) in enumerate(zip(names, models, strict=True), start=2):
-            found.append(
-                semantic_consistency(theirs, continue_prompts(theirs, model, watch(i, name)))
-            )
-        bar.reach(2 + len(models), f"scored by {theirs.scorer.name}")
+        bar.reach(2, f"base, to be scored by {theirs.scorer.name}")
+    return theirs
+
+
+def _meanings(
+    theirs: Reference, models: Sequence[Any], names: Sequence[str], quiet: bool
+) -> list[Semantic]:
+    """What every candidate makes of the same prompts, compared."""
+    found = []
+    with progress.stage("semantic", len(models), quiet) as bar:
+        for i, (name, model) in enumerate(zip(names, models, strict=True)):
+
+            def watch(done: int, total: int, i: int = i, name: str = name) -> None:
+                bar.reach(i + done / total, name)
+
+            found.append(semantic_consistency(theirs, continue_prompts(theirs, model, watch)))
+            bar.reach(i + 1, name)
     return found
 
 
@@ -222,6 +236,12 @@ def _rates(base: Path, folder: Path, model: Any, reference: Any) -> Rates:
         data["rates"] | {"base_bytes": file_bytes(base), "stored_bytes": file_bytes(folder)},
         where=str(record),
     )
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """The plan by which srcr made the model, to know it again."""
+    record = folder / RECORD
+    return from_yaml(dict, record).get("plan_fingerprint") if record.is_file() else None
 
 
 def _calibrated_on(rows: list[str], folders: Sequence[Path]) -> list[Path]:

@@ -1,6 +1,7 @@
 """What ``srcr evaluate`` found, as JSON, and where it is written."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from srcr.formats.checkpoint import CARD, EVALUATION, RECORD, REPORT
 from srcr.metrics import retention
 from srcr.metrics.divergence import Divergence
 from srcr.metrics.retention import PairedScores
-from srcr.models.load import resolve
 from srcr.types import Estimate, Rates
 
 
@@ -101,12 +101,21 @@ def check_results(out: Path | None, folders: Sequence[str | Path], overwrite: bo
             raise InputError(f"output {out} is a folder: give the name of a file")
         if not next(path for path in out.resolve().parents if path.exists()).is_dir():
             raise InputError(f"output {out}: a file stands where its folder would be")
-    for folder in folders:
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(
+                f"--report writes into the compressed folder, and {folder} is none here: use -o FILE, and "
+                "'srcr report FILE'"
+            )
+        if not os.access(folder, os.W_OK):
+            raise InputError(
+                f"--report cannot write into {folder}: use -o FILE, and 'srcr report FILE'"
+            )
         for name in (EVALUATION, REPORT):
-            path = resolve(folder) / name
-            if path.exists() and not overwrite:
+            if (folder / name).exists() and not overwrite:
                 raise InputError(
-                    f"{path} exists from an earlier evaluation: use --overwrite to replace it"
+                    f"{folder / name} exists from an earlier evaluation: use --overwrite to replace it "
+                    "with what is measured now, which may be less"
                 )
 
 
@@ -122,9 +131,10 @@ def write_results(reports: Sequence[dict[str, Any]], out: Path | None, into_fold
     from srcr.report import write_report
 
     for found in reports:
-        folder = resolve(found["compressed"])
         text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
-        write_file(folder / EVALUATION, text + "\n")
+        write_file(Path(found["compressed"]) / EVALUATION, text + "\n")
+    for found in reports:
+        folder = Path(found["compressed"])
         if (folder / RECORD).is_file() and (folder / CARD).is_file():
             card = (folder / CARD).read_text(encoding="utf-8")
             write_file(folder / CARD, with_evaluation(card, found))

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from srcr.card import size
+from srcr.card import labels, size
 from srcr.types import RunRecord
 
 
@@ -55,11 +55,11 @@ def evaluation(reports: list[dict[str, Any]]) -> None:
     )
     columns = ("TCr", "stored", "loaded", "KL", "same top-1", "perplexity")
     table = _table(title, "compressed", *columns)
-    for report in reports:
+    for name, report in zip(labels([r["compressed"] for r in reports]), reports, strict=True):
         rates, div = report["rates"], report["divergence"]
         ppl = div["perplexity"]
         table.add_row(
-            Path(report["compressed"]).name,
+            name,
             f"{100 * rates['tcr']:.2f} %",
             size(rates["stored_bytes"]),
             f"{size(rates['loaded_bytes'])} ({rates['engine']})",
@@ -74,7 +74,7 @@ def evaluation(reports: list[dict[str, Any]]) -> None:
 
 def _kept(reports: list[dict[str, Any]]) -> Table:
     """What was kept: a row a measure, a column a candidate."""
-    names = [Path(report["compressed"]).name for report in reports]
+    names = labels([report["compressed"] for report in reports])
     table = _table("what was kept (1 is all of it)", "", *names)
     for key, label in (("sr", "Sr, mean retention"), ("srcr", "SrCr, with compression")):
         if any(report["tasks"] for report in reports):
@@ -88,17 +88,19 @@ def _kept(reports: list[dict[str, Any]]) -> Table:
             *(f"{t['compressed']:.3f}: {_spread(t['retention'], t['ci95'])}" for t in found),
         )
     if semantic := reports[0]["semantic"]:
-        cells = (
-            _spread(r["semantic"]["normalised"], r["semantic"]["normalised_ci95"]) for r in reports
-        )
+        found = (report["semantic"] for report in reports)
+        alike = "undefined (all texts alike)"
+        cells = (_spread(s["normalised"], s["normalised_ci95"], alike) for s in found)
         table.add_row(f"semantic, over chance ({semantic['scorer']})", *cells)
     return table
 
 
-def _spread(value: float | None, ci95: list[float] | None) -> str:
+def _spread(
+    value: float | None, ci95: list[float] | None, undefined: str = "undefined (base at chance)"
+) -> str:
     """A value and its interval."""
     if value is None or ci95 is None:
-        return "undefined (base at chance)"
+        return undefined
     return f"{value:.4f} [{ci95[0]:.4f}, {ci95[1]:.4f}]"
 
 

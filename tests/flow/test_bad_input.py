@@ -318,6 +318,15 @@ class TestEvaluate:
         assert "evaluation.json exists" in message
         assert (compressed / "evaluation.json").read_text() == "an earlier one"
 
+    def test_options_of_semantic_without_it(self, refused, tiny):
+        assert "belong to --semantic" in refused("evaluate", tiny, tiny, "--prompts", 30)
+
+    def test_the_same_candidate_twice(self, refused, tiny, compressed, ids):
+        assert "given twice" in refused("evaluate", tiny, compressed, compressed, "--text", ids)
+
+    def test_a_report_into_what_is_no_folder_of_the_user(self, refused, tiny):
+        assert "use -o FILE" in refused("evaluate", tiny, "bundled", "--report")
+
     def test_a_model_that_predicts_nothing_finite_exits_with_1(self, refused, tiny, ids, tmp_path):
         broken = tmp_path / "broken"
         shutil.copytree(tiny, broken)

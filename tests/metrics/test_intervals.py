@@ -108,7 +108,7 @@ def test_many_documents_are_left_out_in_groups():
         return draw.mean(-1)
 
     interval(statistic, 10 * JACKKNIFE)
-    assert shapes[2:] == JACKKNIFE * [(10 * JACKKNIFE - 10,)]
+    assert [s for s in shapes if len(s) == 1][1:] == JACKKNIFE * [(10 * JACKKNIFE - 10,)]
 
 
 def test_an_interval_keeps_its_place_under_a_monotone_transformation():

@@ -166,3 +166,15 @@ def test_intervals_of_sr_cover():
         sr = semantic_retention(tasks, seed=int(rng.integers(1 << 30)))
         held += sr.low <= truth <= sr.high
     assert 0.93 <= held / rounds <= 0.97
+
+
+def test_a_base_just_above_chance_does_not_blow_the_interval_up():
+    base, ours = np.zeros(200), np.zeros(200)
+    base[:63], ours[:58] = 1, 1
+    kept = task_retention(PairedScores(base, ours, 0.25))
+    assert kept.value == pytest.approx((0.29 - 0.25) / (0.315 - 0.25))
+    assert kept.high < 10
+    few = PairedScores(np.array([1.0] * 3 + [0.0] * 97), np.array([1.0] * 2 + [0.0] * 98), 0.0)
+    assert task_retention(few).high < 10
+    one = PairedScores(np.array([1.0] + [0.0] * 99), np.zeros(100), 0.0)
+    assert task_retention(one) is None

@@ -116,7 +116,7 @@ def test_hover_names_the_run_and_its_interval(page: Any) -> None:
     box = page.locator("#plot-kl .scatterlayer .point").last.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     text = page.locator("#plot-kl .hoverlayer .hovertext").first.text_content()
-    assert "s25-w4-case-b" in text
+    assert "s50-dense" in text  # the last trace: pruning only
     assert "95 % interval [" in text
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from srcr.errors import InputError
 from srcr.report import build_report, load_runs, write_report
-from srcr.report.html import headline, word_diff
+from srcr.report.html import evaluate_command, headline, word_diff
+from srcr.report.plots import mode
 from srcr.report.runs import Run
 from srcr.report.table import smaller
 
@@ -92,13 +93,13 @@ def test_what_was_not_measured_is_one_line_that_says_how(runs: list[Run]) -> Non
     assert run.evaluation
     bare = replace(run.evaluation, tasks={}, semantic=None, sr=None, srcr=None)
     text = Page(build_report([replace(run, evaluation=bare)])).text
-    command = "srcr evaluate models/tiny-llama runs/s25-w4 "
-    assert command + "--tasks bundled --report fills this" in text
-    assert command + "--semantic --report fills this" in text
+    command = f"srcr evaluate models/tiny-llama {run.folder} "
+    assert command + "--tasks bundled --report --overwrite fills this" in text
+    assert command + "--semantic --report --overwrite fills this" in text
     assert "top-1 agreement" in text[: text.index("Every compressed model")]
     only_made = Page(build_report([replace(run, evaluation=None)])).text
     assert "what it kept has not been measured" in only_made
-    assert "srcr evaluate models/tiny-llama s25-w4 --report fills this" in only_made
+    assert f"srcr evaluate models/tiny-llama {run.folder} --report fills this" in only_made
     only_measured = Page(build_report([replace(run, record=None, plan=None)])).text
     assert "give the folder that srcr compress wrote" in only_measured
 
@@ -211,3 +212,37 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, dozen: list[Path])
     assert not (tmp_path / "x.html").exists()
     with pytest.raises(InputError, match="no run"):
         build_report([])
+
+
+def test_a_hundred_runs_keep_the_details_of_the_best(dozen: list[Path]) -> None:
+    runs = load_runs(dozen)
+    many = [replace(run, name=f"{run.name}-{i}") for i in range(9) for run in runs]
+    page = build_report(many)
+    assert len(page.encode()) <= 2_000_000
+    assert "details are here for the best" in page
+    assert all(f">{run.name}<" in page for run in many)  # every run is in the table
+    assert "details are here for the best" not in build_report(runs)
+
+
+def test_semantic_consistency_may_be_undefined(runs: list[Run]) -> None:
+    run = next(run for run in runs if run.evaluation and run.evaluation.semantic)
+    alike = replace(run.evaluation.semantic, normalised=None, normalised_ci95=None)
+    page = build_report([replace(run, evaluation=replace(run.evaluation, semantic=alike))])
+    assert "Semantic consistency" in page
+
+
+def test_one_half_alone_is_not_called_joint(runs: list[Run]) -> None:
+    modes = {run.name: mode(run) for run in runs}
+    assert modes["w3"] == "quantization only"
+    assert modes["s50-dense"] == "pruning only"
+    assert modes["s25-w4"] == "joint"
+    assert modes["s25-w4-case-a"] == "sequential-a"
+
+
+def test_the_command_measures_again_what_was_there(runs: list[Run]) -> None:
+    run = next(run for run in runs if run.evaluation and run.evaluation.tasks)
+    command = evaluate_command(run, "--semantic")
+    assert "--tasks" in command
+    assert command.endswith("--report --overwrite")
+    bare = replace(run, evaluation=None, folder="runs/w4")
+    assert evaluate_command(bare, "--tasks bundled").endswith("runs/w4 --tasks bundled --report")

@@ -9,6 +9,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from srcr.bundled.items import Item
 
+#: At most so many logits at a time.
+BATCH_LOGITS = 1 << 26
+
 
 @torch.no_grad()
 def log_likelihoods(
@@ -31,11 +34,13 @@ def log_likelihoods(
     for i, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
         alike.setdefault((len(prompt), len(tail)), []).append(i)
 
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     sums: list[list[float]] = [[] for _ in items]
     was_training = model.training
     model.eval()
     for (_, n_choices), members in alike.items():
-        size = max(1, batch_size // n_choices)
+        longest = max(len(ids) for i in members for ids in [prompts[i], *tails[i]])
+        size = max(1, min(batch_size, BATCH_LOGITS // (vocabulary * longest)) // n_choices)
         for begin in range(0, len(members), size):
             batch = members[begin : begin + size]
             found = _choices(model, [prompts[i] for i in batch], [tails[i] for i in batch])

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from srcr.bundled import tasks
+from srcr.errors import InputError
 
 PREFIX = "srcr_"
 
@@ -16,8 +17,13 @@ def write_task_folder(folder: Path) -> tuple[str, ...]:
 
     The YAML files name the data by absolute path, as `datasets` wants it: write the folder anew
     rather than move it.
+
+    Raises:
+        InputError: the folder holds files already.
     """
     folder = folder.resolve()
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     for name, items in tasks().items():
         data = folder / f"{name}.jsonl"

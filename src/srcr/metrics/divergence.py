@@ -67,15 +67,20 @@ class Accumulator:
         """The figures over everything added."""
         kl, agree, flips, base_loss, loss, tokens = torch.cat(self.sums, dim=1).numpy()
         more = ratio_interval(loss - base_loss, tokens)
-        ratio, low, high = (float(np.exp(part)) for part in (more.value, more.low, more.high))
+        ratio, low, high = (_exp(part) for part in (more.value, more.low, more.high))
         p50, p95, p99, p999 = self.kl.percentiles(PERCENTS)
         return Divergence(
             kl=ratio_interval(kl, tokens),
             kl_percentiles=(p50, p95, p99, p999),
             top1_agreement=ratio_interval(agree, tokens),
             flips=ratio_interval(flips, tokens),
-            base_perplexity=float(np.exp(base_loss.sum() / tokens.sum())),
-            perplexity=float(np.exp(loss.sum() / tokens.sum())),
+            base_perplexity=_exp(base_loss.sum() / tokens.sum()),
+            perplexity=_exp(loss.sum() / tokens.sum()),
             perplexity_ratio=Estimate(ratio, low, high, more.n),
             n_tokens=self.n_tokens,
         )
+
+
+def _exp(loss: float) -> float:
+    """The exponential, the largest number JSON can hold at most."""
+    return float(np.exp(np.minimum(loss, 709)))

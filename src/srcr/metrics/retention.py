@@ -33,15 +33,17 @@ class PairedScores:
     @property
     def at_chance(self) -> bool:
         """Whether the base is not distinguishable from guessing, so that it has nothing to retain."""
-        spread = math.sqrt(self.chance * (1 - self.chance) / len(self.base))
-        return float(self.base.mean()) <= self.chance + _ABOVE_CHANCE * spread
+        spread = max(self.base.std(), math.sqrt(self.chance * (1 - self.chance)))
+        above = float(self.base.mean()) - self.chance
+        return above <= _ABOVE_CHANCE * float(spread) / math.sqrt(len(self.base))
 
 
 def retention(base: Array, compressed: Array, chance: float) -> Array:
-    """``max(0, (compressed - chance) / (base - chance))`` of accuracies above chance, elementwise.
-
-    Where a resampled base falls to chance or below, the divisor is taken as one part in a million."""
-    kept = (compressed - chance) / np.maximum(base - chance, 1e-6)
+    """``max(0, (compressed - chance) / (base - chance))`` of accuracies; the first of ``base`` is the
+    observed one, above chance, the others are draws. A draw's divisor is not trusted below a quarter of
+    the observed one, else the draws in which the base guesses decide the interval."""
+    above = base - chance
+    kept = (compressed - chance) / np.maximum(above, above[:1] / 4)
     return np.maximum(0.0, kept)
 
 

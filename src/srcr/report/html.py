@@ -27,6 +27,9 @@ from srcr.report.runs import Run, load_runs
 #: Worst prompts in the whole report, at most ten a run, and characters of each text: they bound its size.
 WORST = 240
 CLIP = 320
+#: Bytes of a page, and of how many runs the details are kept when those of all would be too many.
+LIMIT = 1_950_000
+DETAILED = (48, 24, 12, 6, 3, 1)
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,28 @@ def write_report(paths: Sequence[str | Path], out: Path, overwrite: bool = False
 
 
 def build_report(runs: Sequence[Run], title: str | None = None) -> str:
-    """The report of ``runs`` as one self-contained HTML page.
+    """The report of ``runs`` as one self-contained HTML page. Where the details of all of them would make
+    it larger than 2 MB, those of the best are kept (all stay in the table and the plots).
 
     Raises:
         InputError: there are no runs.
     """
     if not runs:
         raise InputError("no run was given: name folders of compressed models or evaluation files")
+    best = sorted(range(len(runs)), key=lambda index: _rank(runs[index]))
+    for kept in (len(runs), *(n for n in DETAILED if n < len(runs))):
+        page = _page(runs, frozenset(best[:kept]), title)
+        if len(page.encode()) <= LIMIT:
+            break
+    return page
+
+
+def _page(runs: Sequence[Run], detailed: frozenset[int], title: str | None) -> str:
+    """The page, with the details of some of the runs."""
     bases = list(dict.fromkeys(short(run.base) for run in runs))
     chosen = headline(runs)
-    data = _data(runs) | {"chosen": chosen.index}
+    detailed |= {chosen.index}
+    data = _data(runs, detailed) | {"chosen": chosen.index}
     scripts = [_own("plotly-basic.min.js"), _own("report.js")]
     return _environment().get_template("report.html.j2").render(
         title=title or f"{', '.join(bases)}, compressed",
@@ -86,7 +101,8 @@ def build_report(runs: Sequence[Run], title: str | None = None) -> str:
         policy=_policy(scripts),
         scripts=[Markup(script) for script in scripts],
         style=Markup(_own("report.css")),
-        n_worst=max(2, min(10, WORST // len(runs))),
+        detailed=detailed,
+        n_worst=max(2, min(10, WORST // len(detailed))),
     )  # fmt: skip
 
 
@@ -122,6 +138,12 @@ def _kept(index: int, why: str, run: Run) -> Headline:
     return Headline(index, why)
 
 
+def _rank(run: Run) -> tuple[float, float]:
+    """Best first: by SrCr, then by KL."""
+    srcr, kl = _minus_srcr(run), _kl(run)
+    return (math.inf if srcr is None else srcr, math.inf if kl is None else kl)
+
+
 def _minus_srcr(run: Run) -> float | None:
     value = run.evaluation.srcr if run.evaluation else None
     return -value if value is not None and math.isfinite(value) else None
@@ -136,7 +158,7 @@ def _text_hash(run: Run) -> str | None:
     return run.evaluation.text.get("sha256") if run.evaluation else None
 
 
-def _data(runs: Sequence[Run]) -> dict[str, Any]:
+def _data(runs: Sequence[Run], detailed: frozenset[int]) -> dict[str, Any]:
     """What the page's script draws. Layer names are kept once: mostly all runs have the same."""
     names = [plots.layer_names(run) for run in runs]
     distinct = list(dict.fromkeys(names))
@@ -149,13 +171,16 @@ def _data(runs: Sequence[Run]) -> dict[str, Any]:
             "figure": plots.layer_figure(),
             "names": distinct,
             "named": [distinct.index(own) for own in names],
-            "columns": [plots.layer_columns(run) for run in runs],
+            "columns": [
+                plots.layer_columns(run) if index in detailed else None
+                for index, run in enumerate(runs)
+            ],
         },
         "tasks": [
             plots.task_figure(run.evaluation.tasks)
-            if run.evaluation and run.evaluation.tasks
+            if index in detailed and run.evaluation and run.evaluation.tasks
             else None
-            for run in runs
+            for index, run in enumerate(runs)
         ],
     }
 
@@ -183,13 +208,16 @@ def short(model: str) -> str:
 
 
 def evaluate_command(run: Run, options: str) -> str:
-    """The command that fills what is missing in a run."""
-    folder = run.evaluation.compressed if run.evaluation else run.name
-    return (
-        f"srcr evaluate {shlex.quote(run.base)} {shlex.quote(folder)} {options} --report".replace(
-            "  ", " "
-        )
-    )
+    """The command that fills what is missing in a run, and measures again what it had."""
+    parts = ["srcr evaluate", shlex.quote(run.base), shlex.quote(run.folder or run.name)]
+    found = run.evaluation
+    if found and found.tasks and "--tasks" not in options:
+        given = re.search(r"--tasks[ =](\S+)", found.command)
+        parts.append(f"--tasks {given[1] if given else ','.join(found.tasks)}")
+    if found and found.semantic and "--semantic" not in options:
+        parts.append("--semantic")
+    parts += [options] if options else []
+    return " ".join([*parts, "--report", *(["--overwrite"] if found else [])])
 
 
 def _environment() -> Environment:

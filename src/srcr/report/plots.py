@@ -89,8 +89,14 @@ def method(run: Run) -> str:
 
 
 def mode(run: Run) -> str:
-    """How the layers were solved."""
-    return run.plan.sweep.mode if run.plan else "unknown"
+    """How the layers were solved: the mode where weights were pruned and quantized, else which of both."""
+    if run.plan is None:
+        return "unknown"
+    pruned = any(layer.prune and layer.sparsity for layer in run.plan.layers)
+    quantized = any(layer.quant for layer in run.plan.layers)
+    if pruned and quantized:
+        return run.plan.sweep.mode
+    return "quantization only" if quantized else "pruning only" if pruned else "untouched"
 
 
 def _spread(values: Sequence[tuple[float, Interval | None]]) -> dict[str, Any]:

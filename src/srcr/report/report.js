@@ -92,6 +92,7 @@
   const redraw = () => { compare(); detail(); };
 
   const choose = (run) => {
+    if (![...$("run").options].some((option) => option.value === String(run))) return;
     chosen = run;
     $("run").value = String(run);
     for (const panel of document.querySelectorAll(".panel")) panel.hidden = Number(panel.dataset.run) !== run;

@@ -92,7 +92,7 @@ class Semantic:
 
     consistency: float
     chance: float
-    normalised: float
+    normalised: float | None
     scorer: str
     n: int
     ci95: Interval | None = None
@@ -137,6 +137,7 @@ class Evaluation:
     command: str = ""
     seconds: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    plan_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ class Run:
     record: Record | None = None
     plan: CompressionPlan | None = None
     evaluation: Evaluation | None = None
+    folder: str = ""
 
     @property
     def base(self) -> str:
@@ -242,6 +244,7 @@ def _folder(path: Path) -> Run:
         record=_record(record) if record else None,
         plan=from_yaml(CompressionPlan, plan) if plan else None,
         evaluation=several[0],
+        folder=str(path),
     )
 
 
@@ -280,12 +283,18 @@ def _place(evaluation: Evaluation, file: Path, found: dict[Path, Run]) -> tuple[
     named = Path(evaluation.compressed)
     places = [place.resolve() for place in (named, file.parent / named, file.parent / named.name)]
     for place in places:
-        if place in found:
+        if place in found and _same(evaluation, found[place]):
             return place, found[place]
     for place in places:
-        if (place / RECORD).is_file():
-            return place, _folder(place)
-    return places[0], Run(name=named.name or evaluation.compressed)
+        if (place / RECORD).is_file() and _same(evaluation, run := _folder(place)):
+            return place, run
+    return places[0], Run(name=named.name or evaluation.compressed, folder=evaluation.compressed)
+
+
+def _same(evaluation: Evaluation, run: Run) -> bool:
+    """Whether a folder can be the model that was evaluated: its plan is the same, as far as known."""
+    known = run.record.plan_fingerprint if run.record else None
+    return not (known and evaluation.plan_fingerprint) or known == evaluation.plan_fingerprint
 
 
 def _distinct(found: dict[Path, Run]) -> list[Run]:
