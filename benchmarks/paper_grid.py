@@ -31,7 +31,7 @@ LINES = (0.75, 0.8125, 0.875)
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
 MODES = ("joint", "sequential-a", "sequential-b")
 #: Candidates that share one pass of the base.
-TOGETHER = 8
+TOGETHER = 16
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def rate(step: int, steps: int) -> float:
 
 def decay_start(steps: int) -> int:
     """The step up to which all longer runs are the same."""
-    return steps - min(DECAY, steps // 3)
+    return steps - max(1, min(DECAY, steps // 3))
 
 
 def new_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
