@@ -42,8 +42,8 @@ def test_interrupted_run_ends_with_the_same_files(script, tmp_path):
 
 def test_checkpoint_of_another_run_is_refused(script, tmp_path):
     places = ["--threads", "1", "--work", str(tmp_path), "--out", str(tmp_path / "model")]
-    script.main(["--steps", "4", "--stop-after", "3", *places])
-    with pytest.raises(SystemExit, match="run of 4 steps"):
+    script.main(["--steps", "6", "--stop-after", "5", *places])
+    with pytest.raises(SystemExit, match="run of 6 steps"):
         script.main(["--steps", "40", *places])
 
 
