@@ -22,8 +22,8 @@ $(VENV)/.dev: $(VENV)/.installed
 	touch $@
 
 quickstart: $(VENV)/.installed
-	$(BIN)/srcr compress bundled -o $(OUT) --sparsity 0.25 --bits 4 --overwrite
-	$(BIN)/srcr evaluate bundled $(OUT) --tasks bundled --semantic --report --overwrite
+	$(BIN)/srcr compress bundled -o $(OUT) --sparsity 0.25 --bits 4 --calibration bundled --overwrite
+	$(BIN)/srcr evaluate bundled $(OUT) --text bundled --tasks bundled --limit 500 --semantic --report --overwrite
 	@echo
 	@echo "compressed checkpoint: $(OUT)  (its README.md says what was done)"
 	@echo "evaluation:            $(OUT)/evaluation.json"
