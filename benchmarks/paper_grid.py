@@ -119,9 +119,8 @@ def run(options: argparse.Namespace, points: list[Point]) -> dict[Point, dict[st
         folders = [options.out / point.name for point in batch]
         for point, folder in zip(batch, folders, strict=True):
             if not (folder / "srcr.json").exists():
-                srcr.compress(
-                    options.model, recipe(point), calibration, srcr.Output(folder), quiet=True
-                )
+                out = srcr.Output(folder, overwrite=True)  # what a killed run left half-written
+                srcr.compress(options.model, recipe(point), calibration, out, quiet=True)
                 print(f"compressed {point.name}", flush=True)
         found = srcr.evaluate(options.model, folders, text, tasks, semantic, quiet=True)
         for point, evaluation in zip(batch, found, strict=True):

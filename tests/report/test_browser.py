@@ -1,6 +1,7 @@
 """The page in a browser: drawn, quiet, filtered, sorted from the keyboard, dark, and on a phone."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,13 +61,14 @@ def page(browser: Any, url: str, request: pytest.FixtureRequest) -> Iterator[Any
     assert [call for call in fetched if not call.startswith(("data:", "blob:"))] == [url]
 
 
-def points(page: Any, plot: str) -> int:
-    count: int = page.locator(f"{plot} .scatterlayer .point").count()
-    return count
+def expect_points(page: Any, n: int, *plots: str) -> None:
+    """Plotly draws a little later than the page changes."""
+    for plot in plots:
+        sync_api.expect(page.locator(f"{plot} .scatterlayer .point")).to_have_count(n)
 
 
 def test_every_plot_is_drawn(page: Any) -> None:
-    assert points(page, "#plot-sr") == points(page, "#plot-kl") == 12
+    expect_points(page, 12, "#plot-sr", "#plot-kl")
     assert page.locator("#plot-sr .errorbar").count() == 12
     assert page.locator(".map .cell:visible").count() == 8
     assert page.locator("#plot-layers .bars .point").count() == 3 * 28
@@ -77,10 +79,10 @@ def test_filters_reach_table_and_plots(page: Any) -> None:
     page.locator("#f-mode").select_option("sequential-a")
     assert page.locator("#table tbody tr:visible").count() == 1
     assert page.locator("#count").inner_text() == "1 of 12 runs"
-    assert points(page, "#plot-sr") == points(page, "#plot-kl") == 1
+    expect_points(page, 1, "#plot-sr", "#plot-kl")
     assert page.locator(".map .cell:visible small").all_inner_texts() == ["s25-w4-case-a"]
     page.get_by_role("button", name="Clear").click()
-    page.wait_for_function("document.querySelectorAll('#plot-kl .point').length === 12")
+    expect_points(page, 12, "#plot-kl")
     page.locator("#f-structure").select_option("2:4")
     assert page.locator("#table tbody tr:visible").count() == 1
     page.locator("#f-structure").select_option("")
@@ -90,7 +92,7 @@ def test_filters_reach_table_and_plots(page: Any) -> None:
     names = page.locator("#table tbody tr:visible .pick").all_inner_texts()
     assert names == ["s25-w4", "6of8-w4"]
     page.get_by_label("Search").fill("no such run")
-    assert points(page, "#plot-kl") == 0
+    expect_points(page, 0, "#plot-kl")
 
 
 def test_the_front_is_that_of_the_runs_shown(page: Any) -> None:
@@ -105,10 +107,8 @@ def test_the_front_is_that_of_the_runs_shown(page: Any) -> None:
 def test_each_size_can_be_the_axis(page: Any) -> None:
     for name in ("theoretical", "loaded", "stored"):
         page.get_by_label(name, exact=True).check()
-        page.wait_for_function(
-            "name => document.querySelector('#plot-kl .xtitle').textContent.startsWith(name)",
-            arg=name,
-        )
+        title = page.locator("#plot-kl .xtitle")
+        sync_api.expect(title).to_contain_text(re.compile(f"^{name}"))
 
 
 def test_hover_names_the_run_and_its_interval(page: Any) -> None:
