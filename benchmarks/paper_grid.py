@@ -22,10 +22,10 @@ import torch
 
 import srcr
 from srcr.errors import InputError
+from srcr.files import write_text
 from srcr.metrics.retention import PairedScores, sr_difference
 from srcr.models.load import load_model, resolve
 from srcr.models.topology import observe
-from srcr.results import write_file
 
 LINES = (0.75, 0.8125, 0.875)
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
@@ -100,7 +100,7 @@ def check_settings(options: argparse.Namespace) -> None:
             f"{options.out} holds runs with other settings ({path}): choose another -o"
         )
     options.out.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps(mine, indent=2) + "\n")
+    write_text(path, json.dumps(mine, indent=2) + "\n")
 
 
 def run(options: argparse.Namespace, points: list[Point]) -> dict[Point, dict[str, Any]]:
@@ -124,7 +124,7 @@ def run(options: argparse.Namespace, points: list[Point]) -> dict[Point, dict[st
                 print(f"compressed {point.name}", flush=True)
         found = srcr.evaluate(options.model, folders, text, tasks, semantic, quiet=True)
         for point, evaluation in zip(batch, found, strict=True):
-            write_file(result(point), json.dumps(evaluation, ensure_ascii=False))
+            write_text(result(point), json.dumps(evaluation, ensure_ascii=False))
         print(f"measured {start + len(batch)} of {len(waiting)}", flush=True)
     return {p: json.loads(result(p).read_text(encoding="utf-8")) for p in points}
 

@@ -15,11 +15,9 @@ from srcr import engine, progress
 from srcr.calibration import Tokens, load_tokens
 from srcr.card import model_card
 from srcr.errors import InputError
+from srcr.files import CARD, PLAN, RECORD
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import (
-    CARD,
-    PLAN,
-    RECORD,
     check_output,
     verify,
     whole_or_nothing,

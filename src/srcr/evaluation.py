@@ -14,7 +14,7 @@ from srcr.calibration import Tokens, load_tokens
 from srcr.card import labels
 from srcr.compression import pick_device, versions
 from srcr.errors import InputError
-from srcr.formats.checkpoint import RECORD
+from srcr.files import RECORD
 from srcr.metrics.divergence import Accumulator, Divergence
 from srcr.metrics.rates import INCLUDES, file_bytes, measured_rates
 from srcr.metrics.retention import PairedScores
@@ -97,15 +97,17 @@ def evaluate(
     tokenizer = load_tokenizer(base_folder)
     if tasks is not None and tokenizer is None:
         raise InputError(f"tasks are text, but {base} has no tokenizer: measure without --tasks")
-    models, rates = [], []
-    for name, folder in zip(compressed, folders, strict=True):
+    models, rates, records = [], [], [_record(folder) for folder in folders]
+    for name, folder, record in zip(compressed, folders, records, strict=True):
         model = load_model(folder)
         _check_vocabulary(str(base), reference, tokenizer, str(name), folder, model)
-        rates.append(_rates(base_folder, folder, model, reference))
+        rates.append(_rates(base_folder, folder, record, model, reference))
         models.append(model.to(device=where, dtype=torch.float32))
     tokens = _text(text, reference, tokenizer, seed, quiet)
-    for folder in _calibrated_on(tokens.rows(), folders):
-        progress.console().print(f"warning: {folder} was calibrated on some of this text")
+    rows = set(tokens.rows())
+    for folder, record in zip(folders, records, strict=True):
+        if rows.intersection(record.get("calibration", {}).get("rows", [])):
+            progress.console().print(f"warning: {folder} was calibrated on some of this text")
     meaning = None
     if semantic is not None:
         meaning = _continued(semantic, text.source, reference, tokenizer, seed, quiet)
@@ -124,7 +126,7 @@ def evaluate(
         {
             "base": str(base),
             "compressed": str(name),
-            "plan_fingerprint": _fingerprint(folders[i]),
+            "plan_fingerprint": records[i].get("plan_fingerprint"),
             "rates": to_dict(rates[i]),
             "divergence": divergence_json(divergences[i]),
             "semantic": meanings and semantic_json(meanings[i]),
@@ -221,39 +223,28 @@ def _meanings(
     return found
 
 
-def _rates(base: Path, folder: Path, model: Any, reference: Any) -> Rates:
-    """From ``srcr.json`` where there is one (bytes counted anew), else from config and weights."""
-    record = folder / RECORD
-    if not record.is_file():
+def _record(folder: Path) -> dict[str, Any]:
+    """``srcr.json``, which newer or older versions may have written; empty where there is none."""
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    data = from_yaml(dict, path)  # JSON is YAML
+    if not isinstance(data.get("rates"), dict):
+        raise InputError(f"{path} has no 'rates': it was not written by srcr compress")
+    return data
+
+
+def _rates(base: Path, folder: Path, record: dict[str, Any], model: Any, reference: Any) -> Rates:
+    """From the record where there is one (bytes counted anew), else from config and weights."""
+    if not record:
         linears = observe(reference).shapes.values()
         parameters = sum(height * width for height, width in linears)
         return measured_rates(base, folder, model, observe(model), parameters)
-    data = from_yaml(dict, record)  # JSON is YAML
-    if not isinstance(data.get("rates"), dict):
-        raise InputError(f"{record} has no 'rates': it was not written by srcr compress")
     return from_dict(
         Rates,
-        data["rates"] | {"base_bytes": file_bytes(base), "stored_bytes": file_bytes(folder)},
-        where=str(record),
+        record["rates"] | {"base_bytes": file_bytes(base), "stored_bytes": file_bytes(folder)},
+        where=str(folder / RECORD),
     )
-
-
-def _fingerprint(folder: Path) -> str | None:
-    """The plan by which srcr made the model, to know it again."""
-    record = folder / RECORD
-    return from_yaml(dict, record).get("plan_fingerprint") if record.is_file() else None
-
-
-def _calibrated_on(rows: list[str], folders: Sequence[Path]) -> list[Path]:
-    """The models that were calibrated on some of these sequences: measuring there flatters them."""
-    found = []
-    for folder in folders:
-        record = folder / RECORD
-        if record.is_file():
-            used = from_yaml(dict, record).get("calibration", {}).get("rows", [])
-            if set(rows).intersection(used):
-                found.append(folder)
-    return found
 
 
 def _scores(

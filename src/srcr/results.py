@@ -9,7 +9,7 @@ from typing import Any
 
 from srcr.card import with_evaluation
 from srcr.errors import InputError
-from srcr.formats.checkpoint import CARD, EVALUATION, RECORD, REPORT
+from srcr.files import CARD, EVALUATION, RECORD, REPORT, check_new_file, write_text
 from srcr.metrics import retention
 from srcr.metrics.divergence import Divergence
 from srcr.metrics.retention import PairedScores
@@ -95,12 +95,7 @@ def check_results(out: Path | None, folders: Sequence[str | Path], overwrite: bo
         InputError: names the path and the remedy.
     """
     if out is not None:
-        if out.exists() and not overwrite:
-            raise InputError(f"output {out} exists: choose another name, or use --overwrite")
-        if out.is_dir():
-            raise InputError(f"output {out} is a folder: give the name of a file")
-        if not next(path for path in out.resolve().parents if path.exists()).is_dir():
-            raise InputError(f"output {out}: a file stands where its folder would be")
+        check_new_file(out, overwrite)
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(
@@ -123,26 +118,18 @@ def write_results(reports: Sequence[dict[str, Any]], out: Path | None, into_fold
     """Write the JSON to ``out`` (one object, or a list); with ``into_folders`` also ``evaluation.json``,
     ``report.html`` and the model card's figures in each compressed folder."""
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         data = reports[0] if len(reports) == 1 else list(reports)
-        write_file(out, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(out, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if not into_folders:
         return
     from srcr.report import write_report
 
     for found in reports:
         text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
-        write_file(Path(found["compressed"]) / EVALUATION, text + "\n")
+        write_text(Path(found["compressed"]) / EVALUATION, text + "\n")
     for found in reports:
         folder = Path(found["compressed"])
         if (folder / RECORD).is_file() and (folder / CARD).is_file():
             card = (folder / CARD).read_text(encoding="utf-8")
-            write_file(folder / CARD, with_evaluation(card, found))
+            write_text(folder / CARD, with_evaluation(card, found))
         write_report([folder], folder / REPORT, overwrite=True)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a text file so that it appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

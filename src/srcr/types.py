@@ -211,6 +211,16 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A prompt, how each model goes on, and how similar that is (1: the same)."""
+
+    prompt: str
+    base: str
+    compressed: str
+    similarity: float
+
+
+@dataclass(frozen=True)
 class Rates:
     """How much smaller: see docs/measures.md for what each byte count includes."""
 

@@ -255,7 +255,7 @@ class TestEvaluate:
         (tmp_path / "folder").mkdir()
         assert "is a folder" in refused("evaluate", tiny, tiny, *options, tmp_path / "folder")
         message = refused("evaluate", tiny, tiny, *options, ids / "report.json")
-        assert "a file stands where its folder would be" in message
+        assert "is a file, not a folder" in message
 
     def test_the_folder_of_the_report_is_made(self, srcr, tiny, ids, tmp_path):
         report = tmp_path / "new/deep/report.json"

@@ -60,7 +60,7 @@ def _rates(sparsity: float, bits: int) -> dict[str, Any]:
 def _record(name: str, sparsity: float, bits: int, blocks: int, rng: Random) -> dict[str, Any]:
     layers = [
         {"name": f"model.layers.{block}.{linear}", "shape": [256, 256], "sparsity": sparsity,
-         "bits": bits, "zeros": sparsity, "error": 0.002 * (1 + 9 * sparsity) * 3 ** (4 - min(bits, 8)) * rng.uniform(0.4, 2)}
+         "bits": bits, "tcr": 1 - (1 - sparsity) * bits / 16, "zeros": sparsity, "entropy_bits": 0.91 * bits, "error": 0.002 * (1 + 9 * sparsity) * 3 ** (4 - min(bits, 8)) * rng.uniform(0.4, 2)}
         for block in range(blocks) for linear in LINEARS
     ]  # fmt: skip
     return {

@@ -205,7 +205,7 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, dozen: list[Path])
     write_report(dozen[:1], out, overwrite=True)
     with pytest.raises(InputError, match="is a folder"):
         write_report(dozen[:1], tmp_path)
-    with pytest.raises(InputError, match="a file stands"):
+    with pytest.raises(InputError, match="is a file, not a folder"):
         write_report(dozen[:1], out / "deeper.html")
     with pytest.raises(InputError, match="does not exist"):
         write_report([tmp_path / "absent"], tmp_path / "x.html")

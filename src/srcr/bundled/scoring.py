@@ -1,6 +1,6 @@
 """Multiple-choice scoring by the log-likelihood of the choices."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,18 +9,22 @@ from torch.nn.utils.rnn import pad_sequence
 
 from srcr.bundled.items import Item
 
-#: At most so many logits at a time.
-BATCH_LOGITS = 1 << 26
+#: At most so many choices, and so many logits, at a time.
+BATCH_CHOICES, BATCH_LOGITS = 256, 1 << 26
 
 
 @torch.no_grad()
 def log_likelihoods(
-    model: torch.nn.Module, tokenizer: Any, items: Sequence[Item], batch_size: int = 256
+    model: torch.nn.Module,
+    tokenizer: Any,
+    items: Sequence[Item],
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> list[list[float]]:
     """The summed log-likelihood of each choice's tokens after the prompt, item by item.
 
     A prompt goes through the model once for all of its choices. Items with prompts of one length and as
-    many choices make batches of at most ``batch_size`` choices, so that no prompt is padded.
+    many choices make batches, so that no prompt is padded; ``on_progress`` is told the share of items
+    that is done.
     """
     prompts = [tokenizer(item.prompt)["input_ids"] for item in items]
     tails = [
@@ -36,16 +40,19 @@ def log_likelihoods(
 
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     sums: list[list[float]] = [[] for _ in items]
+    done = 0
     was_training = model.training
     model.eval()
     for (_, n_choices), members in alike.items():
         longest = max(len(ids) for i in members for ids in [prompts[i], *tails[i]])
-        size = max(1, min(batch_size, BATCH_LOGITS // (vocabulary * longest)) // n_choices)
+        size = max(1, min(BATCH_CHOICES, BATCH_LOGITS // (vocabulary * longest)) // n_choices)
         for begin in range(0, len(members), size):
             batch = members[begin : begin + size]
             found = _choices(model, [prompts[i] for i in batch], [tails[i] for i in batch])
             for i, row in zip(batch, found.tolist(), strict=True):
                 sums[i] = row
+            done += len(batch)
+            on_progress(done / len(items))
     model.train(was_training)
     return sums
 
@@ -72,10 +79,13 @@ def _choices(
 
 
 def score(
-    model: torch.nn.Module, tokenizer: Any, items: Sequence[Item], batch_size: int = 256
+    model: torch.nn.Module,
+    tokenizer: Any,
+    items: Sequence[Item],
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> list[bool]:
     """Whether the model gives the right choice of each item the highest log-likelihood."""
-    likelihoods = log_likelihoods(model, tokenizer, items, batch_size)
+    likelihoods = log_likelihoods(model, tokenizer, items, on_progress)
     return [
         max(range(len(row)), key=row.__getitem__) == item.answer
         for row, item in zip(likelihoods, items, strict=True)

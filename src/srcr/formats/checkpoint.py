@@ -17,16 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from srcr.errors import InputError, SrcrError, VerificationError
+from srcr.files import RECORD, check_place
 from srcr.formats import Format
 from srcr.models.load import COMPANION_PATTERNS, INDEX, load_model, read_config
 from srcr.models.topology import Topology, linear_weight
 from srcr.types import CompressedWeight, CompressionPlan
 
-RECORD = "srcr.json"
-PLAN = "plan.yaml"
-CARD = "README.md"
-EVALUATION = "evaluation.json"
-REPORT = "report.html"
 #: In a folder that srcr is writing: it may be replaced.
 MARK = ".srcr-in-progress"
 #: One key: safetensors writes several in random order, and the same run must give the same bytes.
@@ -41,9 +37,7 @@ def check_output(out: Path, model: Path, overwrite: bool) -> None:
         InputError: OUT exists, or a leftover ``OUT.partial`` does, and ``overwrite`` is not given; either
             holds what srcr did not write, or is or holds the model; an earlier result was left aside.
     """
-    parent = next(path for path in out.resolve().parents if path.exists())
-    if not parent.is_dir():
-        raise InputError(f"output {out}: {parent} is a file, not a folder")
+    check_place(out)
     source = model.resolve()
     for path in (out, partial_path(out), _aside(out)):
         if path.resolve() == source or path.resolve() in source.parents:

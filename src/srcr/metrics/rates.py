@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from srcr.files import RECORD
 from srcr.formats import Loaded, compressed_tensors, get_format
-from srcr.formats.checkpoint import RECORD
 from srcr.formats.safetensors_files import TensorFiles
 from srcr.models.load import read_config, weight_files
 from srcr.models.topology import Topology, linear_weight

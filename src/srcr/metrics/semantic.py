@@ -24,7 +24,7 @@ from srcr.calibration import Tokens, load_tokens
 from srcr.errors import InputError, NumericalError, first_line
 from srcr.metrics.intervals import interval
 from srcr.models.load import context_length
-from srcr.types import Estimate
+from srcr.types import Comparison, Estimate
 
 Array = npt.NDArray[np.float64]
 
@@ -84,16 +84,6 @@ class Reference:
     scorer: Scorer
     texts: tuple[str, ...]
     embeddings: Array
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A prompt, and how each model goes on."""
-
-    prompt: str
-    base: str
-    compressed: str
-    similarity: float
 
 
 @dataclass(frozen=True)

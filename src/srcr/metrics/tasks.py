@@ -31,6 +31,9 @@ PREFERRED_METRICS = ("acc", "exact_match")
 BATCH_ROWS, ROW_TOKENS, BATCH_LOGITS = 32, 2048, 1 << 28
 
 
+OnShare = Callable[[float], None]
+
+
 @dataclass(frozen=True)
 class TaskResult:
     """One model on one task: a score (mostly 0 or 1) for each item, and what guessing would score."""
@@ -43,10 +46,11 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Task:
-    """A name for the report, and the function that scores a model: (model, tokenizer, limit, seed)."""
+    """A name for the report, and the function that scores a model: (model, tokenizer, limit, seed,
+    on_progress), the last one told the share that is done."""
 
     name: str
-    score: Callable[[Any, Any, int | None, int], TaskResult]
+    score: Callable[[Any, Any, int | None, int, OnShare], TaskResult]
 
 
 class _Found(NamedTuple):
@@ -85,20 +89,22 @@ def run_tasks(
     seed: int = 0,
     on_progress: Callable[[float, str], None] = lambda done, name: None,
 ) -> dict[str, TaskResult]:
-    """Score one model on all tasks; ``on_progress`` hears how many are done, and which is next.
+    """Score one model on all tasks; ``on_progress`` hears how many are done, and which is running.
 
     With ``limit``, that many items: the first of each (sub)task of the harness, a draw by ``seed`` of
     a bundled set. The seed also draws examples that go before a question, where a task draws them.
 
     Raises:
-        InputError: ``limit`` is not positive, or a task cannot be run on this model.
+        InputError: a task cannot be run on this model.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"a limit of {limit} items leaves none: give at least 1")
     results = {}
     for done, task in enumerate(tasks):
         on_progress(done, task.name)
-        results[task.name] = task.score(model, tokenizer, limit, seed)
+
+        def watch(share: float, done: int = done, name: str = task.name) -> None:
+            on_progress(done + share, name)
+
+        results[task.name] = task.score(model, tokenizer, limit, seed, watch)
     on_progress(len(tasks), "")
     return results
 
@@ -202,13 +208,18 @@ def _unfit(task: Any) -> str | None:
 
 
 def _score_bundled(
-    name: str, model: torch.nn.Module, tokenizer: Any, limit: int | None, seed: int
+    name: str,
+    model: torch.nn.Module,
+    tokenizer: Any,
+    limit: int | None,
+    seed: int,
+    on_progress: OnShare,
 ) -> TaskResult:
     items = bundled.tasks()[name]
     if limit is not None and limit < len(items):
         chosen = Random(f"srcr items {name} {seed}").sample(range(len(items)), limit)
         items = [items[i] for i in sorted(chosen)]
-    correct = bundled.score(model, tokenizer, items)
+    correct = bundled.score(model, tokenizer, items, on_progress)
     chance = float(np.mean([1 / len(item.choices) for item in items]))
     return TaskResult(name, "acc", chance, tuple(map(float, correct)))
 
@@ -220,6 +231,7 @@ def _score_harness(
     tokenizer: Any,
     limit: int | None,
     seed: int,
+    on_progress: OnShare,
 ) -> TaskResult:
     """All items of a task's or group's (sub)tasks, pooled."""
     from lm_eval import evaluate
@@ -230,7 +242,7 @@ def _score_harness(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             found = evaluate(
-                _language_model(model, tokenizer),
+                _language_model(model, tokenizer, on_progress),
                 {"tasks": leaves},
                 limit=limit,
                 bootstrap_iters=0,
@@ -248,15 +260,32 @@ def _score_harness(
     )
 
 
-def _language_model(model: torch.nn.Module, tokenizer: Any) -> Any:
-    """The model as the harness wants it, without its bars, and with a tokenizer it may change."""
+def _language_model(model: torch.nn.Module, tokenizer: Any, on_progress: OnShare) -> Any:
+    """The model as the harness wants it, with a tokenizer it may change, and without its bars: the rows
+    that went through the model, of those asked for, are told instead."""
     from lm_eval.models.huggingface import HFLM
 
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     rows = max(1, min(BATCH_ROWS, BATCH_LOGITS // (ROW_TOKENS * vocabulary)))
     wrapped = HFLM(pretrained=model, tokenizer=deepcopy(tokenizer), batch_size=rows)
-    for kind in ("loglikelihood", "generate_until"):
-        setattr(wrapped, kind, partial(getattr(wrapped, kind), disable_tqdm=True))
+    done, asked = 0, 1
+
+    def begin(kind: Callable[..., Any], requests: Sequence[Any]) -> Any:
+        nonlocal done, asked
+        done, asked = 0, max(1, len(requests))
+        return kind(requests, disable_tqdm=True)
+
+    def step(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        result = call(*args, **kwargs)
+        done += len(result)
+        on_progress(min(done / asked, 1))
+        return result
+
+    for name in ("loglikelihood", "generate_until"):
+        setattr(wrapped, name, partial(begin, getattr(wrapped, name)))
+    for name in ("_model_call", "_model_generate"):
+        setattr(wrapped, name, partial(step, getattr(wrapped, name)))
     return wrapped
 
 

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from srcr.card import size
 from srcr.errors import InputError
+from srcr.files import check_new_file, write_text
 from srcr.report import plots, table
 from srcr.report.runs import Run, load_runs
 
@@ -49,17 +50,8 @@ def write_report(paths: Sequence[str | Path], out: Path, overwrite: bool = False
     Raises:
         InputError: nothing usable at ``paths``, or ``out`` cannot be written.
     """
-    if out.is_dir():
-        raise InputError(f"output {out} is a folder: give the name of a file")
-    if out.exists() and not overwrite:
-        raise InputError(f"output {out} exists: choose another name, or use --overwrite")
-    if not next(path for path in out.resolve().parents if path.exists()).is_dir():
-        raise InputError(f"output {out}: a file stands where its folder would be")
-    page = build_report(load_runs(paths))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_bytes(page.encode(errors="replace"))
-    partial.replace(out)
+    check_new_file(out, overwrite)
+    write_text(out, build_report(load_runs(paths)))
 
 
 def build_report(runs: Sequence[Run], title: str | None = None) -> str:

@@ -17,7 +17,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from srcr.card import size
-from srcr.report.runs import Interval, Rates, Run, Task
+from srcr.report.runs import Interval, Run, Task
+from srcr.types import Rates
 
 
 @dataclass(frozen=True)

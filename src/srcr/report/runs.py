@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from srcr.errors import InputError
-from srcr.types import CompressionPlan, from_dict, from_yaml
-
-RECORD = "srcr.json"
-PLAN = "plan.yaml"
-EVALUATION = "evaluation.json"
+from srcr.files import EVALUATION, PLAN, RECORD
+from srcr.types import Comparison, CompressionPlan, Rates, RunRecord, from_dict, from_yaml
 
 Interval = tuple[float, float]
 
@@ -26,22 +23,6 @@ class Measure:
 
     value: float
     ci95: Interval | None = None
-
-
-@dataclass(frozen=True)
-class Rates:
-    """How much smaller."""
-
-    sparsity: float
-    bits: float
-    tcr: float
-    zeros: float
-    base_bytes: int
-    stored_bytes: int
-    loaded_bytes: int
-    engine: str
-    source: str
-    entropy_bits: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,16 +58,6 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The continuations of one prompt by both models."""
-
-    prompt: str
-    base: str
-    compressed: str
-    similarity: float
-
-
-@dataclass(frozen=True)
 class Semantic:
     """Semantic consistency of continuations, with the chance level."""
 
@@ -100,7 +71,7 @@ class Semantic:
     max_new_tokens: int | None = None
     exact: float | None = None
     source: str | None = None
-    worst: tuple[Pair, ...] = ()
+    worst: tuple[Comparison, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,41 +112,11 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What happened to one linear layer."""
-
-    name: str
-    shape: tuple[int, int]
-    sparsity: float
-    bits: float
-    zeros: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Record:
-    """How a compressed model was made."""
-
-    base: str
-    command: str
-    format: str
-    rates: Rates
-    base_sha256: str = ""
-    plan_fingerprint: str = ""
-    calibration: dict[str, Any] = field(default_factory=dict)
-    layers: tuple[Layer, ...] = ()
-    versions: dict[str, str] = field(default_factory=dict)
-    seconds: float | None = None
-    peak_memory_bytes: int | None = None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Run:
     """One compressed model: how it was made and what was measured, as far as known."""
 
     name: str
-    record: Record | None = None
+    record: RunRecord | None = None
     plan: CompressionPlan | None = None
     evaluation: Evaluation | None = None
     folder: str = ""
@@ -248,11 +189,11 @@ def _folder(path: Path) -> Run:
     )
 
 
-def _record(path: Path) -> Record:
+def _record(path: Path) -> RunRecord:
     data = _json(path)
     if not isinstance(data, dict) or "rates" not in data:
         raise InputError(f"{path} was not written by srcr compress: it has no 'rates'")
-    return from_dict(Record, data, where=str(path))
+    return from_dict(RunRecord, data, where=str(path))
 
 
 def _evaluations(path: Path) -> Iterator[Evaluation]:

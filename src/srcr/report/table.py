@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from srcr.card import size
 from srcr.report.plots import method, mode
-from srcr.report.runs import Interval, Rates, Run
+from srcr.report.runs import Interval, Run
+from srcr.types import Rates
 
 
 @dataclass(frozen=True)
