@@ -177,7 +177,7 @@ def test_all_views_of_a_grid_agree(case):
     picked = torch.arange(W.shape[1]).flip(0)
     some = grid.columns(picked)
     for index in range(W.shape[1]):
-        one = grid.column(index)
+        one = grid.columns(torch.tensor([index])).at(0)
         for name in ("scale", "zero_point"):
             parts = [getattr(column, name) for column in (whole, some, one)]
             if grid.zero_point is None and name == "zero_point":

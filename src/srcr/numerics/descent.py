@@ -11,8 +11,24 @@ stay at zero.
 import torch
 from torch import Tensor
 
-from srcr.numerics.grid import Grid
+from srcr.numerics.grid import Column, Grid
+from srcr.numerics.kernels import Descent, StepColumns, kernels_for
 from srcr.numerics.obs import Swept, fix
+
+
+def step_columns(state: Descent, column: Column | None, start: int, stop: int) -> None:
+    """Move the columns of the block ``start:stop`` to their best values, one after the other: the
+    reference of the compiled kernels."""
+    for j in range(start, stop):
+        keep = None if state.keep is None else state.keep[:, j]
+        value = state.weight[:, j] + state.pull[:, j] / state.damped[j, j]
+        value, code = fix(value, None if column is None else column.at(j - start), keep)
+        if state.codes is not None and code is not None:
+            state.codes[:, j] = code
+        step = value - state.weight[:, j]
+        state.weight[:, j] = value
+        state.steps[:, j - start] = step
+        state.pull[:, j + 1 : stop].addr_(step, state.damped[j, j + 1 : stop], alpha=-1)
 
 
 def descend(
@@ -23,41 +39,39 @@ def descend(
     order: Tensor,
     grid: Grid | None = None,
     block_size: int = 128,
+    columns: StepColumns | None = None,
 ) -> Swept:
     """One pass over all columns, in ``order`` [cols], towards ``target`` [rows, cols].
 
     With a grid the start is what ``swept.codes`` stand for on it, and weights stay on it; without one
     the surviving weights move freely. Steps within a block of columns reach the rest in one product.
+    ``columns`` moves the columns within a block; None is the fastest that the device has.
     """
+    if columns is None:
+        kernels = kernels_for(target.device)
+        columns = kernels.step_columns if kernels else step_columns
     rows, cols = target.shape
-    damped = H[order][:, order]
+    damped = H[order].index_select(1, order)
     damped.diagonal().add_(damp)
-    columns = order.tolist()
-    codes = None if swept.codes is None else swept.codes[:, order].to(torch.float32)
-    keep = None if swept.keep is None else swept.keep[:, order]
-    weight = swept.weight[:, order]
+    codes = None if swept.codes is None else swept.codes.index_select(1, order)
+    keep = None if swept.keep is None else swept.keep.index_select(1, order)
+    weight = swept.weight.index_select(1, order)
     if grid is not None and codes is not None:
-        weight = grid.columns(order).dequantize(codes)
-    pull = (target[:, order] - weight) @ damped
+        weight = grid.columns(order).dequantize(codes.to(torch.float32))
+    pull = (target.index_select(1, order) - weight) @ damped
+    steps = pull.new_empty(rows, min(block_size, cols))
+    state = Descent(pull, damped, weight, codes, keep, steps)
     for start in range(0, cols, block_size):
         stop = min(start + block_size, cols)
-        steps = torch.empty(rows, stop - start, device=target.device)
-        for j in range(start, stop):
-            value = weight[:, j] + pull[:, j] / damped[j, j]
-            column = None if grid is None else grid.column(columns[j])
-            value, code = fix(value, column, None if keep is None else keep[:, j])
-            if codes is not None and code is not None:
-                codes[:, j] = code
-            step = value - weight[:, j]
-            weight[:, j] = value
-            steps[:, j - start] = step
-            pull[:, j + 1 : stop].addr_(step, damped[j, j + 1 : stop], alpha=-1)
-        pull[:, stop:].addmm_(steps, damped[start:stop, stop:], alpha=-1)
+        column = None if grid is None else grid.columns(order[start:stop])
+        columns(state, column, start, stop)
+        moved = steps[:, : stop - start]
+        pull[:, stop:].addmm_(moved, damped[start:stop, stop:], alpha=-1)
     back = torch.empty_like(order)
     back[order] = torch.arange(cols, device=order.device)
     return Swept(
         weight=weight[:, back],
-        codes=None if codes is None else codes[:, back].to(torch.int8),
+        codes=None if codes is None else codes[:, back],
         keep=swept.keep,
         loss=swept.loss,
     )

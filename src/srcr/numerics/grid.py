@@ -33,12 +33,6 @@ class Grid:
     group_size: int
     dtype: torch.dtype
 
-    def column(self, index: int) -> "Column":
-        """The grid of one column of weights."""
-        group = index // self.group_size
-        zero = None if self.zero_point is None else self.zero_point[:, group]
-        return Column(self.scale[:, group], zero, *code_range(self.num_bits), self.dtype)
-
     def columns(self, indices: Tensor) -> "Column":
         """The grid of the weights of several columns [n]: scale and zero-point as [rows, n]."""
         groups = indices // self.group_size
@@ -65,6 +59,11 @@ class Column:
     low: int
     high: int
     dtype: torch.dtype
+
+    def at(self, index: int) -> "Column":
+        """Of the grid of several columns [rows, n], that of one."""
+        zero = None if self.zero_point is None else self.zero_point[:, index]
+        return Column(self.scale[:, index], zero, self.low, self.high, self.dtype)
 
     def quantize(self, w: Tensor) -> Tensor:
         """The nearest codes (as float32)."""

@@ -50,9 +50,12 @@ def count_pruned(sparsity: float, size: int) -> int:
 def keep_all_but_lowest(scores: Tensor, count: int) -> Tensor:
     """Prune exactly ``count`` entries with the lowest scores of the whole tensor (ties: first goes)."""
     flat = scores.reshape(-1)
-    keep = torch.ones(flat.shape, dtype=torch.bool, device=scores.device)
-    if count > 0:
-        keep[torch.argsort(flat, stable=True)[:count]] = False
+    if count <= 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    limit = flat.kthvalue(count).values
+    tied = flat == limit
+    spare = count - (flat < limit).sum()
+    keep = (flat > limit) | (tied & (tied.cumsum(0) > spare))
     return keep.view(scores.shape)
 
 

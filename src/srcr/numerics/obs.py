@@ -17,6 +17,7 @@ from torch import Tensor
 
 from srcr.numerics.grid import Column, Grid
 from srcr.numerics.hessian import Factor
+from srcr.numerics.kernels import FixColumns, Sweep, kernels_for
 
 #: ``(W [rows, n], positions) -> keep [rows, n]``: chooses the mask of the n columns at these positions
 #: of the sweep, from their current weights.
@@ -55,53 +56,71 @@ def fix(w: Tensor, column: Column | None, keep: Tensor | None) -> tuple[Tensor, 
     return (w if keep is None else torch.where(keep, w, torch.zeros_like(w))), None
 
 
+def fix_columns(state: Sweep, column: Column | None, start: int, at: slice, stop: int) -> None:
+    """Fix the columns ``at`` of the block ``start:stop``, each one's error pushed on to its end: the
+    reference of the compiled kernels."""
+    for j in range(at.start, at.stop):
+        keep = None if state.keep is None else state.keep[:, j]
+        w = state.work[:, j]
+        if keep is not None and not state.push:
+            w = torch.where(keep, w, torch.zeros_like(w))
+        value, code = fix(w, None if column is None else column.at(j - start), keep)
+        if state.codes is not None and code is not None:
+            state.codes[:, j] = code
+        state.fixed[:, j] = value
+        error = (w - value) / state.upper[j, j]
+        state.errors[:, j - start] = error
+        state.work[:, j + 1 : stop].addr_(error, state.upper[j, j + 1 : stop], alpha=-1)
+
+
 def sweep(
     W: Tensor,
     factor: Factor,
     selection: Selection | None = None,
     grid: Grid | None = None,
     block_size: int = 128,
+    columns: FixColumns | None = None,
 ) -> Swept:
     """Sweep ``W`` [rows, cols] in the factor's order; the errors of a block of ``block_size`` columns
     reach the columns behind it in one matrix product.
 
     Pruned weights are exactly 0 and, with a grid, hold the code that dequantizes to 0. The span of
-    ``selection`` must divide ``block_size`` (or be at least as large as the block).
+    ``selection`` must divide ``block_size`` (or be at least as large as the block). ``columns`` fixes
+    the columns within a block; None is the fastest that the device has.
     """
+    if columns is None:
+        kernels = kernels_for(W.device)
+        columns = kernels.fix_columns if kernels else fix_columns
     upper, order = factor.upper, factor.order
-    columns = order.tolist()
     rows, cols = W.shape
-    work = W[:, order].to(torch.float32)
-    fixed = torch.empty_like(work)
-    codes = torch.empty(rows, cols, device=W.device) if grid is not None else None
-    keep = torch.ones(rows, cols, dtype=torch.bool, device=W.device) if selection else None
+    work = W.to(torch.float32).index_select(1, order)
+    state = Sweep(
+        work,
+        upper,
+        fixed=torch.empty_like(work),
+        codes=None if grid is None else torch.empty_like(work, dtype=torch.int8),
+        keep=torch.ones_like(work, dtype=torch.bool) if selection else None,
+        errors=work.new_empty(rows, min(block_size, cols)),
+        push=selection is None or selection.push,
+    )
     loss = torch.zeros(rows, device=W.device)
-    pivots = upper.diagonal()
     for start in range(0, cols, block_size):
         stop = min(start + block_size, cols)
-        errors = torch.empty(rows, stop - start, device=W.device)
-        for j in range(start, stop):
-            if selection is not None and keep is not None and (j - start) % selection.span == 0:
-                end = min(j + selection.span, stop)
-                keep[:, j:end] = selection.select(work[:, j:end], slice(j, end))
-            w = work[:, j]
-            if selection is not None and keep is not None and not selection.push:
-                w = torch.where(keep[:, j], w, torch.zeros_like(w))
-            column = None if grid is None else grid.column(columns[j])
-            value, code = fix(w, column, None if keep is None else keep[:, j])
-            if codes is not None and code is not None:
-                codes[:, j] = code
-            fixed[:, j] = value
-            error = (w - value) / pivots[j]
-            errors[:, j - start] = error
-            work[:, j + 1 : stop].addr_(error, upper[j, j + 1 : stop], alpha=-1)
+        column = None if grid is None else grid.columns(order[start:stop])
+        span = stop - start if selection is None else selection.span
+        for first in range(start, stop, span):
+            at = slice(first, min(first + span, stop))
+            if selection is not None and state.keep is not None:
+                state.keep[:, at] = selection.select(work[:, at], at)
+            columns(state, column, start, at, stop)
+        errors = state.errors[:, : stop - start]
         work[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
         loss += errors.square().sum(dim=1)
     back = torch.empty_like(order)
     back[order] = torch.arange(cols, device=W.device)
     return Swept(
-        weight=fixed[:, back],
-        codes=None if codes is None else codes[:, back].to(torch.int8),
-        keep=None if keep is None else keep[:, back],
+        weight=state.fixed[:, back],
+        codes=None if state.codes is None else state.codes[:, back],
+        keep=None if state.keep is None else state.keep[:, back],
         loss=loss,
     )

@@ -1,0 +1,81 @@
+"""The steps within a block of columns: what they work on, and the fastest that a device has.
+
+Within a block the rows are independent: a column is fixed, and its error reaches the rest of the block.
+:mod:`srcr.numerics.obs` and :mod:`srcr.numerics.descent` hold the reference in PyTorch, which runs
+anywhere; the modules here are drop-in and tested against it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from srcr.numerics.grid import Column
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A sweep under way, columns in the order in which they are swept; all contiguous.
+
+    ``work`` [rows, cols] float32: the weights, moved by the errors so far; ``upper`` [cols, cols]: the
+    factor; ``fixed`` [rows, cols]: the result; ``codes`` int8 [rows, cols] or None without a grid;
+    ``keep`` bool [rows, cols] or None; ``errors`` [rows, block]: the errors of the block's columns;
+    ``push``: whether what has reached a pruned weight is pushed on.
+    """
+
+    work: Tensor
+    upper: Tensor
+    fixed: Tensor
+    codes: Tensor | None
+    keep: Tensor | None
+    errors: Tensor
+    push: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """A pass of coordinate descent under way, columns in its order; all contiguous.
+
+    ``pull`` [rows, cols] float32: ``(target - weight) @ damped``; ``damped`` [cols, cols]: the damped
+    Hessian; ``weight`` [rows, cols]; ``codes`` and ``keep`` as in :class:`Sweep`; ``steps``
+    [rows, block]: how far the block's columns have moved.
+    """
+
+    pull: Tensor
+    damped: Tensor
+    weight: Tensor
+    codes: Tensor | None
+    keep: Tensor | None
+    steps: Tensor
+
+
+#: ``(state, grid of the block's columns, start, columns to fix, stop)``: fix these columns of the block
+#: ``start:stop``, and push their errors on to its end.
+FixColumns = Callable[[Sweep, Column | None, int, slice, int], None]
+#: ``(state, grid of the block's columns, start, stop)``: move the columns of the block, one by one.
+StepColumns = Callable[[Descent, Column | None, int, int], None]
+
+
+class Kernels(Protocol):
+    """What a module of this folder defines."""
+
+    @property
+    def fix_columns(self) -> FixColumns:
+        """As :func:`srcr.numerics.obs.fix_columns`."""
+        ...
+
+    @property
+    def step_columns(self) -> StepColumns:
+        """As :func:`srcr.numerics.descent.step_columns`."""
+        ...
+
+
+def kernels_for(device: torch.device) -> Kernels | None:
+    """The compiled steps for a device; None where there are none, and the reference has to do."""
+    if device.type == "cpu":
+        from srcr.numerics.kernels import cpu
+
+        return cpu
+    return None
