@@ -11,23 +11,25 @@ stay at zero.
 import torch
 from torch import Tensor
 
-from srcr.numerics.grid import Column, Grid
+from srcr.numerics.grid import Grid
 from srcr.numerics.kernels import Descent, StepColumns, kernels_for
 from srcr.numerics.obs import Swept, fix
 
 
-def step_columns(state: Descent, column: Column | None, start: int, stop: int) -> None:
+def step_columns(state: Descent, start: int, stop: int) -> None:
     """Move the columns of the block ``start:stop`` to their best values, one after the other: the
     reference of the compiled kernels."""
-    for j in range(start, stop):
-        keep = None if state.keep is None else state.keep[:, j]
-        value = state.weight[:, j] + state.pull[:, j] / state.damped[j, j]
-        value, code = fix(value, None if column is None else column.at(j - start), keep)
+    columns = state.order[start:stop].tolist()
+    grid = None if state.grid is None else state.grid.columns(state.order[start:stop])
+    for i, (j, c) in enumerate(zip(range(start, stop), columns, strict=True)):
+        keep = None if state.keep is None else state.keep[:, c]
+        value = state.weight[:, c] + state.pull[:, j] / state.damped[j, j]
+        value, code = fix(value, None if grid is None else grid.at(i), keep)
         if state.codes is not None and code is not None:
-            state.codes[:, j] = code
-        step = value - state.weight[:, j]
-        state.weight[:, j] = value
-        state.steps[:, j - start] = step
+            state.codes[:, c] = code
+        step = value - state.weight[:, c]
+        state.weight[:, c] = value
+        state.steps[:, i] = step
         state.pull[:, j + 1 : stop].addr_(step, state.damped[j, j + 1 : stop], alpha=-1)
 
 
@@ -53,25 +55,16 @@ def descend(
     rows, cols = target.shape
     damped = H[order].index_select(1, order)
     damped.diagonal().add_(damp)
-    codes = None if swept.codes is None else swept.codes.index_select(1, order)
-    keep = None if swept.keep is None else swept.keep.index_select(1, order)
-    weight = swept.weight.index_select(1, order)
+    codes = None if swept.codes is None else swept.codes.clone()
+    weight = swept.weight.clone()
     if grid is not None and codes is not None:
-        weight = grid.columns(order).dequantize(codes.to(torch.float32))
-    pull = (target.index_select(1, order) - weight) @ damped
+        weight = grid.expand().dequantize(codes.to(torch.float32))
+    pull = (target - weight).index_select(1, order) @ damped
     steps = pull.new_empty(rows, min(block_size, cols))
-    state = Descent(pull, damped, weight, codes, keep, steps)
+    state = Descent(pull, damped, order, weight, codes, swept.keep, steps, grid)
     for start in range(0, cols, block_size):
         stop = min(start + block_size, cols)
-        column = None if grid is None else grid.columns(order[start:stop])
-        columns(state, column, start, stop)
+        columns(state, start, stop)
         moved = steps[:, : stop - start]
         pull[:, stop:].addmm_(moved, damped[start:stop, stop:], alpha=-1)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(cols, device=order.device)
-    return Swept(
-        weight=weight[:, back],
-        codes=None if codes is None else codes[:, back],
-        keep=swept.keep,
-        loss=swept.loss,
-    )
+    return Swept(weight, codes, swept.keep, swept.loss)

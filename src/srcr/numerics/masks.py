@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,10 @@ def keep_all_but_lowest(scores: Tensor, count: int) -> Tensor:
     flat = scores.reshape(-1)
     if count <= 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    limit = flat.kthvalue(count).values
+    if flat.device.type == "cpu":  # several times as fast as torch's
+        limit = torch.tensor(np.partition(flat.numpy(), count - 1)[count - 1])
+    else:
+        limit = flat.kthvalue(count).values
     tied = flat == limit
     spare = count - (flat < limit).sum()
     keep = (flat > limit) | (tied & (tied.cumsum(0) > spare))

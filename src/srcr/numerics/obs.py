@@ -56,18 +56,20 @@ def fix(w: Tensor, column: Column | None, keep: Tensor | None) -> tuple[Tensor, 
     return (w if keep is None else torch.where(keep, w, torch.zeros_like(w))), None
 
 
-def fix_columns(state: Sweep, column: Column | None, start: int, at: slice, stop: int) -> None:
-    """Fix the columns ``at`` of the block ``start:stop``, each one's error pushed on to its end: the
-    reference of the compiled kernels."""
-    for j in range(at.start, at.stop):
-        keep = None if state.keep is None else state.keep[:, j]
-        w = state.work[:, j]
-        if keep is not None and not state.push:
-            w = torch.where(keep, w, torch.zeros_like(w))
-        value, code = fix(w, None if column is None else column.at(j - start), keep)
+def fix_columns(state: Sweep, chosen: Tensor | None, start: int, at: slice, stop: int) -> None:
+    """Fix the columns ``at`` of the block ``start:stop``, each one's error pushed on to its end;
+    ``chosen`` [rows, columns] is their mask. The reference of the compiled kernels."""
+    columns = state.order[at].tolist()
+    grid = None if state.grid is None else state.grid.columns(state.order[at])
+    for i, (j, c) in enumerate(zip(range(at.start, at.stop), columns, strict=True)):
+        w, keep = state.work[:, j], None if chosen is None else chosen[:, i]
+        if keep is not None and state.keep is not None:
+            state.keep[:, c] = keep
+            w = w if state.push else torch.where(keep, w, torch.zeros_like(w))
+        value, code = fix(w, None if grid is None else grid.at(i), keep)
         if state.codes is not None and code is not None:
-            state.codes[:, j] = code
-        state.fixed[:, j] = value
+            state.codes[:, c] = code
+        state.fixed[:, c] = value
         error = (w - value) / state.upper[j, j]
         state.errors[:, j - start] = error
         state.work[:, j + 1 : stop].addr_(error, state.upper[j, j + 1 : stop], alpha=-1)
@@ -97,30 +99,23 @@ def sweep(
     state = Sweep(
         work,
         upper,
+        order,
         fixed=torch.empty_like(work),
         codes=None if grid is None else torch.empty_like(work, dtype=torch.int8),
-        keep=torch.ones_like(work, dtype=torch.bool) if selection else None,
+        keep=None if selection is None else torch.empty_like(work, dtype=torch.bool),
         errors=work.new_empty(rows, min(block_size, cols)),
+        grid=grid,
         push=selection is None or selection.push,
     )
     loss = torch.zeros(rows, device=W.device)
     for start in range(0, cols, block_size):
         stop = min(start + block_size, cols)
-        column = None if grid is None else grid.columns(order[start:stop])
         span = stop - start if selection is None else selection.span
         for first in range(start, stop, span):
             at = slice(first, min(first + span, stop))
-            if selection is not None and state.keep is not None:
-                state.keep[:, at] = selection.select(work[:, at], at)
-            columns(state, column, start, at, stop)
+            chosen = None if selection is None else selection.select(work[:, at], at)
+            columns(state, chosen, start, at, stop)
         errors = state.errors[:, : stop - start]
         work[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
         loss += errors.square().sum(dim=1)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(cols, device=W.device)
-    return Swept(
-        weight=state.fixed[:, back],
-        codes=None if state.codes is None else state.codes[:, back],
-        keep=None if state.keep is None else state.keep[:, back],
-        loss=loss,
-    )
+    return Swept(state.fixed, state.codes, state.keep, loss)

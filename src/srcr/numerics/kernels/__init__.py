@@ -12,50 +12,52 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from srcr.numerics.grid import Column
+from srcr.numerics.grid import Grid
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """A sweep under way, columns in the order in which they are swept; all contiguous.
-
-    ``work`` [rows, cols] float32: the weights, moved by the errors so far; ``upper`` [cols, cols]: the
-    factor; ``fixed`` [rows, cols]: the result; ``codes`` int8 [rows, cols] or None without a grid;
-    ``keep`` bool [rows, cols] or None; ``errors`` [rows, block]: the errors of the block's columns;
-    ``push``: whether what has reached a pruned weight is pushed on.
+    """A sweep under way. In the order of the sweep: ``work`` [rows, cols] float32, the weights moved by
+    the errors so far; ``upper`` [cols, cols], the factor; ``errors`` [rows, block] of the block's columns.
+    In the order of the matrix: ``fixed`` [rows, cols], the result; ``codes`` int8 [rows, cols] (None
+    without a ``grid``); ``keep`` bool [rows, cols] or None. ``order`` [cols] leads from one to the other;
+    ``push``: whether what has reached a pruned weight is pushed on. All are contiguous.
     """
 
     work: Tensor
     upper: Tensor
+    order: Tensor
     fixed: Tensor
     codes: Tensor | None
     keep: Tensor | None
     errors: Tensor
+    grid: Grid | None
     push: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """A pass of coordinate descent under way, columns in its order; all contiguous.
-
-    ``pull`` [rows, cols] float32: ``(target - weight) @ damped``; ``damped`` [cols, cols]: the damped
-    Hessian; ``weight`` [rows, cols]; ``codes`` and ``keep`` as in :class:`Sweep`; ``steps``
-    [rows, block]: how far the block's columns have moved.
+    """A pass of coordinate descent under way. In its order: ``pull`` [rows, cols] float32, ``(target -
+    weight) @ damped``; ``damped`` [cols, cols], the damped Hessian; ``steps`` [rows, block], how far the
+    block's columns have moved. In the order of the matrix: ``weight``, ``codes`` and ``keep`` as in
+    :class:`Sweep`. All are contiguous.
     """
 
     pull: Tensor
     damped: Tensor
+    order: Tensor
     weight: Tensor
     codes: Tensor | None
     keep: Tensor | None
     steps: Tensor
+    grid: Grid | None
 
 
-#: ``(state, grid of the block's columns, start, columns to fix, stop)``: fix these columns of the block
+#: ``(state, mask of the columns to fix, start, columns to fix, stop)``: fix these columns of the block
 #: ``start:stop``, and push their errors on to its end.
-FixColumns = Callable[[Sweep, Column | None, int, slice, int], None]
-#: ``(state, grid of the block's columns, start, stop)``: move the columns of the block, one by one.
-StepColumns = Callable[[Descent, Column | None, int, int], None]
+FixColumns = Callable[[Sweep, Tensor | None, int, slice, int], None]
+#: ``(state, start, stop)``: move the columns of the block, one by one.
+StepColumns = Callable[[Descent, int, int], None]
 
 
 class Kernels(Protocol):
