@@ -247,7 +247,7 @@ def _selection(
         return obs.Selection(lambda _, at: whole[:, at], block)
 
     def select(W: Tensor, at: slice) -> Tensor:
-        rounded = None
+        W, rounded = W.contiguous(), None
         if grid is not None:
             column: Column = grid.columns(factor.order[at])
             rounded = column.dequantize(column.quantize(W))

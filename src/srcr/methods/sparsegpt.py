@@ -11,8 +11,9 @@ from srcr.numerics import saliency
 
 
 def _scores(W: Tensor, diagonal: Tensor, pivots: Tensor, rounded: Tensor | None) -> Tensor:
-    removed = saliency.obs(W, pivots)
-    return removed if rounded is None else removed - saliency.obs(W - rounded, pivots)
+    if rounded is None:
+        return saliency.obs(W, pivots)
+    return (2 * W - rounded).mul_(rounded).div_(pivots**2)  # W^2 - (W - rounded)^2, per pivot^2
 
 
 METHOD = Pruner(

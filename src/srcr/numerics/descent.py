@@ -12,24 +12,23 @@ import torch
 from torch import Tensor
 
 from srcr.numerics.grid import Grid
-from srcr.numerics.kernels import Descent, StepColumns, kernels_for
+from srcr.numerics.kernels import Descent, StepColumns, kernels_for, permute_columns
 from srcr.numerics.obs import Swept, fix
 
 
 def step_columns(state: Descent, start: int, stop: int) -> None:
     """Move the columns of the block ``start:stop`` to their best values, one after the other: the
     reference of the compiled kernels."""
-    columns = state.order[start:stop].tolist()
     grid = None if state.grid is None else state.grid.columns(state.order[start:stop])
-    for i, (j, c) in enumerate(zip(range(start, stop), columns, strict=True)):
-        keep = None if state.keep is None else state.keep[:, c]
-        value = state.weight[:, c] + state.pull[:, j] / state.damped[j, j]
-        value, code = fix(value, None if grid is None else grid.at(i), keep)
+    for j in range(start, stop):
+        keep = None if state.keep is None else state.keep[:, j]
+        value = state.weight[:, j] + state.pull[:, j] / state.damped[j, j]
+        value, code = fix(value, None if grid is None else grid.at(j - start), keep)
         if state.codes is not None and code is not None:
-            state.codes[:, c] = code
-        step = value - state.weight[:, c]
-        state.weight[:, c] = value
-        state.steps[:, i] = step
+            state.codes[:, j] = code
+        step = value - state.weight[:, j]
+        state.weight[:, j] = value
+        state.steps[:, j - start] = step
         state.pull[:, j + 1 : stop].addr_(step, state.damped[j, j + 1 : stop], alpha=-1)
 
 
@@ -53,18 +52,26 @@ def descend(
         kernels = kernels_for(target.device)
         columns = kernels.step_columns if kernels else step_columns
     rows, cols = target.shape
-    damped = H[order].index_select(1, order)
+    damped = permute_columns(H[order], order)
     damped.diagonal().add_(damp)
-    codes = None if swept.codes is None else swept.codes.clone()
-    weight = swept.weight.clone()
+    codes, keep = (
+        None if t is None else permute_columns(t.clone(), order) for t in (swept.codes, swept.keep)
+    )
+    weight = permute_columns(swept.weight.clone(), order)
     if grid is not None and codes is not None:
-        weight = grid.expand().dequantize(codes.to(torch.float32))
-    pull = (target - weight).index_select(1, order) @ damped
+        weight = grid.columns(order).dequantize(codes.to(torch.float32))
+    pull = (permute_columns(target.clone(), order) - weight) @ damped
     steps = pull.new_empty(rows, min(block_size, cols))
-    state = Descent(pull, damped, order, weight, codes, swept.keep, steps, grid)
+    state = Descent(pull, damped, order, weight, codes, keep, steps, grid)
     for start in range(0, cols, block_size):
         stop = min(start + block_size, cols)
         columns(state, start, stop)
         moved = steps[:, : stop - start]
         pull[:, stop:].addmm_(moved, damped[start:stop, stop:], alpha=-1)
-    return Swept(weight, codes, swept.keep, swept.loss)
+    back = torch.argsort(order)
+    return Swept(
+        weight=permute_columns(weight, back),
+        codes=None if codes is None else permute_columns(codes, back),
+        keep=swept.keep,
+        loss=swept.loss,
+    )

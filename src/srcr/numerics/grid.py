@@ -36,8 +36,12 @@ class Grid:
     def columns(self, indices: Tensor) -> "Column":
         """The grid of the weights of several columns [n]: scale and zero-point as [rows, n]."""
         groups = indices // self.group_size
-        zero = None if self.zero_point is None else self.zero_point[:, groups]
-        return Column(self.scale[:, groups], zero, *code_range(self.num_bits), self.dtype)
+
+        def spread(values: Tensor) -> Tensor:
+            return values.expand(-1, len(groups)) if values.shape[1] == 1 else values[:, groups]
+
+        zero = None if self.zero_point is None else spread(self.zero_point)
+        return Column(spread(self.scale), zero, *code_range(self.num_bits), self.dtype)
 
     def expand(self) -> "Column":
         """The grid of every weight at once: scale and zero-point as [rows, cols]."""

@@ -57,9 +57,11 @@ def keep_all_but_lowest(scores: Tensor, count: int) -> Tensor:
         limit = torch.tensor(np.partition(flat.numpy(), count - 1)[count - 1])
     else:
         limit = flat.kthvalue(count).values
-    tied = flat == limit
-    spare = count - (flat < limit).sum()
-    keep = (flat > limit) | (tied & (tied.cumsum(0) > spare))
+    keep = flat > limit
+    spared = count < flat.numel() - int(keep.sum())
+    if spared:  # ties, of which only the first go
+        tied = flat == limit
+        keep |= tied & (tied.cumsum(0) > count - (flat < limit).sum())
     return keep.view(scores.shape)
 
 

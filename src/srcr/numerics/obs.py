@@ -17,7 +17,7 @@ from torch import Tensor
 
 from srcr.numerics.grid import Column, Grid
 from srcr.numerics.hessian import Factor
-from srcr.numerics.kernels import FixColumns, Sweep, kernels_for
+from srcr.numerics.kernels import FixColumns, Sweep, kernels_for, permute_columns
 
 #: ``(W [rows, n], positions) -> keep [rows, n]``: chooses the mask of the n columns at these positions
 #: of the sweep, from their current weights.
@@ -56,21 +56,20 @@ def fix(w: Tensor, column: Column | None, keep: Tensor | None) -> tuple[Tensor, 
     return (w if keep is None else torch.where(keep, w, torch.zeros_like(w))), None
 
 
-def fix_columns(state: Sweep, chosen: Tensor | None, start: int, at: slice, stop: int) -> None:
-    """Fix the columns ``at`` of the block ``start:stop``, each one's error pushed on to its end;
-    ``chosen`` [rows, columns] is their mask. The reference of the compiled kernels."""
-    columns = state.order[at].tolist()
+def fix_columns(state: Sweep, start: int, at: slice, stop: int) -> None:
+    """Fix the columns ``at`` of the block ``start:stop``, each one's error pushed on to its end: the
+    reference of the compiled kernels."""
     grid = None if state.grid is None else state.grid.columns(state.order[at])
-    for i, (j, c) in enumerate(zip(range(at.start, at.stop), columns, strict=True)):
-        w, keep = state.work[:, j], None if chosen is None else chosen[:, i]
-        if keep is not None and state.keep is not None:
-            state.keep[:, c] = keep
-            w = w if state.push else torch.where(keep, w, torch.zeros_like(w))
-        value, code = fix(w, None if grid is None else grid.at(i), keep)
+    for j in range(at.start, at.stop):
+        keep = None if state.keep is None else state.keep[:, j]
+        w = state.work[:, j]
+        if keep is not None and not state.push:
+            w = torch.where(keep, w, torch.zeros_like(w))
+        value, code = fix(w, None if grid is None else grid.at(j - at.start), keep)
         if state.codes is not None and code is not None:
-            state.codes[:, c] = code
-        state.fixed[:, c] = value
+            state.codes[:, j] = code
         error = (w - value) / state.upper[j, j]
+        state.work[:, j] = value
         state.errors[:, j - start] = error
         state.work[:, j + 1 : stop].addr_(error, state.upper[j, j + 1 : stop], alpha=-1)
 
@@ -95,12 +94,11 @@ def sweep(
         columns = kernels.fix_columns if kernels else fix_columns
     upper, order = factor.upper, factor.order
     rows, cols = W.shape
-    work = W.to(torch.float32).index_select(1, order)
+    work = permute_columns(W.to(torch.float32, copy=True).contiguous(), order)
     state = Sweep(
         work,
         upper,
         order,
-        fixed=torch.empty_like(work),
         codes=None if grid is None else torch.empty_like(work, dtype=torch.int8),
         keep=None if selection is None else torch.empty_like(work, dtype=torch.bool),
         errors=work.new_empty(rows, min(block_size, cols)),
@@ -113,9 +111,16 @@ def sweep(
         span = stop - start if selection is None else selection.span
         for first in range(start, stop, span):
             at = slice(first, min(first + span, stop))
-            chosen = None if selection is None else selection.select(work[:, at], at)
-            columns(state, chosen, start, at, stop)
+            if selection is not None and state.keep is not None:
+                state.keep[:, at] = selection.select(work[:, at], at)
+            columns(state, start, at, stop)
         errors = state.errors[:, : stop - start]
         work[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
         loss += errors.square().sum(dim=1)
-    return Swept(state.fixed, state.codes, state.keep, loss)
+    back = torch.argsort(order)
+    return Swept(
+        weight=permute_columns(work, back),
+        codes=None if state.codes is None else permute_columns(state.codes, back),
+        keep=None if state.keep is None else permute_columns(state.keep, back),
+        loss=loss,
+    )

@@ -17,17 +17,18 @@ from srcr.numerics.grid import Grid
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """A sweep under way. In the order of the sweep: ``work`` [rows, cols] float32, the weights moved by
-    the errors so far; ``upper`` [cols, cols], the factor; ``errors`` [rows, block] of the block's columns.
-    In the order of the matrix: ``fixed`` [rows, cols], the result; ``codes`` int8 [rows, cols] (None
-    without a ``grid``); ``keep`` bool [rows, cols] or None. ``order`` [cols] leads from one to the other;
-    ``push``: whether what has reached a pruned weight is pushed on. All are contiguous.
+    """A sweep under way, everything contiguous and with its columns in the order of the sweep.
+
+    ``work`` [rows, cols] float32: the weights moved by the errors so far, and what those behind became;
+    ``upper`` [cols, cols]: the factor; ``order`` [cols]: where each column stands in the matrix, and so on
+    the ``grid``; ``codes`` int8 [rows, cols] or None without a grid; ``keep`` bool [rows, cols] or None;
+    ``errors`` [rows, block] of the block's columns; ``push``: whether what has reached a pruned weight is
+    pushed on.
     """
 
     work: Tensor
     upper: Tensor
     order: Tensor
-    fixed: Tensor
     codes: Tensor | None
     keep: Tensor | None
     errors: Tensor
@@ -37,10 +38,11 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """A pass of coordinate descent under way. In its order: ``pull`` [rows, cols] float32, ``(target -
-    weight) @ damped``; ``damped`` [cols, cols], the damped Hessian; ``steps`` [rows, block], how far the
-    block's columns have moved. In the order of the matrix: ``weight``, ``codes`` and ``keep`` as in
-    :class:`Sweep`. All are contiguous.
+    """A pass of coordinate descent under way, as :class:`Sweep`.
+
+    ``pull`` [rows, cols] float32: ``(target - weight) @ damped``; ``damped`` [cols, cols]: the damped
+    Hessian; ``weight`` [rows, cols]: the result; ``steps`` [rows, block]: how far the block's columns
+    have moved.
     """
 
     pull: Tensor
@@ -53,15 +55,24 @@ class Descent:
     grid: Grid | None
 
 
-#: ``(state, mask of the columns to fix, start, columns to fix, stop)``: fix these columns of the block
-#: ``start:stop``, and push their errors on to its end.
-FixColumns = Callable[[Sweep, Tensor | None, int, slice, int], None]
+#: ``(state, start, columns to fix, stop)``: fix these columns of the block ``start:stop``, and push
+#: their errors on to its end.
+FixColumns = Callable[[Sweep, int, slice, int], None]
 #: ``(state, start, stop)``: move the columns of the block, one by one.
 StepColumns = Callable[[Descent, int, int], None]
 
 
+#: ``(matrix [rows, cols], order [cols])``: put the columns in this order, in place.
+PermuteColumns = Callable[[Tensor, Tensor], None]
+
+
 class Kernels(Protocol):
     """What a module of this folder defines."""
+
+    @property
+    def permute_columns(self) -> PermuteColumns:
+        """As :func:`permute_columns`."""
+        ...
 
     @property
     def fix_columns(self) -> FixColumns:
@@ -72,6 +83,16 @@ class Kernels(Protocol):
     def step_columns(self) -> StepColumns:
         """As :func:`srcr.numerics.descent.step_columns`."""
         ...
+
+
+def permute_columns(matrix: Tensor, order: Tensor) -> Tensor:
+    """Put the columns of ``matrix`` [rows, cols], contiguous, in this ``order`` [cols], in place; returns
+    it."""
+    kernels = kernels_for(matrix.device)
+    if kernels:
+        kernels.permute_columns(matrix, order)
+        return matrix
+    return matrix.copy_(matrix.index_select(1, order))
 
 
 def kernels_for(device: torch.device) -> Kernels | None:

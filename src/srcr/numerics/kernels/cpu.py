@@ -43,72 +43,43 @@ def _rounded(x, product):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always", **_OPTIONS)
-def _fixed(w, kept, r, c, scale, zero, group_size, low, high, product, codes):  # type: ignore[no-untyped-def]
-    """What weight ``w`` of row r, column c becomes; its code is noted. Without a grid (``group_size`` 0)
-    it stays, if it is kept."""
-    if group_size == 0:
+def _fixed(w, kept, r, j, g, scale, zero, low, high, product, codes):  # type: ignore[no-untyped-def]
+    """What weight ``w`` of row r, column j becomes; its code is noted. Without a grid (g < 0, else the
+    column's group) it stays, if it is kept."""
+    if g < 0:
         return w if kept else np.float32(0.0)
-    s, z = scale[r, c // group_size], zero[r, c // group_size]
+    s, z = scale[r, g], zero[r, g]
     code = min(max(np.rint(w / s + z), low), high) if kept else z
-    codes[r, c] = np.int8(code)
+    codes[r, j] = np.int8(code)
     return _rounded((code - z) * s, product)
 
 
 @njit(inline="always", **_OPTIONS)
 def _sweep_one(  # type: ignore[no-untyped-def]
-    w, pivot, r, i, c, fixed, codes, keep, errors, chosen, has_mask, at, push, scale, zero, group_size,
-    low, high, product,
-):  # fmt: skip
-    """Fix one weight, the i-th of its block, column c of the matrix; returns its error."""
-    kept = True
-    if has_mask:
-        kept = chosen[r, at]
-        keep[r, c] = kept
-        if not (kept or push):
-            w = np.float32(0.0)
-    value = _fixed(w, kept, r, c, scale, zero, group_size, low, high, product, codes)
-    fixed[r, c] = value
-    error = (w - value) / pivot
-    errors[r, i] = error
-    return error
+    w, pivot, r, j, i, g, work, codes, keep, errors, push, scale, zero, low, high, product
+):
+    """Fix one weight in column j, the i-th of the block; returns its error."""
+    kept = keep[r, j] if keep.size else True
+    if not (kept or push):
+        w = np.float32(0.0)
+    value = _fixed(w, kept, r, j, g, scale, zero, low, high, product, codes)
+    work[r, j] = value
+    errors[r, i] = (w - value) / pivot
+    return errors[r, i]
 
 
-@njit(parallel=True, **_OPTIONS)
-def _sweep(  # type: ignore[no-untyped-def]
-    work, upper, order, fixed, codes, keep, errors, chosen, has_mask, push,
-    scale, zero, group_size, low, high, product, start, first, last, stop,
-):  # fmt: skip
-    rows, n = work.shape[0], stop - start
-    for quad in prange((rows + 3) // 4):
-        r0 = 4 * quad
-        r1, r2, r3 = min(r0 + 1, rows - 1), min(r0 + 2, rows - 1), min(r0 + 3, rows - 1)
-        w0, w1 = work[r0, start:stop].copy(), work[r1, start:stop].copy()
-        w2, w3 = work[r2, start:stop].copy(), work[r3, start:stop].copy()
-        for i in range(first - start, last - start):
-            c, at, pivot = order[start + i], start + i - first, upper[i, i]
-            e0 = _sweep_one(w0[i], pivot, r0, i, c, fixed, codes, keep, errors, chosen, has_mask, at,
-                            push, scale, zero, group_size, low, high, product)  # fmt: skip
-            e1 = _sweep_one(w1[i], pivot, r1, i, c, fixed, codes, keep, errors, chosen, has_mask, at,
-                            push, scale, zero, group_size, low, high, product)  # fmt: skip
-            e2 = _sweep_one(w2[i], pivot, r2, i, c, fixed, codes, keep, errors, chosen, has_mask, at,
-                            push, scale, zero, group_size, low, high, product)  # fmt: skip
-            e3 = _sweep_one(w3[i], pivot, r3, i, c, fixed, codes, keep, errors, chosen, has_mask, at,
-                            push, scale, zero, group_size, low, high, product)  # fmt: skip
-            _push(
-                upper[i, i + 1 : n],
-                w0[i + 1 :],
-                w1[i + 1 :],
-                w2[i + 1 :],
-                w3[i + 1 :],
-                e0,
-                e1,
-                e2,
-                e3,
-            )
-        work[r0, last:stop] = w0[last - start :]
-        work[r1, last:stop] = w1[last - start :]
-        work[r2, last:stop] = w2[last - start :]
-        work[r3, last:stop] = w3[last - start :]
+@njit(inline="always", **_OPTIONS)
+def _descend_one(  # type: ignore[no-untyped-def]
+    pull, energy, r, j, i, g, weight, codes, keep, steps, scale, zero, low, high, product
+):
+    """Move one weight to its best value; returns the step."""
+    kept = keep[r, j] if keep.size else True
+    before = weight[r, j]
+    weight[r, j] = _fixed(
+        before + pull / energy, kept, r, j, g, scale, zero, low, high, product, codes
+    )
+    steps[r, i] = weight[r, j] - before
+    return steps[r, i]
 
 
 @njit(inline="always", **_OPTIONS)
@@ -122,66 +93,71 @@ def _push(row, w0, w1, w2, w3, e0, e1, e2, e3):  # type: ignore[no-untyped-def]
         w3[k] -= e3 * u
 
 
-@njit(inline="always", **_OPTIONS)
-def _descend_one(  # type: ignore[no-untyped-def]
-    pull,
-    energy,
-    r,
-    i,
-    c,
-    weight,
-    codes,
-    keep,
-    steps,
-    has_mask,
-    scale,
-    zero,
-    group_size,
-    low,
-    high,
-    product,
-):
-    """Move one weight to its best value; returns the step."""
-    kept = keep[r, c] if has_mask else True
-    before = weight[r, c]
-    value = _fixed(
-        before + pull / energy, kept, r, c, scale, zero, group_size, low, high, product, codes
-    )
-    weight[r, c] = value
-    steps[r, i] = value - before
-    return value - before
+@njit(parallel=True, **_OPTIONS)
+def _sweep(  # type: ignore[no-untyped-def]
+    work, upper, groups, codes, keep, errors, push, scale, zero, low, high, product,
+    start, first, last, stop,
+):  # fmt: skip
+    rows = work.shape[0]
+    for quad in prange((rows + 3) // 4):
+        r0 = 4 * quad
+        count = min(4, rows - r0)
+        w = np.zeros((4, stop - start), np.float32)
+        w[:count] = work[r0 : r0 + count, start:stop]
+        w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
+        e = np.zeros(4, np.float32)
+        for j in range(first, last):
+            i, g = j - start, groups[j]
+            for q in range(count):
+                e[q] = _sweep_one(w[q, i], upper[i, i], r0 + q, j, i, g, work, codes, keep, errors, push,
+                                  scale, zero, low, high, product)  # fmt: skip
+            k = i + 1
+            _push(upper[i, k:], w0[k:], w1[k:], w2[k:], w3[k:], e[0], e[1], e[2], e[3])
+        work[r0 : r0 + count, last:stop] = w[:count, last - start :]
 
 
 @njit(parallel=True, **_OPTIONS)
 def _descend(  # type: ignore[no-untyped-def]
-    pull, damped, order, weight, codes, keep, steps, has_mask,
-    scale, zero, group_size, low, high, product, start, stop,
-):  # fmt: skip
-    rows, n = pull.shape[0], stop - start
+    pull, damped, groups, weight, codes, keep, steps, scale, zero, low, high, product, start, stop
+):
+    rows = pull.shape[0]
     for quad in prange((rows + 3) // 4):
         r0 = 4 * quad
         count = min(4, rows - r0)
-        p = np.zeros((4, n), np.float32)
+        p = np.zeros((4, stop - start), np.float32)
         p[:count] = pull[r0 : r0 + count, start:stop]
         p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
-        step = np.zeros(4, np.float32)
-        for i in range(n):
-            c, energy = order[start + i], damped[i, i]
-            for q in range(count):  # a row is moved once, so none may stand in for another
-                step[q] = _descend_one(p[q, i], energy, r0 + q, i, c, weight, codes, keep, steps, has_mask,
-                                       scale, zero, group_size, low, high, product)  # fmt: skip
-            _push(damped[i, i + 1 : n], p0[i + 1 :], p1[i + 1 :], p2[i + 1 :], p3[i + 1 :],
-                  step[0], step[1], step[2], step[3])  # fmt: skip
+        e = np.zeros(4, np.float32)
+        for j in range(start, stop):
+            i, g = j - start, groups[j]
+            for q in range(count):
+                e[q] = _descend_one(p[q, i], damped[i, i], r0 + q, j, i, g, weight, codes, keep, steps,
+                                    scale, zero, low, high, product)  # fmt: skip
+            k = i + 1
+            _push(damped[i, k:], p0[k:], p1[k:], p2[k:], p3[k:], e[0], e[1], e[2], e[3])
 
 
-def fix_columns(state: Sweep, chosen: Tensor | None, start: int, at: slice, stop: int) -> None:
+@njit(parallel=True, **_OPTIONS)
+def _permute(matrix, order):  # type: ignore[no-untyped-def]
+    for r in prange(matrix.shape[0]):
+        row = matrix[r].copy()
+        for i in range(order.size):
+            matrix[r, i] = row[order[i]]
+
+
+def permute_columns(matrix: Tensor, order: Tensor) -> None:
+    """As :func:`srcr.numerics.kernels.permute_columns`."""
+    _threads()
+    _permute(matrix.numpy(), order.numpy())
+
+
+def fix_columns(state: Sweep, start: int, at: slice, stop: int) -> None:
     """As :func:`srcr.numerics.obs.fix_columns`."""
     _threads()
     _sweep(
-        state.work.numpy(), state.upper[start:stop, start:stop].contiguous().numpy(),
-        state.order.numpy(), state.fixed.numpy(), _codes(state.codes), _mask(state.keep),
-        state.errors.numpy(), _mask(chosen), chosen is not None, state.push, *_grid(state.grid),
-        start, at.start, at.stop, stop,
+        state.work.numpy(), _block(state.upper, start, stop), _groups(state.order, state.grid),
+        _codes(state.codes), _mask(state.keep), state.errors.numpy(), state.push,
+        *_grid(state.grid), start, at.start, at.stop, stop,
     )  # fmt: skip
 
 
@@ -189,10 +165,20 @@ def step_columns(state: Descent, start: int, stop: int) -> None:
     """As :func:`srcr.numerics.descent.step_columns`."""
     _threads()
     _descend(
-        state.pull.numpy(), state.damped[start:stop, start:stop].contiguous().numpy(),
-        state.order.numpy(), state.weight.numpy(), _codes(state.codes), _mask(state.keep),
-        state.steps.numpy(), state.keep is not None, *_grid(state.grid), start, stop,
+        state.pull.numpy(), _block(state.damped, start, stop), _groups(state.order, state.grid),
+        state.weight.numpy(), _codes(state.codes), _mask(state.keep), state.steps.numpy(),
+        *_grid(state.grid), start, stop,
     )  # fmt: skip
+
+
+def _block(matrix: Tensor, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """The diagonal block, contiguous: rows a power of two apart would share the cache's sets."""
+    return matrix[start:stop, start:stop].contiguous().numpy()
+
+
+def _groups(order: Tensor, grid: Grid | None) -> npt.NDArray[np.int64]:
+    """The group of each column; -1 without a grid."""
+    return (torch.full_like(order, -1) if grid is None else order // grid.group_size).numpy()
 
 
 def _codes(codes: Tensor | None) -> npt.NDArray[np.int8]:
@@ -200,18 +186,18 @@ def _codes(codes: Tensor | None) -> npt.NDArray[np.int8]:
 
 
 def _mask(mask: Tensor | None) -> npt.NDArray[np.bool_]:
-    return np.empty((0, 0), np.bool_) if mask is None else mask.contiguous().numpy()
+    return np.empty((0, 0), np.bool_) if mask is None else mask.numpy()
 
 
 def _grid(grid: Grid | None) -> tuple[Any, ...]:
-    """Scales and zero-points [rows, groups], the group size, the range of codes, the product's rounding."""
+    """Scales and zero-points [rows, groups], the range of codes, and the product's rounding."""
     if grid is None:
         none = np.empty((0, 0), np.float32)
-        return none, none, 0, np.float32(0), np.float32(0), 0
+        return none, none, np.float32(0), np.float32(0), 0
     scale = grid.scale.contiguous()
     zero = torch.zeros_like(scale) if grid.zero_point is None else grid.zero_point.contiguous()
     low, high = map(np.float32, code_range(grid.num_bits))
-    return scale.numpy(), zero.numpy(), grid.group_size, low, high, _PRODUCT[grid.dtype]
+    return scale.numpy(), zero.numpy(), low, high, _PRODUCT[grid.dtype]
 
 
 def _threads() -> None:
