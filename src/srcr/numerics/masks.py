@@ -58,8 +58,7 @@ def keep_all_but_lowest(scores: Tensor, count: int) -> Tensor:
     else:
         limit = flat.kthvalue(count).values
     keep = flat > limit
-    spared = count < flat.numel() - int(keep.sum())
-    if spared:  # ties, of which only the first go
+    if flat.numel() - int(keep.count_nonzero()) > count:  # ties, of which only the first go
         tied = flat == limit
         keep |= tied & (tied.cumsum(0) > count - (flat < limit).sum())
     return keep.view(scores.shape)

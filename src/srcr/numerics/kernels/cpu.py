@@ -49,7 +49,8 @@ def _fixed(w, kept, r, j, g, scale, zero, low, high, product, codes):  # type: i
     if g < 0:
         return w if kept else np.float32(0.0)
     s, z = scale[r, g], zero[r, g]
-    code = min(max(np.rint(w / s + z), low), high) if kept else z
+    code = min(max(np.rint(w / s + z), low), high)
+    code = code if kept else z  # apart, so that no branch has to be guessed
     codes[r, j] = np.int8(code)
     return _rounded((code - z) * s, product)
 
@@ -100,20 +101,26 @@ def _sweep(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     rows = work.shape[0]
     for quad in prange((rows + 3) // 4):
-        r0 = 4 * quad
-        count = min(4, rows - r0)
-        w = np.zeros((4, stop - start), np.float32)
-        w[:count] = work[r0 : r0 + count, start:stop]
-        w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
-        e = np.zeros(4, np.float32)
+        r0 = 4 * quad  # the last row may come twice: from the same start, to the same end
+        r1, r2, r3 = min(r0 + 1, rows - 1), min(r0 + 2, rows - 1), min(r0 + 3, rows - 1)
+        w0, w1 = work[r0, start:stop].copy(), work[r1, start:stop].copy()
+        w2, w3 = work[r2, start:stop].copy(), work[r3, start:stop].copy()
         for j in range(first, last):
             i, g = j - start, groups[j]
-            for q in range(count):
-                e[q] = _sweep_one(w[q, i], upper[i, i], r0 + q, j, i, g, work, codes, keep, errors, push,
-                                  scale, zero, low, high, product)  # fmt: skip
-            k = i + 1
-            _push(upper[i, k:], w0[k:], w1[k:], w2[k:], w3[k:], e[0], e[1], e[2], e[3])
-        work[r0 : r0 + count, last:stop] = w[:count, last - start :]
+            k, p = i + 1, upper[i, i]
+            e0 = _sweep_one(w0[i], p, r0, j, i, g, work, codes, keep, errors, push,
+                            scale, zero, low, high, product)  # fmt: skip
+            e1 = _sweep_one(w1[i], p, r1, j, i, g, work, codes, keep, errors, push,
+                            scale, zero, low, high, product)  # fmt: skip
+            e2 = _sweep_one(w2[i], p, r2, j, i, g, work, codes, keep, errors, push,
+                            scale, zero, low, high, product)  # fmt: skip
+            e3 = _sweep_one(w3[i], p, r3, j, i, g, work, codes, keep, errors, push,
+                            scale, zero, low, high, product)  # fmt: skip
+            _push(upper[i, k:], w0[k:], w1[k:], w2[k:], w3[k:], e0, e1, e2, e3)
+        work[r0, last:stop] = w0[last - start :]
+        work[r1, last:stop] = w1[last - start :]
+        work[r2, last:stop] = w2[last - start :]
+        work[r3, last:stop] = w3[last - start :]
 
 
 @njit(parallel=True, **_OPTIONS)
