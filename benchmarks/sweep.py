@@ -1,0 +1,143 @@
+"""The sweep alone, at the shapes of Llama-3.1-8B's layers: reference, compiled, and what cannot be avoided.
+
+    python benchmarks/sweep.py [--shapes 4096x4096,14336x4096,4096x14336] [--repeats 3] [--json out.json]
+
+Unavoidable are the matrix products that carry a block's errors to the columns behind it (the trailing
+updates); they are timed alone, in the same run, as the roofline. The factor is made up (the sweep's time
+does not depend on it) and the grid is fitted beforehand: factorisation and scale search are not in these
+times. Descent is one pass, against the products that it cannot avoid. The reference is timed once a shape.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from srcr.methods import get_pruner
+from srcr.numerics import masks, obs
+from srcr.numerics.descent import descend, step_columns
+from srcr.numerics.grid import Grid, fit_grid
+from srcr.numerics.hessian import Factor
+from srcr.numerics.kernels import kernels_for
+
+BLOCK = 128
+
+
+def made_up(cols: int, device: torch.device) -> Factor:
+    """An upper triangular factor like that of weakly correlated inputs."""
+    upper = torch.randn(cols, cols, device=device).triu_(1) / (4 * cols**0.5)
+    upper.diagonal().fill_(1.0)
+    return Factor(
+        upper, torch.randperm(cols, device=device), torch.ones(cols, device=device), 0.01, 0.01
+    )
+
+
+def joint(factor: Factor, grid: Grid) -> obs.Selection:
+    """25 % by SparseGPT's scores, block by block, against what rounding would cost."""
+    pivots, scores = factor.upper.diagonal(), get_pruner("sparsegpt").scores
+
+    def select(W: Tensor, at: slice) -> Tensor:
+        W, column = W.contiguous(), grid.columns(factor.order[at])
+        rounded = column.dequantize(column.quantize(W))
+        found = scores(W, factor.diagonal[at], pivots[at], rounded)
+        return masks.keep_all_but_lowest(found, W.numel() // 4)
+
+    return obs.Selection(select, BLOCK)
+
+
+def trailing(work: Tensor, upper: Tensor) -> None:
+    """The products that carry errors from block to block, and nothing else."""
+    cols = work.shape[1]
+    errors = torch.full((work.shape[0], BLOCK), 1e-3, device=work.device)
+    for start in range(0, cols, BLOCK):
+        stop = min(start + BLOCK, cols)
+        work[:, stop:].addmm_(errors[:, : stop - start], upper[start:stop, stop:], alpha=-1)
+
+
+def seconds(function: Callable[[], Any], repeats: int, device: torch.device) -> float:
+    """The median time of a call."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return median(times)
+
+
+def measure(rows: int, cols: int, options: argparse.Namespace) -> dict[str, Any]:
+    """All times of one shape, in seconds."""
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    W = torch.randn(rows, cols, device=device)
+    factor = made_up(cols, device)
+    grid = fit_grid(W, 4, cols, True, torch.bfloat16, search=False)
+    kernels = kernels_for(device)
+    ways: dict[str, tuple[Any, Any]] = {"reference": (obs.fix_columns, step_columns)}
+    if kernels:
+        ways["compiled"] = (kernels.fix_columns, kernels.step_columns)
+    H = factor.upper.T @ factor.upper
+    found: dict[str, Any] = {"rows": rows, "cols": cols}
+    work = W.clone()
+    found["trailing updates"] = seconds(
+        lambda: trailing(work, factor.upper), options.repeats, device
+    )
+    for name, (fix, step) in ways.items():
+        if name == "reference" and options.skip_reference:
+            continue
+        repeats = 1 if name == "reference" else options.repeats
+        if name == "compiled":  # compile first
+            small = fit_grid(W[:8], 4, cols, True, torch.bfloat16, search=False)
+            swept = obs.sweep(W[:8], factor, joint(factor, small), small, BLOCK, fix)
+            obs.sweep(W[:8], factor, None, small, BLOCK, fix)
+            descend(swept, W[:8], H, 0.01, factor.order, small, BLOCK, step)
+        for what, selection in (("quantize", None), ("joint", joint(factor, grid))):
+            found[f"{name}, {what}"] = seconds(
+                lambda s=selection, f=fix: obs.sweep(W, factor, s, grid, BLOCK, f), repeats, device
+            )
+        swept = obs.sweep(W, factor, None, grid, BLOCK, kernels.fix_columns if kernels else fix)
+        found[f"{name}, descent"] = seconds(
+            lambda p=step, s=swept: descend(s, W, H, 0.01, factor.order, grid, BLOCK, p),
+            repeats,
+            device,
+        )
+    return found
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", default="4096x4096,14336x4096,4096x14336", help="ROWSxCOLS,...")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--skip-reference", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = []
+    for shape in options.shapes.split(","):
+        rows, cols = map(int, shape.split("x"))
+        row = measure(rows, cols, options)
+        found.append(row)
+        unit = row["trailing updates"]
+        table = Table("", "seconds", "of the trailing updates", title=f"{rows} x {cols}")
+        for key, value in row.items():
+            if key not in ("rows", "cols"):
+                table.add_row(key, f"{value:.3f}", f"{value / unit:.2f}")
+        Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
