@@ -1,11 +1,14 @@
 """Theoretical rates and counted zeros."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from srcr.errors import InputError
 from srcr.formats import Loaded
 from srcr.metrics.rates import (
     count_zeros,
@@ -14,10 +17,12 @@ from srcr.metrics.rates import (
     layer_tcr,
     mask_sparsity,
     mean_rates,
+    measured_rates,
     planned_rates,
 )
-from srcr.models.topology import Topology
+from srcr.models.topology import Topology, observe
 from srcr.numerics.grid import Grid
+from srcr.testing import tiny_model
 from srcr.types import CompressedWeight, CompressionPlan, LayerPlan, PruneSpec, QuantSpec
 
 layers = st.lists(
@@ -114,3 +119,26 @@ def test_entropy_of_a_model_counts_layers_by_their_parameters():
     pruned = CompressedWeight(mask, 0.0, values=torch.randn(2, 8) * mask)
     assert mask_sparsity(pruned) == 0.5
     assert entropy_bits(pruned) == pytest.approx(1 + 8)
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "gptq"])
+def test_what_other_libraries_quantized(tmp_path, method):
+    """Whole bytes in place of packed codes: the bits are known, their entropy is not. Other libraries'
+    checkpoints are refused rather than counted as 16 bits."""
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    config["quantization_config"] = {
+        "quant_method": method, "format": "int-quantized", "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    topology = observe(model)
+    parameters = sum(height * width for height, width in topology.shapes.values())
+    if method == "gptq":
+        with pytest.raises(InputError, match="quantized by 'gptq'"):
+            measured_rates(tmp_path, tmp_path, model, topology, parameters)
+        return
+    rates = measured_rates(tmp_path, tmp_path, model, topology, parameters)
+    assert (rates.bits, rates.entropy_bits) == (8, None)

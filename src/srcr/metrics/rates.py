@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from srcr.errors import InputError
 from srcr.files import RECORD
 from srcr.formats import Loaded, compressed_tensors, get_format
 from srcr.formats.safetensors_files import TensorFiles
@@ -17,6 +18,7 @@ from srcr.models.topology import Topology, linear_weight
 from srcr.numerics.entropy import code_entropy, sparse_entropy
 from srcr.types import CompressedWeight, CompressionPlan, Rates
 
+COMPRESSED_TENSORS = "compressed-tensors"
 #: What each count includes, for people to read beside it.
 INCLUDES = {
     "tcr": "linear layers of the decoder blocks against 16 bits; no scales, zero-points, embeddings, head",
@@ -107,9 +109,19 @@ def measured_rates(
     Bits come from its ``quantization_config``; sparsity is the zeros of layers that are not quantized
     (in quantized ones, pruned weights cannot be told from those that rounding made zero), and everything
     that the base has and the checkpoint has not: ``parameters`` counts the base's linear layers, so
-    heads, channels and layers that were removed count as sparsity.
+    heads, channels and layers that were removed count as sparsity. The entropy is unknown where codes
+    are stored in a way that srcr does not read.
+
+    Raises:
+        InputError: the checkpoint is quantized by another library than compressed-tensors.
     """
     config = read_config(folder)
+    by = (config.get("quantization_config") or {}).get("quant_method", COMPRESSED_TENSORS)
+    if by != COMPRESSED_TENSORS:
+        raise InputError(
+            f"{folder} is quantized by {by!r}, whose bits srcr cannot count: it rates plain and "
+            f"{COMPRESSED_TENSORS} checkpoints"
+        )
     zeros = {
         name: count_zeros([linear_weight(model.get_submodule(name))]) for name in topology.shapes
     }
@@ -119,12 +131,14 @@ def measured_rates(
     present = sum(sizes.values())
     with TensorFiles(folder) as files:
         packed = any(name.endswith(".weight_packed") for name in files.names())
-    fmt = get_format("compressed-tensors" if packed else "dense")
-    entropy = 0.0
+    fmt = get_format(COMPRESSED_TENSORS if packed else "dense")
+    entropy: float | None = 0.0
     for name, _, codes in fmt.read(folder, list(sizes), topology.conv1d):
-        entropy += sizes[name] * (
-            sparse_entropy(zeros[name]) if codes is None else code_entropy(codes)
-        )
+        if entropy is None or (codes is None and bits[name] != 16):
+            entropy = None
+        else:
+            found = sparse_entropy(zeros[name]) if codes is None else code_entropy(codes)
+            entropy += sizes[name] * found
     loaded = fmt.loaded_bytes(folder)
     total = max(parameters, present)
     return Rates(
@@ -134,5 +148,5 @@ def measured_rates(
         zeros=sum(sizes[n] * zeros[n] for n in sizes) / present,
         base_bytes=file_bytes(base), stored_bytes=file_bytes(folder),
         loaded_bytes=loaded.n_bytes, engine=loaded.engine, source="config and weights",
-        entropy_bits=entropy / total,
+        entropy_bits=None if entropy is None else entropy / total,
     )  # fmt: skip
