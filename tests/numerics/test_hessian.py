@@ -193,3 +193,29 @@ def test_output_error_is_the_squared_change_of_the_outputs():
     expected = ((X.double() @ delta.double().T) ** 2).sum().item()
     assert hessian.output_error(delta, X.T @ X) == pytest.approx(expected, rel=1e-5)
     assert hessian.output_error(torch.zeros(5, 12), X.T @ X) == 0
+
+
+@pytest.mark.parametrize("block", [3, 8, 64])
+@pytest.mark.parametrize("size", [1, 7, 16, 33])
+def test_factorising_in_place(monkeypatch, block, size):
+    monkeypatch.setattr(hessian, "BLOCK", block)
+    X = torch.randn(2 * size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    A = X.T @ X
+    lower = A.clone()
+    assert hessian.cholesky_(lower)
+    torch.testing.assert_close(lower, torch.linalg.cholesky(A))
+    inverse = lower.clone()
+    hessian.invert_lower_(inverse)
+    torch.testing.assert_close(inverse, torch.linalg.inv(lower))
+    assert torch.equal(inverse, inverse.tril())
+    H, order = A.float(), torch.randperm(size)
+    before = H.clone()
+    factor = hessian.factorize(H, order)
+    assert torch.equal(H, before)
+    damped = (H + factor.damp * torch.eye(size))[order][:, order]
+    product = factor.upper.T @ factor.upper @ damped
+    torch.testing.assert_close(product, torch.eye(size), atol=2e-3, rtol=0)
+
+
+def test_what_is_not_positive_definite_is_not_factorised():
+    assert not hessian.cholesky_(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))

@@ -22,14 +22,15 @@ def step_columns(state: Descent, start: int, stop: int) -> None:
     grid = None if state.grid is None else state.grid.columns(state.order[start:stop])
     for j in range(start, stop):
         keep = None if state.keep is None else state.keep[:, j]
-        value = state.weight[:, j] + state.pull[:, j] / state.damped[j, j]
+        value = state.weight[:, j] + state.pull[:, j] / state.damped[j - start, j - start]
         value, code = fix(value, None if grid is None else grid.at(j - start), keep)
         if state.codes is not None and code is not None:
             state.codes[:, j] = code
         step = value - state.weight[:, j]
         state.weight[:, j] = value
         state.steps[:, j - start] = step
-        state.pull[:, j + 1 : stop].addr_(step, state.damped[j, j + 1 : stop], alpha=-1)
+        rest = state.damped[j - start, j + 1 - start : stop - start]
+        state.pull[:, j + 1 : stop].addr_(step, rest, alpha=-1)
 
 
 def descend(
@@ -52,23 +53,23 @@ def descend(
         kernels = kernels_for(target.device)
         columns = kernels.step_columns if kernels else step_columns
     rows, cols = target.shape
-    damped = permute_columns(H[order], order)
-    damped.diagonal().add_(damp)
     codes, keep = (
         None if t is None else permute_columns(t.clone(), order) for t in (swept.codes, swept.keep)
     )
     weight = permute_columns(swept.weight.clone(), order)
     if grid is not None and codes is not None:
         weight = grid.columns(order).dequantize(codes.to(torch.float32))
-    pull = (permute_columns(target.clone(), order) - weight) @ damped
+    delta = permute_columns(target.clone(), order) - weight
+    back = torch.argsort(order)
+    pull = permute_columns(permute_columns(delta.clone(), back) @ H, order).add_(delta, alpha=damp)
     steps = pull.new_empty(rows, min(block_size, cols))
-    state = Descent(pull, damped, order, weight, codes, keep, steps, grid)
     for start in range(0, cols, block_size):
         stop = min(start + block_size, cols)
-        columns(state, start, stop)
+        damped = H[order[start:stop]].index_select(1, order[start:])  # what this block reaches
+        damped.diagonal().add_(damp)
+        columns(Descent(pull, damped, order, weight, codes, keep, steps, grid), start, stop)
         moved = steps[:, : stop - start]
-        pull[:, stop:].addmm_(moved, damped[start:stop, stop:], alpha=-1)
-    back = torch.argsort(order)
+        pull[:, stop:].addmm_(moved, damped[:, stop - start :], alpha=-1)
     return Swept(
         weight=permute_columns(weight, back),
         codes=None if codes is None else permute_columns(codes, back),

@@ -13,6 +13,8 @@ from torch import Tensor
 from srcr.errors import NumericalError
 
 MAX_DAMPENING = 1.0
+#: Columns that the in-place factorisations handle at a time.
+BLOCK = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,8 @@ def factorize(H: Tensor, order: Tensor | None = None, dampening_frac: float = 0.
 
     One Cholesky and one triangular inverse: with J the reversal, ``J H J = L L^T`` gives
     ``H^-1 = U^T U`` for the upper triangular ``U = J L^-1 J``. Damping is multiplied by 10 until the
-    factorisation succeeds (first in float32, then in float64).
+    factorisation succeeds (first in float32, then in float64). ``H`` is left as it is; besides the result
+    it takes room for a quarter of a matrix, unless float64 is needed.
 
     Raises:
         NumericalError: ``H`` is not finite, or not positive definite even with damping equal to the
@@ -69,18 +72,15 @@ def factorize(H: Tensor, order: Tensor | None = None, dampening_frac: float = 0.
     if mean <= 0:  # no input ever reached this layer: every direction costs the same
         mean, H = 1.0, torch.zeros_like(H)
     backwards = order.flip(0)
-    flipped = H[backwards][:, backwards]
     frac = dampening_frac
     while True:
         for dtype in (torch.float32, torch.float64):
-            damped = flipped.to(dtype, copy=True)
-            damped.diagonal().add_(frac * mean)
-            lower, info = torch.linalg.cholesky_ex(damped)
-            if int(info) == 0:
-                eye = torch.eye(len(order), dtype=dtype, device=H.device)
-                inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
-                if bool(torch.isfinite(inverse).all()):
-                    upper = inverse.flip(0, 1).to(torch.float32).contiguous()
+            lower = _permuted(H, backwards, dtype)
+            lower.diagonal().add_(frac * mean)
+            if cholesky_(lower):
+                invert_lower_(lower)
+                if bool(torch.isfinite(lower).all()):
+                    upper = _reversed_(lower.to(torch.float32))
                     return Factor(upper, order, diagonal, frac * mean, frac)
         if frac >= MAX_DAMPENING:
             break
@@ -91,6 +91,65 @@ def factorize(H: Tensor, order: Tensor | None = None, dampening_frac: float = 0.
     )
 
 
+def _permuted(H: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
+    """``P H P^T`` as a new matrix, made without another one in between."""
+    out = torch.empty(H.shape, dtype=dtype, device=H.device)
+    for start in range(0, len(order), BLOCK):
+        out[start : start + BLOCK] = H[order[start : start + BLOCK]].index_select(1, order)
+    return out
+
+
+def _reversed_(matrix: Tensor) -> Tensor:
+    """``J A J`` in place: the order of rows and columns reversed."""
+    flat = matrix.view(-1)
+    n, step = len(flat), BLOCK * len(matrix)
+    for start in range(0, n // 2, step):
+        stop = min(start + step, n // 2)
+        head = flat[start:stop].flip(0)
+        flat[start:stop] = flat[n - stop : n - start].flip(0)
+        flat[n - stop : n - start] = head
+    return matrix
+
+
+def cholesky_(A: Tensor) -> bool:
+    """Cholesky in place: the lower triangle of ``A`` [n, n] becomes ``L`` with ``L L^T = A``, the rest
+    zero. False (and ``A`` spoilt) where ``A`` is not positive definite."""
+    n = len(A)
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        corner, info = torch.linalg.cholesky_ex(A[start:stop, start:stop])
+        if int(info):
+            return False
+        A[start:stop, start:stop] = corner
+        below = A[stop:, start:stop]
+        below.copy_(torch.linalg.solve_triangular(corner.T, below, upper=True, left=False))
+        for left in range(stop, n, BLOCK):  # what lies above the diagonal is not needed
+            A[left:, left : left + BLOCK].addmm_(
+                below[left - stop :], below[left - stop : left - stop + BLOCK].T, alpha=-1
+            )
+    A.tril_()
+    return True
+
+
+def invert_lower_(L: Tensor) -> None:
+    """The inverse of the lower triangular ``L`` [n, n], in place: that of ``[[A, 0], [B, C]]`` is
+    ``[[A^-1, 0], [-C^-1 B A^-1, C^-1]]``."""
+    n = len(L)
+    if n <= BLOCK:
+        eye = torch.eye(n, dtype=L.dtype, device=L.device)
+        L.copy_(torch.linalg.solve_triangular(L, eye, upper=False))
+        return
+    half = n // 2
+    invert_lower_(L[:half, :half])
+    invert_lower_(L[half:, half:])
+    for start in range(
+        0, half, BLOCK
+    ):  # B A^-1 by columns: those of B to the left are not needed again
+        stop = min(start + BLOCK, half)
+        B = L[half:, start:half] @ L[start:half, start:stop]
+        L[half:, start:stop] = (L[half:, half:] @ B).neg_()
+
+
 def dense_target(W: Tensor, cross: Tensor, factor: Factor) -> Tensor:
     r"""The weights that best reproduce the dense model's outputs from the compressed model's inputs.
 
@@ -99,9 +158,7 @@ def dense_target(W: Tensor, cross: Tensor, factor: Factor) -> Tensor:
     behind GPTAQ, arXiv 2504.02692). ``W`` is [rows, cols], ``cross = X_d^T X`` [cols, cols].
     """
     upper, order = factor.upper, factor.order
-    moved = cross.clone()
-    moved.diagonal().add_(factor.damp)
-    right = (W @ moved)[:, order]
+    right = (W @ cross).add_(W, alpha=factor.damp)[:, order]
     solved = (right @ upper.T) @ upper
     out = torch.empty_like(solved)
     out[:, order] = solved

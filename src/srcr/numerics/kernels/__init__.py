@@ -40,9 +40,9 @@ class Sweep:
 class Descent:
     """A pass of coordinate descent under way, as :class:`Sweep`.
 
-    ``pull`` [rows, cols] float32: ``(target - weight) @ damped``; ``damped`` [cols, cols]: the damped
-    Hessian; ``weight`` [rows, cols]: the result; ``steps`` [rows, block]: how far the block's columns
-    have moved.
+    ``pull`` [rows, cols] float32: ``(target - weight) @ damped``; ``damped`` [block, at least block]: of
+    the damped Hessian the rows of the block's columns, from its first column on; ``weight`` [rows, cols]:
+    the result; ``steps`` [rows, block]: how far the block's columns have moved.
     """
 
     pull: Tensor

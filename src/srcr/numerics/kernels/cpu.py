@@ -172,7 +172,7 @@ def step_columns(state: Descent, start: int, stop: int) -> None:
     """As :func:`srcr.numerics.descent.step_columns`."""
     _threads()
     _descend(
-        state.pull.numpy(), _block(state.damped, start, stop), _groups(state.order, state.grid),
+        state.pull.numpy(), _block(state.damped, 0, stop - start), _groups(state.order, state.grid),
         state.weight.numpy(), _codes(state.codes), _mask(state.keep), state.steps.numpy(),
         *_grid(state.grid), start, stop,
     )  # fmt: skip
