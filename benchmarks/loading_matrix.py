@@ -29,10 +29,10 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from srcr.formats import compressed_tensors, dense
-from srcr.formats.checkpoint import write_config, write_weights
+from srcr.formats.checkpoint import write_config
 from srcr.methods.joint import compress_unit
 from srcr.models.topology import linear_weight, observe
-from srcr.testing import FAMILIES, tiny_model
+from srcr.testing import FAMILIES, tiny_model, write_weights
 from srcr.types import (
     CompressedWeight,
     CompressionPlan,
@@ -178,7 +178,7 @@ def write(case: Case, folder: Path) -> None:
             )
     plan = CompressionPlan(tuple(layers))
     out.mkdir()
-    write_weights(out, model, topology, compressed, fmt, model.dtype)
+    write_weights(out, model, compressed, fmt)
     write_config(out, base, plan, topology, fmt)
     if case.change is not None:
         path = out / "config.json"

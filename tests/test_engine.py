@@ -10,7 +10,7 @@ from srcr import engine
 from srcr.compression import Calibration, Output, Recipe, compress
 from srcr.errors import NumericalError
 from srcr.models.topology import linear_weight
-from srcr.models.weights import LoadedWeights
+from srcr.models.weights import ModelWeights
 from srcr.testing import FAMILIES, tiny_model
 from srcr.types import QuantSpec
 
@@ -34,7 +34,7 @@ def token_ids(n=5, length=LENGTH):
 
 def visit_all(model, ids, visit):
     """Walk in batches of two, the last one smaller."""
-    return list(engine.walk(LoadedWeights(model), ids.split(2), visit, Steps()))
+    return list(engine.walk(ModelWeights(model), ids.split(2), visit, Steps()))
 
 
 def altered(weight, name):
@@ -114,7 +114,7 @@ def test_statistics_are_those_of_the_model_compressed_so_far(family):
                 with torch.no_grad():
                     linear_weight(model.get_submodule(full)).copy_(weight)
 
-    source = LoadedWeights(tiny_model(family))
+    source = ModelWeights(tiny_model(family))
     list(engine.walk(source, ids.split(2), visit, Steps()))
     assert sorted(checked) == sorted(source.topology.linears())
     for name, parameter in source.model.named_parameters():
@@ -186,7 +186,7 @@ def test_the_watcher_hears_of_every_unit_and_every_forward_pass():
         for unit in view.units:
             view.statistics(unit, cross=False)
 
-    list(engine.walk(LoadedWeights(model), token_ids().split(2), visit, steps))
+    list(engine.walk(ModelWeights(model), token_ids().split(2), visit, steps))
     units = ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"]
     expected = [(0, name) for name in [*units, "forward"]] + [(1, name) for name in units]
     assert steps.seen == expected
@@ -228,7 +228,7 @@ def test_batches_of_any_size_give_the_same_statistics():
     model = tiny_model("gemma3")
     found = []
     for size in (1, 3, 5):
-        source = LoadedWeights(model)
+        source = ModelWeights(model)
         results = engine.walk(
             source,
             token_ids().split(size),

@@ -70,7 +70,9 @@ FormatName = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")]
 Memory = Annotated[str | None, typer.Option(help="Memory budget. Not available yet.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue a killed run. Not available yet.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue a killed run of the same settings.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 
 
@@ -128,7 +130,7 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Prune and quantize a model in one pass and write a checkpoint that transformers loads."""
-    _later(memory=memory, resume=resume)
+    _later(memory=memory)
     from srcr import tables
     from srcr.compression import Output
     from srcr.compression import compress as run
@@ -146,7 +148,7 @@ def compress(
         model,
         options.treatment(),
         options.data(),
-        Output(out, options.format, overwrite),
+        Output(out, options.format, overwrite, resume),
         seed=options.seed,
         device=options.device or "auto",
         command=_command(),
@@ -317,8 +319,8 @@ def main() -> None:
         app()
     except SrcrError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 1)
+    except KeyboardInterrupt as error:
+        _fail(f"interrupted; {error or 'nothing was written'}", 1)
     except (OSError, MemoryError) as error:
         _fail(str(error) or type(error).__name__, 1)
     except RuntimeError as error:

@@ -2,41 +2,45 @@
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from srcr import engine, progress
 from srcr.calibration import Tokens, load_tokens
 from srcr.card import model_card
-from srcr.errors import InputError
+from srcr.errors import InputError, NumericalError
 from srcr.files import CARD, PLAN, RECORD
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import (
+    FITS,
+    block_tensors,
     check_output,
-    verify,
+    pack,
+    verify_block,
+    verify_logits,
     whole_or_nothing,
     write_config,
     write_json,
-    write_weights,
 )
+from srcr.formats.journal import Journal
 from srcr.methods import get_pruner, get_quantizer
 from srcr.methods.joint import compress_unit
 from srcr.metrics.rates import (
     count_zeros,
     entropy_bits,
+    file_bytes,
     layer_tcr,
     mask_sparsity,
     planned_rates,
 )
 from srcr.models.load import load_model, load_tokenizer, resolve, sha256, weight_files
 from srcr.models.topology import Topology
-from srcr.models.weights import LoadedWeights
+from srcr.models.weights import ModelWeights, open_weights
 from srcr.numerics import masks
 from srcr.types import (
     CompressedWeight,
@@ -47,6 +51,8 @@ from srcr.types import (
     QuantSpec,
     RunRecord,
     SweepSpec,
+    from_dict,
+    from_yaml,
     to_dict,
     to_yaml,
 )
@@ -81,11 +87,13 @@ DEFAULT_SAMPLES = 128
 @dataclass(frozen=True)
 class Output:
     """Where the result goes. ``format`` None: compressed-tensors where it can hold the plan, else
-    dense, said aloud."""
+    dense, said aloud. ``overwrite`` replaces an earlier result; ``resume`` continues a killed run of the
+    same settings."""
 
     path: Path
     format: str | None = None
     overwrite: bool = False
+    resume: bool = False
 
 
 def uniform_plan(topology: Topology, recipe: Recipe) -> CompressionPlan:
@@ -177,12 +185,14 @@ def compress(
     """
     started = time.monotonic()
     folder = resolve(model)
-    check_output(output.path, folder, output.overwrite)
+    check_output(output.path, folder, output.overwrite, output.resume)
     if output.format is not None:
         get_format(output.format)
     where = pick_device(device)
-    base = load_model(folder)
-    source = LoadedWeights(base, where)
+    with progress.stage("load", 1, quiet) as bar:
+        bar.note(str(model))
+        source = open_weights(folder, where)
+        bar.note(str(model), advance=1)
     if isinstance(plan, Recipe):
         plan = uniform_plan(source.topology, plan)
     check_plan(plan, source.topology)
@@ -193,26 +203,85 @@ def compress(
     for note in notes:
         if not quiet:
             progress.console().print(f"note: {note}")
-    tokens = _calibrate(calibration, base, folder, plan.seed, where, quiet)
-    dtype = source.dtype
-    with whole_or_nothing(output.path, folder, output.overwrite) as partial:
-        compressed = _walk(source, plan, tokens, quiet)
+    tokens = _calibrate(calibration, source, folder, plan.seed, where, quiet)
+    base_sha256 = sha256(weight_files(folder))
+    fingerprint = {
+        "plan": plan.fingerprint(), "calibration": tokens.record()["sha256"], "base": base_sha256,
+        "format": format_name, "device": where.type, **versions(),
+    }  # fmt: skip
+    if output.resume and (done := _already_done(output, fingerprint)):
+        if not quiet:
+            progress.console().print(f"already done: {output.path}")
+        return done
+    with whole_or_nothing(output.path, folder, output.overwrite, output.resume) as journal:
+        journal.begin(fingerprint)
+        if journal.entries and not quiet:
+            progress.console().print(f"resumed: {len(journal.entries)} blocks were finished before")
+        partial = journal.folder
+        write_config(partial, folder, plan, source.topology, fmt)
+        (partial / PLAN).write_text(to_yaml(plan), encoding="utf-8")
+        layers = _walk(source, plan, tokens, fmt, journal, quiet)
         with progress.stage("write", 3, quiet) as bar:
             bar.note("weights")
-            write_weights(partial, base, source.topology, compressed, fmt, dtype)
-            write_config(partial, folder, plan, source.topology, fmt)
-            (partial / PLAN).write_text(to_yaml(plan), encoding="utf-8")
+            pack(journal, source)
             bar.note("verify", advance=1)
-            verify(partial, base, source.topology, compressed, fmt, dtype)
+            if file_bytes(folder) <= FITS:
+                verify_logits(partial, folder, source.topology, fmt)
+            else:
+                notes.append("too large to compare its logits through transformers: every tensor was "
+                             "read back and compared")  # fmt: skip
             bar.note("record", advance=1)
-            record = _record(
-                folder, str(model), partial, plan, compressed, format_name, fmt, source, tokens,
-                command, time.monotonic() - started, tuple(notes),
+            record = RunRecord(
+                base=str(model),
+                base_sha256=base_sha256,
+                command=command,
+                format=format_name,
+                rates=planned_rates(
+                    source.topology.shapes, layers, _untouched(source, layers), folder, partial,
+                    fmt.loaded_bytes(partial),
+                ),
+                plan_fingerprint=plan.fingerprint(),
+                calibration=tokens.record(),
+                layers=tuple(layers),
+                versions=versions(),
+                seconds=round(time.monotonic() - started, 3),
+                peak_memory_bytes=progress.peak_memory(),
+                notes=tuple(notes),
             )  # fmt: skip
             write_json(partial / RECORD, to_dict(record))
             (partial / CARD).write_text(model_card(record, plan), encoding="utf-8")
             bar.note("done", advance=1)
     return record
+
+
+def _already_done(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:
+    """The record of a finished OUT, where it is what this run would give.
+
+    Raises:
+        InputError: OUT is there, but was made otherwise.
+    """
+    if not (output.path / RECORD).is_file():
+        return None
+    record = from_yaml(RunRecord, output.path / RECORD)
+    made = {
+        "plan": record.plan_fingerprint, "calibration": record.calibration.get("sha256"),
+        "base": record.base_sha256, "format": record.format,
+    }  # fmt: skip
+    differing = [key for key, value in made.items() if value != fingerprint[key]]
+    if not differing:
+        return record
+    if output.overwrite:
+        return None
+    raise InputError(
+        f"output {output.path} is finished, with another {' and '.join(differing)}: choose another name, "
+        "or use --overwrite"
+    )
+
+
+def _untouched(source: ModelWeights, layers: Sequence[LayerRecord]) -> dict[str, float]:
+    """The share of zeros in each linear that the plan leaves alone."""
+    names = set(source.topology.shapes) - {layer.name for layer in layers}
+    return {name: count_zeros([source.tensor(f"{name}.weight")]) for name in names}
 
 
 def pick_device(device: str) -> torch.device:
@@ -247,7 +316,7 @@ def _pick_format(
 
 def _calibrate(
     calibration: Calibration,
-    model: Any,
+    source: ModelWeights,
     folder: Path,
     seed: int,
     device: torch.device,
@@ -255,14 +324,18 @@ def _calibrate(
 ) -> Tokens:
     with progress.stage("calibrate", 1, quiet) as bar:
         bar.note(calibration.source)
-        home = model.device
-        model.to(device)  # the model may have to write the text
+        model = source.model
+        if (
+            calibration.source == "self"
+        ):  # it has to write the text, token by token: all of it is needed
+            model = load_model(folder).to(device) if source.stored else model.to(device)
         tokens = load_tokens(
             calibration.source, model, load_tokenizer(folder), calibration.samples,
             calibration.seq_len, seed, "calibration", DEFAULT_SAMPLES,
             lambda done, total: bar.reach(done / total, f"{calibration.source}: {done} tokens"),
         )  # fmt: skip
-        model.to(home)
+        if not source.stored:
+            model.to("cpu")
         n, length = tokens.input_ids.shape
         bar.reach(1, f"{calibration.source}: {n} x {length} tokens")
     return tokens
@@ -282,16 +355,24 @@ class _Watcher:
 
 
 def _walk(
-    source: LoadedWeights, plan: CompressionPlan, tokens: Tokens, quiet: bool
-) -> dict[str, CompressedWeight]:
+    source: ModelWeights,
+    plan: CompressionPlan,
+    tokens: Tokens,
+    fmt: Format,
+    journal: Journal,
+    quiet: bool,
+) -> list[LayerRecord]:
+    """Compress block by block into the journal; what it holds already is taken over."""
     planned = plan.by_name()
     length = tokens.input_ids.shape[1]
     batches = torch.split(tokens.input_ids, max(1, BATCH_TOKENS // length))
-    blocks = source.topology.blocks
-    steps = sum(len(block.units) + 1 for block in blocks) - 1
+    topology = source.topology
+    steps = sum(len(block.units) + 1 for block in topology.blocks) - 1
     errors: list[float] = []
 
-    def visit(view: engine.BlockView) -> dict[str, CompressedWeight]:
+    def visit(view: engine.BlockView) -> list[LayerRecord]:
+        if view.index < len(journal.entries):
+            return _take_over(view, journal, fmt, topology)
         done: dict[str, CompressedWeight] = {}
         for unit in view.units:
             full = [view.full_name(name) for name in unit.names]
@@ -306,26 +387,62 @@ def _walk(
                 result = compress_unit(weights, stats, plans, plan.sweep, source.dtype)
             for name, short in zip(full, unit.names, strict=True):
                 if name in result:
-                    view.replace(short, result[name].dequantize())
+                    weight = result[name].dequantize()
+                    if not bool(torch.isfinite(weight).all()):
+                        raise NumericalError(
+                            f"the compressed weights of {name} are not finite: its inputs overflow on this "
+                            "calibration data"
+                        )
+                    view.replace(short, weight)
                     errors.append(result[name].error)
             done.update({name: to_cpu(weight) for name, weight in result.items()})
-        return done
+        layers = [_layer(name, topology, planned[name], done[name], source.dtype) for name in done]
+        tensors = block_tensors(source, view.index, done, fmt)
+        path = journal.add(tensors, layers=[to_dict(layer) for layer in layers])
+        verify_block(journal.folder, path, done, topology, fmt, source.dtype)
+        return layers
 
-    compressed: dict[str, CompressedWeight] = {}
+    found: list[LayerRecord] = []
     with progress.stage("compress", steps, quiet) as bar:
-        watcher = _Watcher(bar, len(blocks), errors)
+        watcher = _Watcher(bar, len(topology.blocks), errors)
         dense_stream = plan.sweep.dense_targets
-        for result in engine.walk(source, batches, visit, watcher, dense_stream):
-            compressed.update(result)
-        bar.reach(steps, f"{len(blocks)} blocks, {len(compressed)} layers")
-    return compressed
+        for layers in engine.walk(source, batches, visit, watcher, dense_stream):
+            found.extend(layers)
+        bar.reach(steps, f"{len(topology.blocks)} blocks, {len(found)} layers")
+    return found
+
+
+def _take_over(
+    view: engine.BlockView, journal: Journal, fmt: Format, topology: Topology
+) -> list[LayerRecord]:
+    """Put a block as an earlier run finished it."""
+    entry = journal.entries[view.index]
+    layers = [from_dict(LayerRecord, layer, str(journal.folder)) for layer in entry["layers"]]
+    names, path = [layer.name for layer in layers], journal.file(view.index)
+    for name, weight, _ in fmt.read(journal.folder, names, topology.conv1d, [path]):
+        view.replace(name.removeprefix(f"{view.name}."), weight)
+    return layers
+
+
+def _layer(
+    name: str, topology: Topology, plan: LayerPlan, weight: CompressedWeight, dtype: torch.dtype
+) -> LayerRecord:
+    sparsity = mask_sparsity(weight)
+    return LayerRecord(
+        name=name,
+        shape=topology.shapes[name],
+        sparsity=sparsity,
+        bits=plan.bits,
+        tcr=layer_tcr(sparsity, plan.bits),
+        zeros=count_zeros([weight.dequantize().to(dtype)]),
+        entropy_bits=entropy_bits(weight),
+        error=weight.error,
+    )
 
 
 @contextmanager
 def named(layer: str) -> Iterator[None]:
     """Put the layer's name in front of a numerical error."""
-    from srcr.errors import NumericalError
-
     try:
         yield
     except NumericalError as error:
@@ -341,55 +458,6 @@ def to_cpu(weight: CompressedWeight) -> CompressedWeight:
     mask, codes, values = (t if t is None else t.cpu() for t in
                            (weight.mask, weight.codes, weight.values))  # fmt: skip
     return CompressedWeight(mask, weight.error, codes, grid, values)
-
-
-def _record(
-    folder: Path,
-    name: str,
-    partial: Path,
-    plan: CompressionPlan,
-    compressed: dict[str, CompressedWeight],
-    format_name: str,
-    fmt: Format,
-    source: LoadedWeights,
-    tokens: Tokens,
-    command: str,
-    seconds: float,
-    notes: tuple[str, ...],
-) -> RunRecord:
-    planned = plan.by_name()
-    weights = {n: source.model.get_submodule(n).weight for n in source.topology.shapes}
-    rates = planned_rates(
-        plan, source.topology, compressed, count_zeros(weights.values()), folder, partial,
-        fmt.loaded_bytes(partial),
-    )  # fmt: skip
-    layers = tuple(
-        LayerRecord(
-            name=n,
-            shape=source.topology.shapes[n],
-            sparsity=mask_sparsity(weight),
-            bits=planned[n].bits,
-            tcr=layer_tcr(mask_sparsity(weight), planned[n].bits),
-            zeros=count_zeros([weights[n]]),
-            entropy_bits=entropy_bits(weight),
-            error=weight.error,
-        )
-        for n, weight in compressed.items()
-    )
-    return RunRecord(
-        base=name,
-        base_sha256=sha256(weight_files(folder)),
-        command=command,
-        format=format_name,
-        rates=rates,
-        plan_fingerprint=plan.fingerprint(),
-        calibration=tokens.record(),
-        layers=layers,
-        versions=versions(),
-        seconds=round(seconds, 3),
-        peak_memory_bytes=progress.peak_memory(),
-        notes=notes,
-    )
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ through the dense blocks and through the modified ones, so that each layer is so
 will really see, against the outputs the dense model would have given.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from srcr.errors import NumericalError
 from srcr.models.topology import Unit, linear_weight
@@ -111,7 +113,10 @@ class BlockView:
     ) -> "BlockView":
         """Load a block and set out the passes over ``batches``."""
         block = source.topology.blocks[index]
-        dense, work = source.block(index), source.block(index)
+        dense = source.block(index)
+        work = copy.deepcopy(
+            dense, {id(p): p for p in dense.parameters()}
+        )  # the same weights, as yet
         for module in (dense, work):
             _halt_at(module, block.units)
         return cls(
@@ -131,7 +136,9 @@ class BlockView:
 
     def replace(self, linear: str, weight: Tensor) -> None:
         """Put ``weight`` [out_features, in_features] into the modified block."""
-        linear_weight(self.work.get_submodule(linear)).copy_(weight)
+        module = self.work.get_submodule(linear)
+        stored = weight.T if isinstance(module, Conv1D) else weight
+        module._parameters["weight"] = nn.Parameter(stored.to(self.weight(linear).device), False)
 
     def statistics(self, unit: Unit, cross: bool) -> LayerStats:
         """Moments of the unit's inputs, given all that was replaced before it; with ``cross`` also

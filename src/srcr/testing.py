@@ -5,9 +5,13 @@ from typing import Any
 
 import torch
 
+from srcr.formats import Format
+from srcr.formats.checkpoint import block_tensors, pack
+from srcr.formats.journal import MARK, Journal
 from srcr.methods.joint import compress_unit
+from srcr.models.weights import ModelWeights
 from srcr.numerics import masks
-from srcr.types import LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
+from srcr.types import CompressedWeight, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 96,
@@ -113,3 +117,16 @@ def _layer() -> tuple[torch.Tensor, LayerStats]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(256, 32, generator=generator) @ torch.randn(32, 32, generator=generator)
     return torch.randn(12, 32, generator=generator), LayerStats(x.T @ x, 256, x.T @ x)
+
+
+def write_weights(
+    folder: Path, model: Any, compressed: dict[str, CompressedWeight], fmt: Format
+) -> None:
+    """A model's weights as :func:`srcr.compress` writes them, into an empty folder."""
+    source = ModelWeights(model)
+    with Journal(folder) as journal:
+        journal.begin({})
+        for index in range(len(source.topology.blocks)):
+            journal.add(block_tensors(source, index, compressed, fmt))
+        pack(journal, source)
+    (folder / MARK).unlink()

@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from srcr.compression import Recipe, uniform_plan
 from srcr.errors import InputError
 from srcr.formats import compressed_tensors, dense
-from srcr.formats.checkpoint import write_config, write_weights
+from srcr.formats.checkpoint import write_config
 from srcr.methods.joint import compress_unit
 from srcr.models.topology import linear_weight, observe
-from srcr.testing import save_tiny_model, tiny_model
+from srcr.testing import save_tiny_model, tiny_model, write_weights
 from srcr.types import CompressionPlan, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
@@ -53,7 +53,7 @@ def write(base, out, plan, fmt=compressed_tensors):
     fmt.check(plan, topology)
     compressed = rounded(model, plan)
     out.mkdir()
-    write_weights(out, model, topology, compressed, fmt, model.dtype)
+    write_weights(out, model, compressed, fmt)
     write_config(out, base, plan, topology, fmt)
     return compressed
 

@@ -20,10 +20,10 @@ from srcr.metrics.rates import (
     measured_rates,
     planned_rates,
 )
-from srcr.models.topology import Topology, observe
+from srcr.models.topology import observe
 from srcr.numerics.grid import Grid
 from srcr.testing import tiny_model
-from srcr.types import CompressedWeight, CompressionPlan, LayerPlan, PruneSpec, QuantSpec
+from srcr.types import CompressedWeight, LayerRecord
 
 layers = st.lists(
     st.tuples(st.integers(1, 10**9), st.floats(0, 0.999), st.integers(2, 16)),
@@ -85,19 +85,17 @@ def test_planned_rates_count_masks_and_files(tmp_path):
         save_file({"v": torch.zeros(size)}, folder / "b.safetensors")
         (folder / "config.json").write_text("{}" * 999)
     shapes = {"a": (2, 4), "b": (4, 6), "c": (4, 8)}
-    topology = Topology((), shapes, frozenset(), None, False, False)
-    mask = torch.ones(2, 4, dtype=torch.bool)
-    mask[0, :3] = False  # 3 of 8, where 0.4 was asked for: the count is what is reported
-    quant = QuantSpec(num_bits=4)
-    plan = CompressionPlan(
-        (LayerPlan("a", PruneSpec(sparsity=0.4), quant), LayerPlan("b", None, quant))
+    pruned = LayerRecord("a", (2, 4), 3 / 8, 4, 0.0, 0.5, 2.0, 0.0)
+    quantized = LayerRecord("b", (4, 6), 0.0, 4, 0.0, 0.25, 3.0, 0.0)
+    rates = planned_rates(
+        shapes, [pruned, quantized], {"c": 0.125}, base, out, Loaded(123, "engine")
     )
-    compressed = {"a": CompressedWeight(mask, 0.0), "b": CompressedWeight(None, 0.0)}
-    rates = planned_rates(plan, topology, compressed, 0.1, base, out, Loaded(123, "engine"))
     assert rates.sparsity == pytest.approx(3 / 64)
     assert rates.bits == pytest.approx((8 * 4 + 24 * 4 + 32 * 16) / 64)
     assert rates.tcr == pytest.approx((8 * (1 - 5 / 8 / 4) + 24 * 0.75) / 64)
-    assert (rates.zeros, rates.loaded_bytes, rates.engine) == (0.1, 123, "engine")
+    assert rates.zeros == pytest.approx((8 * 0.5 + 24 * 0.25 + 32 * 0.125) / 64)
+    assert rates.entropy_bits == pytest.approx((8 * 2 + 24 * 3 + 32 * 16) / 64)
+    assert (rates.loaded_bytes, rates.engine) == (123, "engine")
     assert rates.base_bytes == sum(p.stat().st_size for p in base.glob("*.safetensors"))
     assert rates.stored_bytes == file_bytes(out) < rates.base_bytes
 

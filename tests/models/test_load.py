@@ -16,7 +16,7 @@ from srcr.models.load import (
     output_head,
     resolve,
 )
-from srcr.models.weights import LoadedWeights
+from srcr.models.weights import ModelWeights
 from srcr.testing import FAMILIES, save_tiny_model, tiny_model
 
 WEIGHTS = "model.safetensors"
@@ -188,7 +188,7 @@ def test_weight_that_is_not_finite(tmp_path, value, dtype):
     with pytest.raises(
         InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds 1 non-finite value "
     ):
-        LoadedWeights(load_model(folder))
+        ModelWeights(load_model(folder))
 
 
 def test_no_tokenizer_is_none(folder):

@@ -1,11 +1,11 @@
-"""LoadedWeights: blocks run one by one give what the whole model gives."""
+"""ModelWeights: blocks run one by one give what the whole model gives."""
 
 import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from srcr.errors import InputError
-from srcr.models.weights import LoadedWeights
+from srcr.models.weights import ModelWeights
 from srcr.testing import FAMILIES, tiny_model
 
 LENGTH = 40  # longer than the sliding windows of mistral and gemma (16)
@@ -57,7 +57,7 @@ def logits_from(model, topology, ids, hidden):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_one_by_one_give_the_models_own_states_and_logits(family):
     model = tiny_model(family)
-    source = LoadedWeights(model)
+    source = ModelWeights(model)
     # The arguments of a batch's shape are computed once: the second batch must fit them as well.
     for ids in (token_ids(1), token_ids(2), token_ids(3, n=3), token_ids(4, length=9)):
         expected, logits = whole_model(model, source.topology, ids)
@@ -70,7 +70,7 @@ def test_blocks_one_by_one_give_the_models_own_states_and_logits(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bfloat16_model_runs_in_float32_and_agrees_with_itself(family):
     model = tiny_model(family, torch.bfloat16)
-    source = LoadedWeights(model)
+    source = ModelWeights(model)
     assert source.dtype == torch.bfloat16
     ids = token_ids(1)
     hidden, _ = source.embed(ids)
@@ -89,7 +89,7 @@ def test_embedding_and_copies_leave_the_model_alone(family):
     ids = token_ids(1)
     with torch.no_grad():
         before = model(ids).logits
-    source = LoadedWeights(model)
+    source = ModelWeights(model)
     source.embed(ids)
     for parameter in source.block(0).parameters():
         parameter.data.zero_()
@@ -104,7 +104,7 @@ def test_a_failing_embedding_leaves_the_model_alone():
     ids = token_ids(1)
     with torch.no_grad():
         before = model(ids).logits
-    source = LoadedWeights(model)
+    source = ModelWeights(model)
     with pytest.raises(IndexError):
         source.embed(torch.full((1, 4), 96))
     with torch.no_grad():
@@ -126,4 +126,4 @@ def test_a_model_that_is_more_than_its_blocks_is_refused():
 
     decoder.forward = forward
     with pytest.raises(InputError, match=r"LlamaForCausalLM is more than its decoder blocks"):
-        LoadedWeights(model)
+        ModelWeights(model)

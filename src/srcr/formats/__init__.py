@@ -5,7 +5,7 @@ and knows what the engine that serves it keeps in memory. :mod:`srcr.formats.che
 (files, shards, verification), the same for all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,9 +46,14 @@ class Format(Protocol):
         ...
 
     def read(
-        self, path: Path, names: list[str], transposed: frozenset[str]
+        self,
+        path: Path,
+        names: list[str],
+        transposed: frozenset[str],
+        files: Sequence[Path] | None = None,
     ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """(name, weight float32 [rows, cols], codes int8 or None) of each named linear in a folder."""
+        """(name, weight float32 [rows, cols], codes int8 or None) of each named linear in a folder, or in
+        some files of it."""
         ...
 
     def loaded_bytes(self, path: Path) -> Loaded:

@@ -4,6 +4,7 @@ Everything goes to ``OUT.partial``, is read back and compared, and only then tak
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,23 +20,26 @@ from torch import Tensor
 from srcr.errors import InputError, SrcrError, VerificationError
 from srcr.files import RECORD, check_place
 from srcr.formats import Format
+from srcr.formats.journal import MARK, METADATA, Journal, finished_blocks
+from srcr.formats.safetensors_files import TensorFiles
 from srcr.models.load import COMPANION_PATTERNS, INDEX, load_model, read_config
 from srcr.models.topology import Topology, linear_weight
+from srcr.models.weights import ModelWeights
 from srcr.types import CompressedWeight, CompressionPlan
 
-#: In a folder that srcr is writing: it may be replaced.
-MARK = ".srcr-in-progress"
-#: One key: safetensors writes several in random order, and the same run must give the same bytes.
-METADATA = {"format": "pt"}
-MAX_SHARD = "5GB"
+#: A shard is in memory while it is written.
+MAX_SHARD = "1GB"
+#: What the memory of two whole models may be for their logits to be compared, in bytes of their files.
+FITS = 500_000_000
 
 
-def check_output(out: Path, model: Path, overwrite: bool) -> None:
+def check_output(out: Path, model: Path, overwrite: bool, resume: bool = False) -> None:
     """Refuse to lose anything.
 
     Raises:
-        InputError: OUT exists, or a leftover ``OUT.partial`` does, and ``overwrite`` is not given; either
-            holds what srcr did not write, or is or holds the model; an earlier result was left aside.
+        InputError: OUT exists, or a leftover ``OUT.partial`` does, and neither ``overwrite`` nor ``resume``
+            is given; either holds what srcr did not write, or is or holds the model; an earlier result was
+            left aside.
     """
     check_place(out)
     source = model.resolve()
@@ -50,9 +54,12 @@ def check_output(out: Path, model: Path, overwrite: bool) -> None:
     for path, mark in ((out, RECORD), (partial_path(out), MARK)):
         if not _exists(path):
             continue
-        if not overwrite:
+        if not (overwrite or resume):
+            remedy = (
+                "--overwrite" if path == out else "--resume to continue it, --overwrite to drop it"
+            )
             raise InputError(
-                f"output {path} exists: choose another name, remove it, or use --overwrite"
+                f"output {path} exists: choose another name, remove it, or use {remedy}"
             )
         if path.is_symlink() or not path.is_dir():
             raise InputError(f"output {path} is not a folder: srcr will not replace it")
@@ -78,34 +85,70 @@ def _exists(path: Path) -> bool:
 
 
 @contextmanager
-def whole_or_nothing(out: Path, model: Path, overwrite: bool) -> Iterator[Path]:
-    """A fresh ``OUT.partial`` to write into; on success it becomes OUT, on failure it is removed.
+def whole_or_nothing(
+    out: Path, model: Path, overwrite: bool, resume: bool = False
+) -> Iterator[Journal]:
+    """``OUT.partial`` to write into, through its journal; on success it becomes OUT.
 
+    With ``resume`` what an earlier run left there stays, else it begins empty. What has finished blocks
+    when a run is interrupted, or the disk refuses, stays as well; after any other failure nothing does.
     What :func:`check_output` refuses is refused again before the name is taken: a run may be long.
 
     Raises:
-        InputError: as :func:`check_output`.
+        InputError: as :func:`check_output`; another run is writing into ``OUT.partial``.
         SrcrError: the disk refuses.
+        KeyboardInterrupt: the user interrupts; it says how to continue.
     """
-    check_output(out, model, overwrite)
+    check_output(out, model, overwrite, resume)
     partial = partial_path(out)
     made = [path for path in partial.parents if not path.exists()]
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        (partial / MARK).touch()
-        yield partial
+        partial.mkdir(parents=True, exist_ok=True)
+        journal = Journal(partial)
+    except OSError as error:
+        _remove(partial, made)
+        raise _refused(out, error) from error
+    try:
+        if not resume:
+            _clear(partial)
+        yield journal
+        journal.close()
         (partial / MARK).unlink()
         _take_name(partial, out, model, overwrite)
-    except (OSError, SafetensorError) as error:
-        _remove(partial, made)
-        raise SrcrError(
-            f"writing {out} failed: {error}; nothing was left behind, make room or choose another place"
-        ) from error
+    except (OSError, SafetensorError, KeyboardInterrupt) as error:
+        journal.close()
+        kept = finished_blocks(partial)
+        if not kept:
+            _remove(partial, made)
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(_kept(partial, kept)) from None
+        raise _refused(out, error, _kept(partial, kept)) from error
     except BaseException:
+        journal.close()
         _remove(partial, made)
         raise
+
+
+def _refused(out: Path, error: Exception, kept: str = "nothing was left behind") -> SrcrError:
+    return SrcrError(f"writing {out} failed: {error}; {kept}, make room or choose another place")
+
+
+def _kept(partial: Path, blocks: int) -> str:
+    """What an interrupted run leaves."""
+    if not blocks:
+        return "nothing was left behind"
+    return f"{blocks} finished blocks are in {partial}: the same command with --resume continues"
+
+
+def _clear(partial: Path) -> None:
+    """Empty a folder but for its journal, which is locked and emptied too."""
+    for path in partial.iterdir():
+        if path.name == MARK:
+            os.truncate(path, 0)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _take_name(partial: Path, out: Path, model: Path, overwrite: bool) -> None:
@@ -133,36 +176,57 @@ def _remove(partial: Path, parents: list[Path]) -> None:
             path.rmdir()
 
 
-def write_weights(
-    folder: Path,
-    model: Any,
-    topology: Topology,
+def block_tensors(
+    source: ModelWeights,
+    index: int,
     compressed: Mapping[str, CompressedWeight],
     fmt: Format,
-    dtype: torch.dtype,
-) -> None:
-    """All weights of ``model``, the compressed ones in the format's own tensors, in shards."""
+) -> dict[str, Tensor]:
+    """All tensors of a block, the compressed ones in the format's own form."""
+    prefix = source.topology.blocks[index].name + "."
     state: dict[str, Tensor] = {}
-    tied = f"{topology.head}.weight" if topology.tied else None
-    for name, tensor in model.state_dict().items():
+    for name in source.names():
         layer, _, kind = name.rpartition(".")
-        if name == tied:
+        if not name.startswith(prefix):
             continue
         if kind == "weight" and layer in compressed:
-            transposed = layer in topology.conv1d
-            state.update(fmt.tensors(layer, compressed[layer], dtype, transposed))
+            transposed = layer in source.topology.conv1d
+            state.update(fmt.tensors(layer, compressed[layer], source.dtype, transposed))
         else:
-            state[name] = tensor.contiguous()
-    split = split_torch_state_dict_into_shards(state, max_shard_size=MAX_SHARD)
-    for filename, names in split.filename_to_tensors.items():
-        path = folder / filename
-        path.touch()  # with the user's own permissions, which safetensors would make stricter
-        mode = path.stat().st_mode
-        save_file({name: state[name] for name in names}, path, metadata=METADATA)
-        path.chmod(mode)
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        write_json(folder / INDEX, index)
+            state[name] = source.tensor(name).contiguous()
+    return state
+
+
+def pack(journal: Journal, source: ModelWeights) -> None:
+    """The blocks' files and the weights outside the blocks, together in shards; the blocks' files go."""
+    folder = journal.folder
+    blocks = [journal.file(entry["block"]) for entry in journal.entries]
+    inside = tuple(f"{block.name}." for block in source.topology.blocks)
+    outside = [name for name in source.names() if not name.startswith(inside)]
+    with TensorFiles(folder, blocks) as files:
+
+        def read(name: str) -> Tensor:
+            return files.get(name) if name in files else source.tensor(name).contiguous()
+
+        shapes = files.empty() | {name: source.tensor(name).to("meta") for name in outside}
+        split = split_torch_state_dict_into_shards(shapes, max_shard_size=MAX_SHARD)
+        for filename, names in split.filename_to_tensors.items():
+            path = folder / filename
+            path.touch()  # with the user's own permissions, which safetensors would make stricter
+            mode = path.stat().st_mode
+            save_file({name: read(name) for name in names}, path, metadata=METADATA)
+            path.chmod(mode)
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            write_json(folder / INDEX, index)
+        with TensorFiles(folder, [folder / name for name in split.filename_to_tensors]) as written:
+            for name in shapes:
+                if not torch.equal(written.get(name), read(name)):
+                    raise VerificationError(
+                        f"{name} in {folder} does not read back as it was written"
+                    )
+    for path in blocks:
+        path.unlink()
 
 
 def write_config(
@@ -187,26 +251,22 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-@torch.no_grad()
-def verify(
+def verify_block(
     folder: Path,
-    model: Any,
-    topology: Topology,
+    path: Path,
     compressed: Mapping[str, CompressedWeight],
+    topology: Topology,
     fmt: Format,
     dtype: torch.dtype,
 ) -> None:
-    """Read the folder back: codes, dequantized weights, zeros, then logits through transformers.
-
-    ``model`` is given the compressed weights in place, and must agree with what transformers loads.
+    """Read a block's file back: codes, dequantized weights, zeros.
 
     Raises:
-        VerificationError: names the layer, or the logits, that differ.
+        VerificationError: names the layer that differs.
     """
-    for name, weight, codes in fmt.read(folder, list(compressed), topology.conv1d):
+    for name, weight, codes in fmt.read(folder, list(compressed), topology.conv1d, [path]):
         expected = compressed[name]
-        wanted = expected.dequantize().to(dtype)
-        if not torch.equal(weight.to(dtype), wanted):
+        if not torch.equal(weight.to(dtype), expected.dequantize().to(dtype)):
             raise VerificationError(f"{name} in {folder} does not read back as it was computed")
         if (
             codes is not None
@@ -216,10 +276,22 @@ def verify(
             raise VerificationError(f"the codes of {name} in {folder} do not read back as written")
         if expected.mask is not None and bool((weight[~expected.mask] != 0).any()):
             raise VerificationError(f"pruned weights of {name} in {folder} are not zero")
-        linear_weight(model.get_submodule(name)).copy_(wanted)
+
+
+@torch.no_grad()
+def verify_logits(folder: Path, base: Path, topology: Topology, fmt: Format) -> None:
+    """The model of ``base`` with the weights that ``folder`` stands for, against what transformers loads.
+
+    Raises:
+        VerificationError: the logits differ.
+    """
+    model = load_model(base)
+    dtype = next(iter(model.parameters())).dtype
+    for name, weight, _ in fmt.read(folder, list(topology.shapes), topology.conv1d):
+        linear_weight(model.get_submodule(name)).copy_(weight.to(dtype))
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = ((torch.arange(16) * 5 + 1) % vocabulary)[None]
-    ours = model(tokens.to(model.device), use_cache=False).logits.float().cpu()
+    ours = model(tokens, use_cache=False).logits.float()
     theirs = load_model(folder)(tokens, use_cache=False).logits.float()
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
         worst = float((ours - theirs).abs().max())

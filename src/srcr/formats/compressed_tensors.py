@@ -5,7 +5,7 @@ code (the one that is 0); no ``sparsity_config`` is ever written, because vLLM r
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,22 +119,25 @@ def quantization_config(plan: CompressionPlan, topology: Topology) -> dict[str, 
 
 
 def read(
-    path: Path, names: list[str], transposed: frozenset[str]
+    path: Path,
+    names: list[str],
+    transposed: frozenset[str],
+    files: Sequence[Path] | None = None,
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Codes unpacked, and dequantized in the precision of the scale."""
     config = read_config(path)
-    with TensorFiles(path) as files:
+    with TensorFiles(path, files) as stored:
         for name in names:
-            if f"{name}.weight_packed" not in files:
-                yield name, files.get(f"{name}.weight").to(torch.float32), None
+            if f"{name}.weight_packed" not in stored:
+                yield name, stored.get(f"{name}.weight").to(torch.float32), None
                 continue
             bits = num_bits(config, name)
-            shape = torch.Size(files.get(f"{name}.weight_shape").tolist())
-            codes = unpack_from_int32(files.get(f"{name}.weight_packed"), bits, shape)
-            scale = files.get(f"{name}.weight_scale")
+            shape = torch.Size(stored.get(f"{name}.weight_shape").tolist())
+            codes = unpack_from_int32(stored.get(f"{name}.weight_packed"), bits, shape)
+            scale = stored.get(f"{name}.weight_scale")
             zero = None
-            if f"{name}.weight_zero_point" in files:
-                packed = files.get(f"{name}.weight_zero_point")
+            if f"{name}.weight_zero_point" in stored:
+                packed = stored.get(f"{name}.weight_zero_point")
                 zero = unpack_from_int32(packed, bits, scale.shape, packed_dim=0)
                 zero = zero.to(torch.float32)
             size = shape[1] // scale.shape[1]

@@ -1,6 +1,6 @@
 """``dense``: plain safetensors in the base model's precision, for every engine and every plan."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,15 @@ def quantization_config(plan: CompressionPlan, topology: Topology) -> dict[str, 
 
 
 def read(
-    path: Path, names: list[str], transposed: frozenset[str]
+    path: Path,
+    names: list[str],
+    transposed: frozenset[str],
+    files: Sequence[Path] | None = None,
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Weights as they stand in the file, no codes."""
-    with TensorFiles(path) as files:
+    with TensorFiles(path, files) as stored:
         for name in names:
-            weight = files.get(f"{name}.weight").to(torch.float32)
+            weight = stored.get(f"{name}.weight").to(torch.float32)
             yield name, weight.T if name in transposed else weight, None
 
 

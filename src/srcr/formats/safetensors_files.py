@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +16,19 @@ from srcr.models.load import weight_files
 
 
 class TensorFiles:
-    """Reads tensors by name from a checkpoint folder, sharded or not. A context manager.
+    """Reads tensors by name from a checkpoint folder, sharded or not, or from some files of it. A context
+    manager.
 
     Raises:
         InputError: no weights, a damaged file, or an index that points outside the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, paths: Sequence[Path] | None = None) -> None:
         self.folder = folder
         self._stack = ExitStack()
         self._where: dict[str, Any] = {}
-        self.paths = weight_files(folder)
+        self._paths: dict[str, Path] = {}
+        self.paths = weight_files(folder) if paths is None else list(paths)
         for path in self.paths:
             try:
                 stream = self._stack.enter_context(safe_open(path, framework="pt"))
@@ -34,6 +37,7 @@ class TensorFiles:
                 raise InputError(f"{path} is not a valid safetensors file: {error}") from None
             for name in stream.keys():  # noqa: SIM118 - not a dict
                 self._where[name] = stream
+                self._paths[name] = path
 
     def __enter__(self) -> "TensorFiles":
         return self
@@ -53,6 +57,10 @@ class TensorFiles:
         """Every tensor's name."""
         return list(self._where)
 
+    def paths_by_name(self) -> dict[str, Path]:
+        """The file of each tensor."""
+        return {name: self._paths[name] for name in self._where}
+
     def get(self, name: str) -> Tensor:
         """One tensor.
 
@@ -64,6 +72,10 @@ class TensorFiles:
         tensor = self._where[name].get_tensor(name)
         assert isinstance(tensor, Tensor)
         return tensor
+
+    def empty(self) -> dict[str, Tensor]:
+        """Every tensor's name, with its shape and precision but no data."""
+        return {name: self.get(name).to("meta") for name in self._where}
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each tensor's data."""

@@ -3,7 +3,7 @@
 TCr and its composition are those of Laborde et al., arXiv 2505.07289, section III.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from srcr.formats.safetensors_files import TensorFiles
 from srcr.models.load import read_config, weight_files
 from srcr.models.topology import Topology, linear_weight
 from srcr.numerics.entropy import code_entropy, sparse_entropy
-from srcr.types import CompressedWeight, CompressionPlan, Rates
+from srcr.types import CompressedWeight, LayerRecord, Rates
 
 COMPRESSED_TENSORS = "compressed-tensors"
 #: What each count includes, for people to read beside it.
@@ -52,27 +52,27 @@ def file_bytes(folder: Path) -> int:
 
 
 def planned_rates(
-    plan: CompressionPlan,
-    topology: Topology,
-    compressed: dict[str, CompressedWeight],
-    zeros: float,
+    shapes: Mapping[str, tuple[int, int]],
+    layers: Iterable[LayerRecord],
+    zeros: Mapping[str, float],
     base: Path,
     folder: Path,
     loaded: Loaded,
 ) -> Rates:
-    """Rates of a model that was just compressed: sparsity counted in the masks, not assumed."""
-    planned = plan.by_name()
+    """Rates of a model that was just compressed, from what happened to its ``layers``: sparsity counted in
+    the masks, not assumed. ``zeros`` is the share of zeros in each layer that was left alone."""
+    known = {layer.name: layer for layer in layers}
     rows = []
-    entropy = total = 0.0
-    for name, (height, width) in topology.shapes.items():
-        weight = compressed.get(name)
-        sparsity = 0.0 if weight is None else mask_sparsity(weight)
-        rows.append((height * width, sparsity, planned[name].bits if name in planned else 16))
-        entropy += height * width * (16.0 if weight is None else entropy_bits(weight))
-        total += height * width
+    nothing = entropy = total = 0.0
+    for name, (height, width) in shapes.items():
+        size, layer = height * width, known.get(name)
+        rows.append((size, layer.sparsity, layer.bits) if layer else (size, 0.0, 16))
+        entropy += size * (layer.entropy_bits if layer else 16.0)
+        nothing += size * (layer.zeros if layer else zeros[name])
+        total += size
     sparsity, bits, tcr = mean_rates(rows)
     return Rates(
-        sparsity=sparsity, bits=bits, tcr=tcr, zeros=zeros,
+        sparsity=sparsity, bits=bits, tcr=tcr, zeros=nothing / total,
         base_bytes=file_bytes(base), stored_bytes=file_bytes(folder),
         loaded_bytes=loaded.n_bytes, engine=loaded.engine, source=RECORD,
         entropy_bits=entropy / total,

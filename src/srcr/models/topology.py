@@ -64,6 +64,12 @@ def linear_weight(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
+def home_of(model: Any) -> torch.device:
+    """Where a model runs: an empty one, filled while it runs, in main memory."""
+    found: torch.device = model.device
+    return torch.device("cpu") if found.type == "meta" else found
+
+
 @torch.no_grad()
 def observe(model: Any) -> Topology:
     """Trace ``model`` on eight tokens and describe it.
@@ -99,8 +105,8 @@ def observe(model: Any) -> Topology:
         handles.append(module.register_forward_hook(on_member))
     try:
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        tokens = (torch.arange(8, device=model.device) * 7 + 3) % vocabulary
-        model(tokens[None], use_cache=False)
+        tokens = (torch.arange(8) * 7 + 3) % vocabulary
+        model(tokens[None].to(home_of(model)), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

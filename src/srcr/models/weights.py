@@ -1,17 +1,21 @@
 """A source of weights: it hands out one decoder block at a time, in float32, on one device.
 
-The engine sees nothing else of a model, so a source that reads blocks from disk can take the place
-of this one, which holds the whole model in memory.
+The engine sees nothing else of a model, so it does not know whether the model lies in memory or whether
+every block comes from its files when it is asked for.
 """
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from srcr.errors import InputError
-from srcr.models.topology import Topology, observe
+from srcr.models.load import load_model
+from srcr.models.streaming import StoredTensors, can_stream, empty_model, filled
+from srcr.models.topology import Topology, home_of, observe
 
 #: How far blocks run in float32 may be from the model run in its own, 16-bit, precision.
 CHAIN_TOLERANCE = 0.1
@@ -36,21 +40,56 @@ class WeightSource(Protocol):
         ...
 
 
-class LoadedWeights:
-    """A :class:`WeightSource` over a transformers model in memory."""
+class ModelWeights:
+    """A :class:`WeightSource` over a transformers model: one in memory, or, with ``stored`` tensors, an
+    empty one.
 
-    def __init__(self, model: Any, device: torch.device | str = "cpu") -> None:
+    Raises:
+        InputError: a weight is not finite, or the model is more than its blocks one after the other.
+    """
+
+    def __init__(
+        self, model: Any, device: torch.device | str = "cpu", stored: StoredTensors | None = None
+    ) -> None:
         self.model = model
-        self.topology = observe(model)
+        self.stored = stored
         self.dtype = next(iter(model.parameters())).dtype
         self.device = torch.device(device)
         self._arguments: dict[tuple[int, ...], list[Arguments]] = {}
-        _check_finite(model)
+        for name in self.names():
+            _check_finite(name, self.tensor(name))
+        with self._running():
+            self.topology = observe(model)
         self._check_chain()
 
+    def names(self) -> list[str]:
+        """Every tensor of the model's checkpoint, those that are tied to others left out."""
+        state = self.model.state_dict(keep_vars=True)
+        first = {id(tensor): name for name, tensor in reversed(state.items())}
+        return [name for name, tensor in state.items() if first[id(tensor)] == name]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor of the checkpoint, as stored."""
+        if self.stored is not None and name in self.stored:
+            return self.stored.get(name)
+        module, _, key = name.rpartition(".")
+        tensor = getattr(self.model.get_submodule(module), key)
+        assert isinstance(tensor, Tensor)
+        return tensor.detach()
+
+    def _running(self) -> AbstractContextManager[None]:
+        """While this is open, the model can be called."""
+        return nullcontext() if self.stored is None else filled(self.model, self.stored)
+
     def block(self, index: int) -> nn.Module:
-        block: nn.Module = self.model.get_submodule(self.topology.blocks[index].name)
-        return copy.deepcopy(block).to(device=self.device, dtype=torch.float32)
+        name = self.topology.blocks[index].name
+        original: nn.Module = self.model.get_submodule(name)
+        block = copy.deepcopy(original, {id(p): p for p in original.parameters()})
+        for key in [key for key, _ in block.named_parameters()]:
+            owner, _, short = key.rpartition(".")
+            tensor = self.tensor(f"{name}.{key}").to(self.device, torch.float32, copy=True)
+            block.get_submodule(owner)._parameters[short] = nn.Parameter(tensor, False)
+        return block.to(device=self.device, dtype=torch.float32)
 
     @torch.no_grad()
     def embed(self, input_ids: Tensor) -> tuple[Tensor, list[Arguments]]:
@@ -65,7 +104,8 @@ class LoadedWeights:
         for block in blocks:
             block.forward = stub
         try:  # the decoder alone: the output head over every token is not needed
-            self.model.base_model(input_ids.to(self.model.device), use_cache=False)
+            with self._running():
+                self.model.base_model(input_ids.to(home_of(self.model)), use_cache=False)
         finally:
             for block in blocks:
                 del block.forward  # the class's own method shows again
@@ -90,7 +130,8 @@ class LoadedWeights:
         last = self.model.get_submodule(self.topology.blocks[-1].name)
         handle = last.register_forward_hook(hook)
         try:
-            self.model.base_model(tokens.to(self.model.device), use_cache=False)
+            with self._running():
+                self.model.base_model(tokens.to(home_of(self.model)), use_cache=False)
         finally:
             handle.remove()
         hidden, arguments = self.embed(tokens)
@@ -130,11 +171,25 @@ def _same(one: Any, other: Any) -> bool:
     return one is other or bool(one == other)
 
 
-def _check_finite(model: Any) -> None:
-    for name, parameter in model.named_parameters():
-        bad = int((~torch.isfinite(parameter)).sum())
-        if bad:
-            raise InputError(
-                f"{name} holds {bad} non-finite value{'s' if bad > 1 else ''} (NaN or infinite): "
-                "the checkpoint is damaged, load it again from its source"
-            )
+def _check_finite(name: str, tensor: Tensor) -> None:
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise InputError(
+            f"{name} holds {bad} non-finite value{'s' if bad > 1 else ''} (NaN or infinite): "
+            "the checkpoint is damaged, load it again from its source"
+        )
+
+
+def open_weights(folder: Path, device: torch.device | str = "cpu") -> ModelWeights:
+    """The weights of a checkpoint: from its files as they are needed, where they lie there as the model
+    wants them, else from the model that transformers makes of them.
+
+    Raises:
+        InputError: as :func:`srcr.models.load.load_model` and :class:`ModelWeights`.
+    """
+    if can_stream(folder):
+        model = empty_model(folder)
+        stored = StoredTensors(folder, model)
+        if stored.fits(model):
+            return ModelWeights(model, device, stored)
+    return ModelWeights(load_model(folder), device)
