@@ -144,15 +144,18 @@ def compress(
         "samples": samples, "seq_len": seq_len, "format": format_name, "seed": seed, "device": device,
     }  # fmt: skip
     options = from_dict(Options, given, where="the command line").over(config)
-    record = run(
-        model,
-        options.treatment(),
-        options.data(),
-        Output(out, options.format, overwrite, resume),
-        seed=options.seed,
-        device=options.device or "auto",
-        command=_command(),
-    )
+    try:
+        record = run(
+            model,
+            options.treatment(),
+            options.data(),
+            Output(out, options.format, overwrite, resume),
+            seed=options.seed,
+            device=options.device or "auto",
+            command=_command(),
+        )
+    except KeyboardInterrupt as error:  # typer would say nothing
+        _fail(f"interrupted; {error or 'nothing was written'}", 1)
     if as_json:
         _print_json(to_dict(record) | {"out": str(out)})
     else:

@@ -47,12 +47,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A random causal LM of a family, two blocks of width 32, in evaluation mode."""
+def tiny_model(
+    family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any
+) -> Any:
+    """A random causal LM of a family, two blocks of width 32 (``changes``: of its config), in evaluation
+    mode."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, settings = FAMILIES[family]
-    config = AutoConfig.for_model(kind, **(_COMMON | settings))
+    config = AutoConfig.for_model(kind, **(_COMMON | settings | changes))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
@@ -63,10 +66,14 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -
 
 
 def save_tiny_model(
-    folder: Path, family: str, dtype: torch.dtype = torch.float32, seed: int = 0
+    folder: Path,
+    family: str,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **changes: Any,
 ) -> Path:
     """Save a tiny model as a checkpoint folder, without a tokenizer."""
-    tiny_model(family, dtype, seed).save_pretrained(folder)
+    tiny_model(family, dtype, seed, **changes).save_pretrained(folder)
     return folder
 
 

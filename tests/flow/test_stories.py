@@ -227,4 +227,5 @@ def test_a_disk_that_fills_up(stories, stories_text, srcr_process, tmp_path):
     )  # fmt: skip
     assert result.code == 1, result.err
     assert f"writing {out} failed" in result.error()
-    assert not list(tmp_path.iterdir())
+    assert "5 finished blocks are in" in result.error()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]

@@ -91,7 +91,8 @@ def whole_or_nothing(
     """``OUT.partial`` to write into, through its journal; on success it becomes OUT.
 
     With ``resume`` what an earlier run left there stays, else it begins empty. What has finished blocks
-    when a run is interrupted, or the disk refuses, stays as well; after any other failure nothing does.
+    when a run is interrupted, or the disk refuses, stays as well; after any other failure nothing does
+    (but with ``resume``, what was there before).
     What :func:`check_output` refuses is refused again before the name is taken: a run may be long.
 
     Raises:
@@ -125,7 +126,8 @@ def whole_or_nothing(
         raise _refused(out, error, _kept(partial, kept)) from error
     except BaseException:
         journal.close()
-        _remove(partial, made)
+        if not (resume and finished_blocks(partial)):
+            _remove(partial, made)
         raise
 
 
