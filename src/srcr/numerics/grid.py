@@ -12,6 +12,8 @@ from torch import Tensor
 
 #: Error exponent of the scale search: large errors count more than squared (as in GPTQ's own search).
 ERROR_NORM = 2.4
+#: Weights that the search looks at together: so many stay in the cache over all its tries.
+CHUNK = 1 << 18
 #: Ranges tried by the search, as fractions of the largest surviving weight.
 SHRINKS = tuple(1.0 - 0.02 * i for i in range(36))
 
@@ -116,6 +118,33 @@ def fit_grid(
     is exactly that of the weights (round-to-nearest's grid); with it, ranges shrunk by ``SHRINKS``
     are tried too and the one with the lowest ``sum importance * |error|^2.4`` is taken.
     """
+    step = max(1, CHUNK // W.shape[1])
+    parts = [
+        _fit_rows(
+            W[start : start + step], num_bits, group_size, symmetric, dtype, importance,
+            None if keep is None else keep[start : start + step], search,
+        )
+        for start in range(0, len(W), step)
+    ]  # fmt: skip
+    zeros = [part.zero_point for part in parts if part.zero_point is not None]
+    return Grid(
+        torch.cat([part.scale for part in parts]),
+        torch.cat(zeros) if zeros else None,
+        num_bits, group_size, dtype,
+    )  # fmt: skip
+
+
+def _fit_rows(
+    W: Tensor,
+    num_bits: int,
+    group_size: int,
+    symmetric: bool,
+    dtype: torch.dtype,
+    importance: Tensor | None,
+    keep: Tensor | None,
+    search: bool,
+) -> Grid:
+    """:func:`fit_grid` of some rows."""
     rows, cols = W.shape
     grouped = W.reshape(rows, cols // group_size, group_size)
     if keep is not None:
