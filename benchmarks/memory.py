@@ -1,0 +1,125 @@
+"""Peak memory of a whole ``srcr compress`` process, and how it grows with depth.
+
+    python benchmarks/memory.py [--layers 16,32] [--width 2048] [--ffn 8192] [--json out.json]
+
+Each model is a random Llama in bfloat16, made once in --work and calibrated on random tokens from a file. The
+peak is the process's own, from start to exit, as the operating system counts it; "imports" is a process
+that imports what compress imports and does nothing.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+IMPORTS = "import srcr; srcr.compress; import srcr.numerics.kernels.cpu, transformers.models.llama"
+MAKE = """
+import sys, torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+folder, layers, width, ffn, vocabulary, samples, length = sys.argv[1], *map(int, sys.argv[2:])
+heads = width // 64
+config = LlamaConfig(
+    vocab_size=vocabulary, hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers,
+    num_attention_heads=heads, num_key_value_heads=max(1, heads // 4), max_position_embeddings=4096,
+    tie_word_embeddings=True,
+)
+torch.manual_seed(0)
+torch.set_default_dtype(torch.bfloat16)
+model = LlamaForCausalLM(config)
+model.save_pretrained(folder, max_shard_size="1GB")
+save_file({"input_ids": torch.randint(0, vocabulary, (samples, length))}, folder + "/ids.safetensors.data")
+"""
+
+
+def measured(command: list[str]) -> dict[str, float]:
+    """Seconds and peak bytes of a process.
+
+    Raises:
+        SystemExit: it fails.
+    """
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(said.decode()[-2000:])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"seconds": time.perf_counter() - began, "peak_bytes": usage.ru_maxrss * unit}
+
+
+def compress(options: argparse.Namespace, layers: int) -> dict[str, Any]:
+    """Make the model where it is missing, compress it, measure."""
+    name = f"llama-{layers}x{options.width}x{options.ffn}-{options.samples}x{options.seq_len}"
+    folder = options.work / name
+    if not (folder / "config.json").exists():
+        sizes = [
+            layers,
+            options.width,
+            options.ffn,
+            options.vocabulary,
+            options.samples,
+            options.seq_len,
+        ]
+        subprocess.run([sys.executable, "-c", MAKE, str(folder), *map(str, sizes)], check=True)
+        (folder / "ids.safetensors.data").rename(options.work / f"{name}.safetensors")
+    out = options.work / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "srcr", "compress", str(folder), "-o", str(out), "--overwrite"]
+    command += ["--sparsity", "0.25", "--bits", "4", "--samples", str(options.samples)]
+    command += [
+        "--calibration",
+        str(options.work / f"{name}.safetensors"),
+        "--seq-len",
+        str(options.seq_len),
+    ]
+    found: dict[str, Any] = measured(command)
+    found["layers"] = layers
+    found["base_bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    shutil.rmtree(out)
+    return found
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", default="16,32")
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--ffn", type=int, default=8192)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("build/memory"))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    table = Table("", "model files, MB", "seconds", "peak, MB")
+    imports = measured([sys.executable, "-c", IMPORTS])
+    table.add_row("imports", "", f"{imports['seconds']:.1f}", f"{imports['peak_bytes'] / 1e6:.0f}")
+    rows = [imports]
+    for layers in map(int, options.layers.split(",")):
+        row = compress(options, layers)
+        rows.append(row)
+        size = f"{row['base_bytes'] / 1e6:.0f}"
+        table.add_row(
+            f"{layers} layers", size, f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 1e6:.0f}"
+        )
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
