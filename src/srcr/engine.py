@@ -160,7 +160,7 @@ class BlockView:
             if crossed is not None:
                 hessian.accumulate(crossed, self._dense_passes[i].input_of(number), x)
             n_tokens += len(x)
-        if not bool(torch.isfinite(moment).all()):
+        if not hessian.is_finite(moment):
             raise NumericalError(
                 f"the inputs of {self.full_name(unit.names[0])} are not finite: the model overflows on "
                 "this calibration data"

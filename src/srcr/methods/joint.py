@@ -16,7 +16,7 @@ In every mode pruned weights end as exactly 0.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from srcr.methods import Pruner, Quantizer, get_pruner, get_quantizer
 from srcr.numerics import hessian, masks, obs
 from srcr.numerics.descent import descend
 from srcr.numerics.grid import Column, Grid, refit_scales
+from srcr.numerics.hessian import row_parts
+from srcr.numerics.kernels import permute_columns
 from srcr.types import CompressedWeight, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
 
 
@@ -190,14 +192,32 @@ def _polish(
     factor: hessian.Factor,
     spec: SweepSpec,
 ) -> tuple[obs.Swept, Grid | None]:
-    """Fit the scales to the codes, then the codes to the scales, as often as the spec says."""
-    for _ in range(spec.descent_rounds):
-        if grid is not None and swept.codes is not None:
-            grid = refit_scales(grid, swept.codes, target, stats.hessian, factor.damp)
-        swept = descend(
-            swept, target, stats.hessian, factor.damp, factor.order, grid, _block(stack, spec)
-        )
-    return swept, grid
+    """Fit the scales to the codes, then the codes to the scales, as often as the spec says. Rows do not
+    depend on each other: some at a time, and put where the sweep's own result was."""
+    if spec.descent_rounds == 0:
+        return swept, grid
+    scales = None if grid is None else grid.scale.clone()
+    for part in row_parts(target):
+        some = swept.rows(part)
+        fitted = None if grid is None else grid.rows(part)
+        for _ in range(spec.descent_rounds):
+            if fitted is not None and some.codes is not None:
+                fitted = refit_scales(fitted, some.codes, target[part], stats.hessian, factor.damp)
+            some = descend(
+                some,
+                target[part],
+                stats.hessian,
+                factor.damp,
+                factor.order,
+                fitted,
+                _block(stack, spec),
+            )
+        swept.weight[part] = some.weight
+        if swept.codes is not None and some.codes is not None:
+            swept.codes[part] = some.codes
+        if scales is not None and fitted is not None:
+            scales[part] = fitted.scale
+    return swept, grid if scales is None or grid is None else replace(grid, scale=scales)
 
 
 def _in_sequence(
@@ -260,10 +280,13 @@ def _preview(stack: _Stack, target: Tensor, factor: hessian.Factor) -> Tensor:
     """The mask that would be chosen before any weight has moved."""
     diagonal, pivots = factor.diagonal[factor.order], factor.upper.diagonal()
     source = target if stack.pruner is not None and stack.pruner.compensates else stack.W
-    ordered = _choose(stack, source[:, factor.order], diagonal, pivots, None, slice(0, None))
-    keep = torch.empty_like(ordered)
-    keep[:, factor.order] = ordered
-    return keep
+    parts = []
+    for rows, size, sparsity in zip(
+        torch.split(source, list(stack.sizes)), stack.sizes, stack.sparsities, strict=True
+    ):  # one linear after the other: their masks do not depend on each other
+        one = replace(stack, W=rows, sizes=(size,), sparsities=(sparsity,))
+        parts.append(_choose(one, rows[:, factor.order], diagonal, pivots, None, slice(0, None)))
+    return permute_columns(torch.cat(parts), torch.argsort(factor.order))
 
 
 def _choose(

@@ -16,6 +16,7 @@ from srcr.errors import InputError
 from srcr.models.load import load_model
 from srcr.models.streaming import StoredTensors, can_stream, empty_model, filled
 from srcr.models.topology import Topology, home_of, observe
+from srcr.numerics.hessian import is_finite
 
 #: How far blocks run in float32 may be from the model run in its own, 16-bit, precision.
 CHAIN_TOLERANCE = 0.1
@@ -172,8 +173,8 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
+    if not is_finite(tensor):
+        bad = int((~torch.isfinite(tensor)).sum())
         raise InputError(
             f"{name} holds {bad} non-finite value{'s' if bad > 1 else ''} (NaN or infinite): "
             "the checkpoint is damaged, load it again from its source"

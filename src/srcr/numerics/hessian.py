@@ -5,16 +5,20 @@ For a linear layer ``y = W x`` and inputs ``X`` [n, cols], the squared output er
 arXiv 2301.00774, section 3; GPTQ, arXiv 2210.17323, eq. 2).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from srcr.errors import NumericalError
+from srcr.numerics.kernels import permute_columns
 
 MAX_DAMPENING = 1.0
 #: Columns that the in-place factorisations handle at a time.
 BLOCK = 512
+#: Numbers that are worked on at a time where rows do not depend on each other.
+PART = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +68,7 @@ def factorize(H: Tensor, order: Tensor | None = None, dampening_frac: float = 0.
             mean diagonal.
     """
     diagonal = H.diagonal().clone()
-    if not bool(torch.isfinite(H).all()):
+    if not is_finite(H):
         raise NumericalError("the Hessian is not finite (NaN or infinite activations)")
     if order is None:
         order = torch.arange(H.shape[0], device=H.device)
@@ -79,7 +83,7 @@ def factorize(H: Tensor, order: Tensor | None = None, dampening_frac: float = 0.
             lower.diagonal().add_(frac * mean)
             if cholesky_(lower):
                 invert_lower_(lower)
-                if bool(torch.isfinite(lower).all()):
+                if is_finite(lower):
                     upper = _reversed_(lower.to(torch.float32))
                     return Factor(upper, order, diagonal, frac * mean, frac)
         if frac >= MAX_DAMPENING:
@@ -158,13 +162,32 @@ def dense_target(W: Tensor, cross: Tensor, factor: Factor) -> Tensor:
     behind GPTAQ, arXiv 2504.02692). ``W`` is [rows, cols], ``cross = X_d^T X`` [cols, cols].
     """
     upper, order = factor.upper, factor.order
-    right = (W @ cross).add_(W, alpha=factor.damp)[:, order]
-    solved = (right @ upper.T) @ upper
-    out = torch.empty_like(solved)
-    out[:, order] = solved
-    return out
+    out = torch.empty_like(W)
+    for part in row_parts(W):
+        right = (W[part] @ cross).add_(W[part], alpha=factor.damp)[:, order]
+        out[part] = (right @ upper.T) @ upper
+    return permute_columns(out, torch.argsort(order))
 
 
 def output_error(delta: Tensor, H: Tensor) -> float:
     """``tr(delta H delta^T)``: the squared output error of a weight change ``delta`` [rows, cols]."""
-    return float(((delta @ H) * delta).sum(dtype=torch.float64))
+    return sum(
+        float((delta[part] @ H).mul_(delta[part]).sum(dtype=torch.float64))
+        for part in row_parts(delta)
+    )
+
+
+def row_parts(matrix: Tensor) -> Iterator[slice]:
+    """The rows of a matrix in parts of at most ``PART`` numbers, for what can be done row by row."""
+    step = max(1, PART // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), step):
+        yield slice(start, min(start + step, len(matrix)))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every number is, looked at in parts."""
+    flat = tensor.reshape(-1)
+    return all(
+        bool(torch.isfinite(flat[start : start + PART]).all())
+        for start in range(0, len(flat), PART)
+    )

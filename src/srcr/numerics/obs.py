@@ -44,6 +44,11 @@ class Swept:
     keep: Tensor | None
     loss: Tensor
 
+    def rows(self, part: slice) -> "Swept":
+        """Some rows of all."""
+        codes, keep = (None if t is None else t[part] for t in (self.codes, self.keep))
+        return Swept(self.weight[part], codes, keep, self.loss[part])
+
 
 def fix(w: Tensor, column: Column | None, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """What a column of weights [rows] becomes: rounded on the grid if there is one, zero where not
