@@ -89,12 +89,26 @@ def _halt_at(block: nn.Module, units: Sequence[Unit]) -> None:
         first.register_forward_pre_hook(partial(hook, unit=index))
 
 
+def _let_go(block: nn.Module, units: Sequence[Unit], passes: int) -> None:
+    """Drop a linear's weight when the last of so many passes has used it: each runs once in a pass."""
+    for name in (name for unit in units for name in unit.names):
+        module, left = block.get_submodule(name), [passes]
+
+        def hook(module: nn.Module, _: Any, __: Any, left: list[int] = left) -> None:
+            if getcurrent().parent is not None:
+                left[0] -= 1
+                if left[0] == 0:
+                    module._parameters["weight"] = nn.Parameter(torch.empty(0), False)
+
+        module.register_forward_hook(hook)
+
+
 @dataclass(frozen=True, eq=False)
 class BlockView:
     """What a visit is handed: one block, twice (``dense`` as it was, ``work`` to be modified).
 
     A visit takes the units in order: for each it may ask for :meth:`statistics`, then :meth:`replace`
-    its weights.
+    its weights. Those of units behind are gone: both copies together never take more than one.
     """
 
     index: int
@@ -119,6 +133,7 @@ class BlockView:
         )  # the same weights, as yet
         for module in (dense, work):
             _halt_at(module, block.units)
+            _let_go(module, block.units, len(batches))
         return cls(
             index, block.name, block.units, dense, work, batches, watcher,
             [_Pass(dense, batch.dense, batch.arguments[index]) for batch in batches
