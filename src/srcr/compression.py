@@ -379,10 +379,10 @@ def _walk(
             plans = {name: planned.get(name, LayerPlan(name)) for name in full}
             if all(p.prune is None and p.quant is None for p in plans.values()):
                 continue
-            stats = view.statistics(unit, cross=plan.sweep.dense_targets)
             weights = {
                 name: view.weight(short) for name, short in zip(full, unit.names, strict=True)
             }
+            stats = view.statistics(unit, cross=plan.sweep.dense_targets).settle(weights)
             with named(full[0]):
                 result = compress_unit(weights, stats, plans, plan.sweep, source.dtype)
             for name, short in zip(full, unit.names, strict=True):

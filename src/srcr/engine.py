@@ -7,7 +7,10 @@ will really see, against the outputs the dense model would have given.
 """
 
 import copy
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -74,6 +77,13 @@ class _Pass:
             result = result[0]
         assert isinstance(result, Tensor)
         return result
+
+
+def release_memory() -> None:
+    """Give memory that is free back to the system, where its allocator would keep it (glibc)."""
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _halt_at(block: nn.Module, units: Sequence[Unit]) -> None:
@@ -166,15 +176,18 @@ class BlockView:
         number = self.units.index(unit)
         width = self.weight(unit.names[0]).shape[1]
         device = self.batches[0].modified.device
+        # All passes first: then the weights of the units behind are gone before the moments are there.
+        seen = [one.input_of(number) for one in self._work_passes]
+        dense = [one.input_of(number) for one in self._dense_passes] if cross else []
+        release_memory()
         moment = torch.zeros(width, width, device=device)
-        crossed = torch.zeros(width, width, device=device) if cross else None
-        n_tokens = 0
-        for i, work in enumerate(self._work_passes):
-            x = work.input_of(number)
+        for x in seen:
             hessian.accumulate(moment, x, x)
-            if crossed is not None:
-                hessian.accumulate(crossed, self._dense_passes[i].input_of(number), x)
-            n_tokens += len(x)
+        crossed = torch.zeros(width, width, device=device) if cross else None
+        if crossed is not None:
+            for x_dense, x in zip(dense, seen, strict=True):
+                hessian.accumulate(crossed, x_dense, x)
+        n_tokens = sum(len(x) for x in seen)
         if not hessian.is_finite(moment):
             raise NumericalError(
                 f"the inputs of {self.full_name(unit.names[0])} are not finite: the model overflows on "

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -169,11 +170,20 @@ class CompressionPlan:
 @dataclass(frozen=True, eq=False)
 class LayerStats:
     """``hessian`` [cols, cols] = X^T X of the inputs X that the compressed model sees, ``cross``
-    [cols, cols] = X_d^T X with the dense model's inputs X_d (None: same as the Hessian)."""
+    [cols, cols] = X_d^T X with the dense model's inputs X_d (None: same as the Hessian), or in its place
+    ``pulled``: ``W cross`` [rows, cols] of each linear W by name."""
 
     hessian: Tensor
     n_tokens: int
     cross: Tensor | None = None
+    pulled: dict[str, Tensor] | None = None
+
+    def settle(self, weights: Mapping[str, Tensor]) -> "LayerStats":
+        """The same with ``pulled`` for these weights and without ``cross``, whose memory can go."""
+        if self.cross is None:
+            return self
+        pulled = {name: W @ self.cross for name, W in weights.items()}
+        return LayerStats(self.hessian, self.n_tokens, None, pulled)
 
 
 @dataclass(frozen=True, eq=False)

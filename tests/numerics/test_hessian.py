@@ -171,7 +171,7 @@ def test_dense_target_solves_the_stacked_least_squares(ordered, frac):
     H = X.T @ X
     order = hessian.activation_order(H.diagonal()) if ordered else None
     factor = hessian.factorize(H, order, frac)
-    target = hessian.dense_target(W, X_dense.T @ X, factor)
+    target = hessian.dense_target(W, W @ X_dense.T @ X, factor)
     expected = reference.dense_target(
         W.double().numpy(), X.double().numpy(), X_dense.double().numpy(), factor.damp
     )
@@ -183,7 +183,7 @@ def test_dense_target_is_the_weight_itself_where_inputs_agree():
     W = torch.randn(5, 12, generator=torch.Generator().manual_seed(11))
     H = X.T @ X
     torch.testing.assert_close(
-        hessian.dense_target(W, H, hessian.factorize(H)), W, atol=1e-4, rtol=1e-4
+        hessian.dense_target(W, W @ H, hessian.factorize(H)), W, atol=1e-4, rtol=1e-4
     )
 
 

@@ -27,15 +27,15 @@ from srcr.numerics import hessian, masks, obs
 from srcr.numerics.descent import descend
 from srcr.numerics.grid import Column, Grid, refit_scales
 from srcr.numerics.hessian import row_parts
-from srcr.numerics.kernels import permute_columns
 from srcr.types import CompressedWeight, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
 
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """Linears swept together: ``W`` [rows, cols] their dense weights one above the other, ``sizes``
-    their rows, ``sparsities`` the share of zeros of each, and how they are treated."""
+    """Linears swept together: their ``names``, dense weights one above the other ``W`` [rows, cols], rows
+    ``sizes`` and shares of zeros ``sparsities``, and how they are treated."""
 
+    names: tuple[str, ...]
     W: Tensor
     sizes: tuple[int, ...]
     sparsities: tuple[float, ...]
@@ -77,12 +77,14 @@ def compress_unit(
         InputError: a group size or N:M pattern does not divide the width, or a method is not known.
         NumericalError: the Hessian cannot be factorised.
     """
+    stats = stats.settle(weights)
     result: dict[str, CompressedWeight] = {}
     factors: dict[tuple[bool, int], hessian.Factor] = {}
     for names in _together(weights, plans):
         plan = plans[names[0]]
         stack = _Stack(
-            torch.cat([weights[name] for name in names]),
+            tuple(names),
+            weights[names[0]] if len(names) == 1 else torch.cat([weights[name] for name in names]),
             tuple(weights[name].shape[0] for name in names),
             tuple(plans[name].sparsity for name in names),
             plan.prune,
@@ -133,8 +135,9 @@ def _solve(
     if factor is None:
         return *_direct(stack, diagonal), stack.W
     target = stack.W
-    if spec.dense_targets and stats.cross is not None:
-        target = hessian.dense_target(stack.W, stats.cross, factor)
+    if spec.dense_targets and stats.pulled is not None:
+        pulled = torch.cat([stats.pulled[name] for name in stack.names])
+        target = hessian.dense_target(stack.W, pulled, factor)
     sequential = spec.mode != "joint" or (
         stack.quantizer is not None and not stack.quantizer.compensates
     )
@@ -278,15 +281,16 @@ def _selection(
 
 def _preview(stack: _Stack, target: Tensor, factor: hessian.Factor) -> Tensor:
     """The mask that would be chosen before any weight has moved."""
-    diagonal, pivots = factor.diagonal[factor.order], factor.upper.diagonal()
+    pivots = torch.empty_like(factor.diagonal)
+    pivots[factor.order] = factor.upper.diagonal()
     source = target if stack.pruner is not None and stack.pruner.compensates else stack.W
     parts = []
     for rows, size, sparsity in zip(
         torch.split(source, list(stack.sizes)), stack.sizes, stack.sparsities, strict=True
     ):  # one linear after the other: their masks do not depend on each other
         one = replace(stack, W=rows, sizes=(size,), sparsities=(sparsity,))
-        parts.append(_choose(one, rows[:, factor.order], diagonal, pivots, None, slice(0, None)))
-    return permute_columns(torch.cat(parts), torch.argsort(factor.order))
+        parts.append(_choose(one, rows, factor.diagonal, pivots, None, slice(0, None)))
+    return torch.cat(parts)
 
 
 def _choose(
@@ -303,7 +307,10 @@ def _choose(
     so that spans add up to exactly ``round(sparsity * size)``.
     """
     assert stack.pruner is not None
-    scores = stack.pruner.scores(W, diagonal, pivots, rounded)
+    scores = torch.empty_like(W)
+    for some in hessian.row_parts(W):
+        fixed = None if rounded is None else rounded[some]
+        scores[some] = stack.pruner.scores(W[some], diagonal, pivots, fixed)
     if stack.pattern is not None:
         return masks.keep_n_of_m(scores, *stack.pattern)
     start, stop = at.start, at.start + W.shape[1]

@@ -18,7 +18,7 @@ MAX_DAMPENING = 1.0
 #: Columns that the in-place factorisations handle at a time.
 BLOCK = 512
 #: Numbers that are worked on at a time where rows do not depend on each other.
-PART = 1 << 22
+PART = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,19 +154,19 @@ def invert_lower_(L: Tensor) -> None:
         L[half:, start:stop] = (L[half:, half:] @ B).neg_()
 
 
-def dense_target(W: Tensor, cross: Tensor, factor: Factor) -> Tensor:
+def dense_target(W: Tensor, pulled: Tensor, factor: Factor) -> Tensor:
     r"""The weights that best reproduce the dense model's outputs from the compressed model's inputs.
 
     Minimises ``|X W'^T - X_d W^T|^2 + damp |W' - W|^2`` with X the inputs the compressed model sees
     and X_d those of the dense one: ``W' = W (X_d^T X + damp I)(X^T X + damp I)^-1`` (the closed form
-    behind GPTAQ, arXiv 2504.02692). ``W`` is [rows, cols], ``cross = X_d^T X`` [cols, cols].
+    behind GPTAQ, arXiv 2504.02692). ``W`` is [rows, cols], ``pulled = W X_d^T X`` [rows, cols]; its
+    memory becomes the result's.
     """
     upper, order = factor.upper, factor.order
-    out = torch.empty_like(W)
     for part in row_parts(W):
-        right = (W[part] @ cross).add_(W[part], alpha=factor.damp)[:, order]
-        out[part] = (right @ upper.T) @ upper
-    return permute_columns(out, torch.argsort(order))
+        right = pulled[part].add(W[part], alpha=factor.damp)[:, order]
+        pulled[part] = (right @ upper.T) @ upper
+    return permute_columns(pulled, torch.argsort(order))
 
 
 def output_error(delta: Tensor, H: Tensor) -> float:
