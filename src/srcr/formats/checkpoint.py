@@ -294,6 +294,7 @@ def verify_logits(folder: Path, base: Path, topology: Topology, fmt: Format) -> 
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = ((torch.arange(16) * 5 + 1) % vocabulary)[None]
     ours = model(tokens, use_cache=False).logits.float()
+    del model  # one at a time
     theirs = load_model(folder)(tokens, use_cache=False).logits.float()
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
         worst = float((ours - theirs).abs().max())
