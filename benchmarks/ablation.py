@@ -35,6 +35,10 @@ VARIANTS = {
     "no descent": replace(FULL, descent_rounds=0),
     "no dense targets": replace(FULL, dense_targets=False),
     "neither": replace(FULL, descent_rounds=0, dense_targets=False),
+    "8 rounds of descent": replace(FULL, descent_rounds=8),
+    "damping 0.001": replace(FULL, dampening_frac=0.001),
+    "damping 0.05": replace(FULL, dampening_frac=0.05),
+    "blocks of 32": replace(FULL, block_size=32),
 }
 
 
@@ -49,7 +53,10 @@ def main() -> None:
     parser.add_argument("--text", default="self")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--variants", default="all,no descent,no dense targets,neither")
+    parser.add_argument(
+        "--config", action="append", choices=list(CONFIGURATIONS), help="[default: all]"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -59,7 +66,8 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {}
     print("| configuration | TCr | " + " | ".join(variants) + " |")
     print("|" + "---|" * (len(variants) + 2))
-    for name, (sparsity, bits, symmetric) in CONFIGURATIONS.items():
+    for name in options.config or CONFIGURATIONS:
+        sparsity, bits, symmetric = CONFIGURATIONS[name]
         prune = srcr.PruneSpec(sparsity=sparsity) if sparsity else None
         quant = srcr.QuantSpec(num_bits=bits, group_size=-1, symmetric=symmetric)
         with tempfile.TemporaryDirectory() as work:
@@ -70,7 +78,7 @@ def main() -> None:
                 record = srcr.compress(
                     options.model, recipe, calibration, out, options.seed, quiet=True
                 )
-            reports = srcr.evaluate(options.model, folders, text, options.seed, quiet=True)
+            reports = srcr.evaluate(options.model, folders, text, seed=options.seed, quiet=True)
         kls = [report["divergence"]["kl"]["value"] for report in reports]
         found[name] = dict(zip(variants, kls, strict=True))
         cells = " | ".join(f"{kl:.4f}" for kl in kls)
