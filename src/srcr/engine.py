@@ -232,4 +232,5 @@ def walk(
         result = visit(view)
         if index + 1 < count:
             states = view.advance()
+        del view  # and with it a block's weights and activations, before the next one is loaded
         yield result
