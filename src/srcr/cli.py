@@ -4,13 +4,11 @@ Results go to stdout (a table, or one JSON object with ``--json``), everything e
 0 done, 2 bad usage or input, 1 failed.
 """
 
-import ctypes
 import gc
 import json
 import os
 import shlex
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -334,21 +332,13 @@ def main() -> None:
         _fail(f"{error}; use fewer --samples, a shorter --seq-len, or --device cpu", 1)
 
 
-#: glibc's name for the size from which memory comes from the system piece by piece, and what it is here.
-_M_MMAP_THRESHOLD, LARGE = -3, 4 << 20
-
-
 def process() -> None:
     """The command as a process of its own: :func:`main`, without the cost of garbage collection.
 
     Importing torch and transformers makes some hundred thousand objects that live to the end. Looking
-    through them again and again, and once more at exit, takes seconds and frees nothing. Large tensors go
-    back to the system as soon as they are freed: glibc would raise the size from which it does so.
+    through them again and again, and once more at exit, takes seconds and frees nothing.
     """
     gc.set_threshold(100_000, 50, 50)
-    if sys.platform == "linux":
-        with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE)
     try:
         main()
     finally:
