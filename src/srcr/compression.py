@@ -42,6 +42,7 @@ from srcr.models.load import load_model, load_tokenizer, resolve, sha256, weight
 from srcr.models.topology import Topology
 from srcr.models.weights import ModelWeights, open_weights
 from srcr.numerics import masks
+from srcr.numerics.hessian import is_finite
 from srcr.types import (
     CompressedWeight,
     CompressionPlan,
@@ -325,9 +326,7 @@ def _calibrate(
     with progress.stage("calibrate", 1, quiet) as bar:
         bar.note(calibration.source)
         model = source.model
-        if (
-            calibration.source == "self"
-        ):  # it has to write the text, token by token: all of it is needed
+        if calibration.source == "self":  # it has to write: all of it is needed
             model = load_model(folder).to(device) if source.stored else model.to(device)
         tokens = load_tokens(
             calibration.source, model, load_tokenizer(folder), calibration.samples,
@@ -388,7 +387,7 @@ def _walk(
             for name, short in zip(full, unit.names, strict=True):
                 if name in result:
                     weight = result[name].dequantize()
-                    if not bool(torch.isfinite(weight).all()):
+                    if not is_finite(weight):
                         raise NumericalError(
                             f"the compressed weights of {name} are not finite: its inputs overflow on this "
                             "calibration data"

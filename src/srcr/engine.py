@@ -6,7 +6,6 @@ through the dense blocks and through the modified ones, so that each layer is so
 will really see, against the outputs the dense model would have given.
 """
 
-import copy
 import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +17,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from srcr.errors import NumericalError
-from srcr.models.topology import Unit, linear_weight
-from srcr.models.weights import Arguments, WeightSource
+from srcr.models.topology import Unit, linear_weight, set_linear_weight
+from srcr.models.weights import Arguments, WeightSource, copy_sharing_weights
 from srcr.numerics import hessian
 from srcr.types import LayerStats
 
@@ -138,9 +136,7 @@ class BlockView:
         """Load a block and set out the passes over ``batches``."""
         block = source.topology.blocks[index]
         dense = source.block(index)
-        work = copy.deepcopy(
-            dense, {id(p): p for p in dense.parameters()}
-        )  # the same weights, as yet
+        work = copy_sharing_weights(dense)
         for module in (dense, work):
             _halt_at(module, block.units)
             _let_go(module, block.units, len(batches))
@@ -162,8 +158,7 @@ class BlockView:
     def replace(self, linear: str, weight: Tensor) -> None:
         """Put ``weight`` [out_features, in_features] into the modified block."""
         module = self.work.get_submodule(linear)
-        stored = weight.T if isinstance(module, Conv1D) else weight
-        module._parameters["weight"] = nn.Parameter(stored.to(self.weight(linear).device), False)
+        set_linear_weight(module, weight.to(self.weight(linear).device))
 
     def statistics(self, unit: Unit, cross: bool) -> LayerStats:
         """Moments of the unit's inputs, given all that was replaced before it; with ``cross`` also

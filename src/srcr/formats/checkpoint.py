@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from srcr.errors import InputError, SrcrError, VerificationError
 from srcr.files import RECORD, check_place
 from srcr.formats import Format
-from srcr.formats.journal import MARK, METADATA, Journal, finished_blocks
-from srcr.formats.safetensors_files import TensorFiles
+from srcr.formats.journal import MARK, Journal, finished_blocks
+from srcr.formats.safetensors_files import TensorFiles, save_tensors
 from srcr.models.load import COMPANION_PATTERNS, INDEX, load_model, read_config
 from srcr.models.topology import Topology, linear_weight
 from srcr.models.weights import ModelWeights
@@ -213,11 +212,7 @@ def pack(journal: Journal, source: ModelWeights) -> None:
         shapes = files.empty() | {name: source.tensor(name).to("meta") for name in outside}
         split = split_torch_state_dict_into_shards(shapes, max_shard_size=MAX_SHARD)
         for filename, names in split.filename_to_tensors.items():
-            path = folder / filename
-            path.touch()  # with the user's own permissions, which safetensors would make stricter
-            mode = path.stat().st_mode
-            save_file({name: read(name) for name in names}, path, metadata=METADATA)
-            path.chmod(mode)
+            save_tensors({name: read(name) for name in names}, folder / filename)
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             write_json(folder / INDEX, index)

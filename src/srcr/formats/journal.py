@@ -7,22 +7,20 @@ done again.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from srcr.errors import InputError
+from srcr.formats.safetensors_files import save_tensors
+from srcr.models.load import sha256
 
 #: In a folder that srcr is writing: the journal, and the mark that it may be replaced.
 MARK = ".srcr-in-progress"
-#: One key: safetensors writes several in random order, and the same run must give the same bytes.
-METADATA = {"format": "pt"}
 
 
 class Journal:
@@ -67,13 +65,10 @@ class Journal:
         returns. The file's path."""
         number = len(self.entries)
         path = self.file(number)
-        path.touch()  # with the user's own permissions, which safetensors would make stricter
-        mode = path.stat().st_mode
-        save_file(tensors, path, metadata=METADATA)
-        path.chmod(mode)
+        save_tensors(tensors, path)
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-        line = {"block": number, "sha256": _sha256(path), **entry}
+        line = {"block": number, "sha256": sha256([path]), **entry}
         self._write(line)
         self.entries.append(line)
         return path
@@ -94,7 +89,7 @@ class Journal:
 
     def _whole(self, line: dict[str, Any]) -> bool:
         path = self.file(line["block"])
-        return path.is_file() and _sha256(path) == line.get("sha256")
+        return path.is_file() and sha256([path]) == line.get("sha256")
 
     def _write(self, line: dict[str, Any]) -> None:
         self._stream.write(json.dumps(line, separators=(",", ":")) + "\n")
@@ -141,8 +136,3 @@ def _lines(stream: IO[str]) -> list[dict[str, Any]]:
             break
         found.append(line)
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

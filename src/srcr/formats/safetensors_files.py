@@ -9,10 +9,22 @@ from types import TracebackType
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from srcr.errors import InputError
 from srcr.models.load import weight_files
+
+#: One key: safetensors writes several in random order, and the same run must give the same bytes.
+METADATA = {"format": "pt"}
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a file with the user's own permissions, which safetensors would make stricter."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata=METADATA)
+    path.chmod(mode)
 
 
 class TensorFiles:

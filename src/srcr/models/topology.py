@@ -64,6 +64,13 @@ def linear_weight(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
+def set_linear_weight(module: nn.Module, weight: Tensor) -> None:
+    """Give a linear another weight [out_features, in_features], stored in its way; the old one stays as it
+    is for whoever else holds it."""
+    stored = weight.T if isinstance(module, Conv1D) else weight
+    module._parameters["weight"] = nn.Parameter(stored, False)
+
+
 def home_of(model: Any) -> torch.device:
     """Where a model runs: an empty one, filled while it runs, in main memory."""
     found: torch.device = model.device

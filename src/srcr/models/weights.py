@@ -85,7 +85,7 @@ class ModelWeights:
     def block(self, index: int) -> nn.Module:
         name = self.topology.blocks[index].name
         original: nn.Module = self.model.get_submodule(name)
-        block = copy.deepcopy(original, {id(p): p for p in original.parameters()})
+        block = copy_sharing_weights(original)
         for key in [key for key, _ in block.named_parameters()]:
             owner, _, short = key.rpartition(".")
             tensor = self.tensor(f"{name}.{key}").to(self.device, torch.float32, copy=True)
@@ -170,6 +170,11 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     return one is other or bool(one == other)
+
+
+def copy_sharing_weights(module: nn.Module) -> nn.Module:
+    """A copy with modules and buffers of its own, and the very same parameters."""
+    return copy.deepcopy(module, {id(p): p for p in module.parameters()})
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

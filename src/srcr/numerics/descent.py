@@ -53,15 +53,15 @@ def descend(
         kernels = kernels_for(target.device)
         columns = kernels.step_columns if kernels else step_columns
     rows, cols = target.shape
+    weight = swept.weight.clone()
+    if grid is not None and swept.codes is not None:
+        weight = grid.expand().dequantize(swept.codes.to(torch.float32))
+    delta = target - weight
+    pull = permute_columns((delta @ H).add_(delta, alpha=damp), order)
+    weight = permute_columns(weight, order)
     codes, keep = (
         None if t is None else permute_columns(t.clone(), order) for t in (swept.codes, swept.keep)
     )
-    weight = permute_columns(swept.weight.clone(), order)
-    if grid is not None and codes is not None:
-        weight = grid.columns(order).dequantize(codes.to(torch.float32))
-    delta = permute_columns(target.clone(), order) - weight
-    back = torch.argsort(order)
-    pull = permute_columns(permute_columns(delta.clone(), back) @ H, order).add_(delta, alpha=damp)
     steps = pull.new_empty(rows, min(block_size, cols))
     for start in range(0, cols, block_size):
         stop = min(start + block_size, cols)
@@ -70,6 +70,7 @@ def descend(
         columns(Descent(pull, damped, order, weight, codes, keep, steps, grid), start, stop)
         moved = steps[:, : stop - start]
         pull[:, stop:].addmm_(moved, damped[:, stop - start :], alpha=-1)
+    back = torch.argsort(order)
     return Swept(
         weight=permute_columns(weight, back),
         codes=None if codes is None else permute_columns(codes, back),
