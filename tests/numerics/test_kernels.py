@@ -1,4 +1,11 @@
-"""The compiled steps against the reference in PyTorch, on layers of realistic size."""
+"""The compiled steps against the reference in PyTorch: Numba on layers of realistic size, Triton on a GPU
+where there is one, and on a CPU in its interpreter, on small layers."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -6,36 +13,66 @@ import torch
 
 from srcr.numerics import hessian, masks, obs, saliency
 from srcr.numerics.descent import descend, step_columns
-from srcr.numerics.grid import fit_grid
-from srcr.numerics.kernels import cpu, kernels_for
+from srcr.numerics.grid import Grid, fit_grid
+from srcr.numerics.kernels import Kernels, cpu, kernels_for
 
-ROWS, COLS = 96, 320
+#: Triton looks at this when it is imported, so the interpreter has a process of its own.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON = find_spec("triton") is not None
+SPAN = 128
+needs_triton = pytest.mark.skipif(not TRITON, reason="Triton is not installed")
 
 
-def layer(seed):
+@dataclass(frozen=True)
+class Way:
+    """Kernels, where they run, and the layer to try them on."""
+
+    kernels: Kernels
+    device: str
+    rows: int
+    cols: int
+
+
+@pytest.fixture(params=["numba", "gpu", "interpreter"])
+def way(request):
+    if request.param == "numba":
+        return Way(cpu, "cpu", 96, 320)
+    if not TRITON:
+        pytest.skip("Triton is not installed")
+    if request.param == "gpu" and (INTERPRETING or not torch.cuda.is_available()):
+        pytest.skip("no GPU here")
+    if request.param == "interpreter" and not INTERPRETING:
+        pytest.skip("see test_triton_is_the_reference_in_its_interpreter")
+    from srcr.numerics.kernels import cuda
+
+    return Way(cuda, "cuda", 96, 320) if request.param == "gpu" else Way(cuda, "cpu", 7, 160)
+
+
+def layer(seed, way):
     generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(COLS, COLS, generator=generator) / COLS**0.5
-    X = torch.randn(4 * COLS, COLS, generator=generator) @ (mix + torch.eye(COLS))
-    return torch.randn(ROWS, COLS, generator=generator), X.T @ X
+    mix = torch.randn(way.cols, way.cols, generator=generator) / way.cols**0.5
+    X = torch.randn(4 * way.cols, way.cols, generator=generator) @ (mix + torch.eye(way.cols))
+    W = torch.randn(way.rows, way.cols, generator=generator)
+    return W.to(way.device), (X.T @ X).to(way.device)
 
 
-def selection(kind, factor):
+def selection(kind, factor, rows):
     pivots = factor.upper.diagonal()
     if kind == "2:4":
         return obs.Selection(lambda w, at: masks.keep_n_of_m(saliency.obs(w, pivots[at]), 2, 4), 4)
     if kind is None:
         return None
-    share = ROWS * 128 // 3
-    return obs.Selection(
-        lambda w, at: masks.keep_all_but_lowest(saliency.obs(w, pivots[at]), min(share, w.numel())),
-        128,
-        push=kind == "pushed",
-    )
+    share = rows * SPAN // 3
+
+    def select(w, at):
+        return masks.keep_all_but_lowest(saliency.obs(w, pivots[at]), min(share, w.numel()))
+
+    return obs.Selection(select, SPAN, push=kind == "pushed")
 
 
 def assert_alike(ours, theirs, grid):
     """The same but for what a last bit may tip: a rounding tie, and what follows from it in its row."""
-    same = torch.ones(ROWS, dtype=torch.bool)
+    same = torch.ones(len(ours.weight), dtype=torch.bool, device=ours.weight.device)
     if theirs.keep is not None:
         assert (ours.keep == theirs.keep).float().mean() > 0.999
         same &= (ours.keep == theirs.keep).all(1)
@@ -49,41 +86,201 @@ def assert_alike(ours, theirs, grid):
         assert torch.equal(dequantized, ours.weight), "the product is the engine's, to the bit"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("bits", "group", "symmetric", "kind"),
-    [
-        (4, COLS, True, None),
-        (4, COLS, True, "pushed"),
-        (3, 64, False, "pushed"),
-        (8, 32, False, "2:4"),
-        (2, COLS, True, "dropped"),
-        (None, None, None, "pushed"),
-        (None, None, None, "2:4"),
-    ],
-)
-def test_cpu_is_the_reference(dtype, bits, group, symmetric, kind):
-    W, H = layer(seed=1)
+def compare(way, kind, grid_of, block_size=128):
+    """Sweep and descend with the kernels and with the reference."""
+    W, H = layer(1, way)
     order = hessian.activation_order(H.diagonal(), 4)
     factor = hessian.factorize(H, order)
-    grid = None
-    if bits is not None:
-        grid = fit_grid(W, bits, group, symmetric, dtype, H.diagonal())
+    grid = grid_of(W, H)
     ours, theirs = (
-        obs.sweep(W, factor, selection(kind, factor), grid, columns=columns)
-        for columns in (cpu.fix_columns, obs.fix_columns)
+        obs.sweep(W, factor, selection(kind, factor, way.rows), grid, block_size, columns)
+        for columns in (way.kernels.fix_columns, obs.fix_columns)
     )
     assert_alike(ours, theirs, grid)
     polished, expected = (
-        descend(theirs, W, H, factor.damp, order, grid, columns=columns)
-        for columns in (cpu.step_columns, step_columns)
+        descend(theirs, W, H, factor.damp, order, grid, block_size, columns)
+        for columns in (way.kernels.step_columns, step_columns)
     )
     assert_alike(polished, expected, grid)
 
 
-def test_a_cpu_has_kernels_and_an_unknown_device_has_none():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("bits", "groups", "symmetric", "kind"),
+    [
+        (4, 1, True, None),
+        (4, 1, True, "pushed"),
+        (3, 5, False, "pushed"),
+        (8, 10, False, "2:4"),
+        (2, 1, True, "dropped"),
+    ],
+)
+def test_kernels_are_the_reference(way, dtype, bits, groups, symmetric, kind):
+    compare(
+        way, kind,
+        lambda W, H: fit_grid(W, bits, way.cols // groups, symmetric, dtype, H.diagonal()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["pushed", "dropped", "2:4"])
+def test_kernels_are_the_reference_without_a_grid(way, kind):
+    compare(way, kind, lambda W, H: None)
+
+
+@pytest.mark.parametrize("block_size", [1, 12, 100, 1024])
+def test_blocks_of_any_size(way, block_size):
+    small = Way(way.kernels, way.device, 70, 32 if way.device == "cpu" else way.cols)
+    compare(
+        small, "dropped",
+        lambda W, H: fit_grid(W, 3, 8, False, torch.bfloat16, H.diagonal()), block_size,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_ties_and_products_to_the_bit(way, dtype, symmetric):
+    """Weights half-way between codes, or far outside them, with nothing to push on."""
+    generator = torch.Generator().manual_seed(0)
+    rows, cols = 40, 48
+    scale = torch.randn(rows, 2, generator=generator).ldexp(torch.arange(-12, 8).repeat(2)[:, None])
+    zero = torch.randint(-8, 8, (rows, 2), generator=generator).float()
+    grid = Grid(
+        scale.to(dtype).float().to(way.device), None if symmetric else zero.to(way.device),
+        4, cols // 2, dtype,
+    )  # fmt: skip
+    halves = torch.arange(-24, 24) / 2
+    halves[[0, -1]] = torch.tensor([-3e9, 3e9])
+    W = (halves[None] * grid.scale.cpu().repeat_interleave(cols // 2, 1)).to(way.device)
+    eye, ones = torch.eye(cols, device=way.device), torch.ones(cols, device=way.device)
+    factor = hessian.Factor(eye, torch.arange(cols, device=way.device), ones, 0.0, 0.0)
+    ours, theirs = (
+        obs.sweep(W, factor, None, grid, columns=columns)
+        for columns in (way.kernels.fix_columns, obs.fix_columns)
+    )
+    assert torch.equal(ours.codes, theirs.codes)
+    assert torch.equal(ours.weight, theirs.weight)
+    assert not torch.signbit(ours.weight[ours.weight == 0]).any()
+    assert {-8, 7} <= set(ours.codes.flatten().tolist())
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETING, reason="this is the interpreter")
+def test_triton_is_the_reference_in_its_interpreter():
+    command = [sys.executable, "-m", "pytest", __file__, "-q", "-k", "interpreter and not in_its"]
+    ran = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "skipped" not in ran.stdout
+    assert " passed" in ran.stdout
+
+
+class Recorder:
+    """Stands in for a kernel and notes what it would be launched with."""
+
+    def __init__(self, kernel):
+        self.kernel, self.launches = kernel, []
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.launches.append((args, options))
+
+
+def compile_ahead(kernel, arguments, options, capability):
+    """Compile a kernel as a launch would, for a GPU that need not be there."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    pointers = {torch.float32: "*fp32", torch.int8: "*i8", torch.bool: "*i1", torch.int64: "*i64"}
+    kinds, constants, settings = {}, {}, {}
+    for name, value in zip(kernel.arg_names, arguments, strict=False):
+        if isinstance(value, torch.Tensor):
+            kinds[name] = pointers[value.dtype]
+        elif value is None:
+            constants[name] = value
+        else:
+            kinds[name] = "i32" if isinstance(value, int) else "fp32"
+    for name, value in options.items():
+        (constants if name in kernel.arg_names else settings)[name] = value
+    source = ASTSource(
+        kernel, {name: kinds.get(name, "constexpr") for name in kernel.arg_names}, constants
+    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=settings)
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETING, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "symmetric", "kind", "block_size"),
+    [
+        (torch.bfloat16, True, "pushed", 128),
+        (torch.float16, False, "dropped", 128),
+        (torch.float32, True, None, 100),
+        (None, None, "2:4", 128),
+        (torch.bfloat16, False, "pushed", 2048),
+    ],
+)
+def test_triton_compiles_without_a_gpu(
+    monkeypatch, tmp_path, capability, dtype, symmetric, kind, block_size
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    from srcr.numerics.kernels import cuda
+
+    sweep, descent = Recorder(cuda._sweep), Recorder(cuda._descend)
+    monkeypatch.setattr(cuda, "_sweep", sweep)
+    monkeypatch.setattr(cuda, "_descend", descent)
+    way = Way(cuda, "cpu", 8, max(block_size, 128))
+    W, H = torch.randn(way.rows, way.cols), torch.eye(way.cols)
+    factor = hessian.factorize(H)
+    grid = None if dtype is None else fit_grid(W, 4, way.cols, symmetric, dtype, search=False)
+    swept = obs.sweep(
+        W, factor, selection(kind, factor, way.rows), grid, block_size, cuda.fix_columns
+    )
+    descend(swept, W, H, 0.01, factor.order, grid, block_size, cuda.step_columns)
+    for recorder in (sweep, descent):
+        compiled = compile_ahead(recorder.kernel, *recorder.launches[0], capability)
+        assert len(compiled.asm["cubin"]) > 1000
+        # 1.5 * 2^23 is added and taken away again: no compiler may find that superfluous
+        assert ("0f4B400000" in compiled.asm["ptx"]) == (grid is not None)
+        assert ("0fCB400000" in compiled.asm["ptx"]) == (grid is not None)
+
+
+def test_which_device_has_kernels(monkeypatch):
     assert kernels_for(torch.device("cpu")) is cpu
     assert kernels_for(torch.device("meta")) is None
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert kernels_for(torch.device("cuda")) is None, "the reference has to do without Triton"
+
+
+@needs_triton
+def test_a_gpu_has_kernels_where_triton_is():
+    from srcr.numerics.kernels import cuda
+
+    assert kernels_for(torch.device("cuda")) is cuda
+
+
+@pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="no GPU here")
+@needs_triton
+def test_a_gpu_finds_what_the_cpu_finds():
+    """By the way that compress takes: the kernels that the device has."""
+    on_cpu = Way(cpu, "cpu", 96, 320)
+    W, H = layer(1, on_cpu)
+    factor = hessian.factorize(H, hessian.activation_order(H.diagonal(), 4))
+    grid = fit_grid(W, 4, 64, False, torch.bfloat16, H.diagonal())
+    theirs = obs.sweep(W, factor, selection("2:4", factor, 96), grid)
+    gpu = torch.device("cuda")
+    there = hessian.Factor(
+        factor.upper.to(gpu), factor.order.to(gpu), factor.diagonal.to(gpu),
+        factor.damp, factor.dampening_frac,
+    )  # fmt: skip
+    scale, zero = grid.scale.to(gpu), grid.zero_point.to(gpu)
+    grid = Grid(scale, zero, grid.num_bits, grid.group_size, grid.dtype)
+    ours = obs.sweep(W.to(gpu), there, selection("2:4", there, 96), grid)
+    codes, keep = ours.codes.cpu(), ours.keep.cpu()
+    assert (codes == theirs.codes).float().mean() > 0.99
+    assert (keep == theirs.keep).float().mean() > 0.99
+    torch.testing.assert_close(ours.loss.cpu().sum(), theirs.loss.sum(), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize(("dtype", "product"), [(torch.bfloat16, 1), (torch.float16, 2)])
@@ -108,7 +305,7 @@ def test_threads_are_those_of_torch():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        W, H = layer(seed=2)
+        W, H = layer(2, Way(cpu, "cpu", 96, 320))
         obs.sweep(W, hessian.factorize(H))
         assert numba.get_num_threads() == 1
     finally:

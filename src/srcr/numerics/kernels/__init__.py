@@ -7,6 +7,7 @@ anywhere; the modules here are drop-in and tested against it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -91,8 +92,14 @@ def permute_columns(matrix: Tensor, order: Tensor) -> Tensor:
     kernels = kernels_for(matrix.device)
     if kernels:
         kernels.permute_columns(matrix, order)
-        return matrix
-    return matrix.copy_(matrix.index_select(1, order))
+    else:
+        select_columns(matrix, order)
+    return matrix
+
+
+def select_columns(matrix: Tensor, order: Tensor) -> None:
+    """The reference of :func:`permute_columns`: through a copy."""
+    matrix.copy_(matrix.index_select(1, order))
 
 
 def kernels_for(device: torch.device) -> Kernels | None:
@@ -101,4 +108,8 @@ def kernels_for(device: torch.device) -> Kernels | None:
         from srcr.numerics.kernels import cpu
 
         return cpu
+    if device.type == "cuda" and find_spec("triton"):  # torch's builds for CUDA bring it
+        from srcr.numerics.kernels import cuda
+
+        return cuda
     return None
