@@ -19,7 +19,6 @@ from srcr.numerics.kernels import Kernels, cpu, kernels_for
 #: Triton looks at this when it is imported, so the interpreter has a process of its own.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON = find_spec("triton") is not None
-SPAN = 128
 needs_triton = pytest.mark.skipif(not TRITON, reason="Triton is not installed")
 
 
@@ -31,12 +30,13 @@ class Way:
     device: str
     rows: int
     cols: int
+    block_size: int
 
 
 @pytest.fixture(params=["numba", "gpu", "interpreter"])
 def way(request):
     if request.param == "numba":
-        return Way(cpu, "cpu", 96, 320)
+        return Way(cpu, "cpu", 96, 320, 128)
     if not TRITON:
         pytest.skip("Triton is not installed")
     if request.param == "gpu" and (INTERPRETING or not torch.cuda.is_available()):
@@ -45,7 +45,9 @@ def way(request):
         pytest.skip("see test_triton_is_the_reference_in_its_interpreter")
     from srcr.numerics.kernels import cuda
 
-    return Way(cuda, "cuda", 96, 320) if request.param == "gpu" else Way(cuda, "cpu", 7, 160)
+    if request.param == "gpu":
+        return Way(cuda, "cuda", 96, 320, 128)
+    return Way(cuda, "cpu", 20, 48, 32)
 
 
 def layer(seed, way):
@@ -56,18 +58,17 @@ def layer(seed, way):
     return W.to(way.device), (X.T @ X).to(way.device)
 
 
-def selection(kind, factor, rows):
+def selection(kind, factor, way):
     pivots = factor.upper.diagonal()
     if kind == "2:4":
         return obs.Selection(lambda w, at: masks.keep_n_of_m(saliency.obs(w, pivots[at]), 2, 4), 4)
     if kind is None:
         return None
-    share = rows * SPAN // 3
 
     def select(w, at):
-        return masks.keep_all_but_lowest(saliency.obs(w, pivots[at]), min(share, w.numel()))
+        return masks.keep_all_but_lowest(saliency.obs(w, pivots[at]), w.numel() // 3)
 
-    return obs.Selection(select, SPAN, push=kind == "pushed")
+    return obs.Selection(select, way.block_size, push=kind == "pushed")
 
 
 def assert_alike(ours, theirs, grid):
@@ -86,19 +87,19 @@ def assert_alike(ours, theirs, grid):
         assert torch.equal(dequantized, ours.weight), "the product is the engine's, to the bit"
 
 
-def compare(way, kind, grid_of, block_size=128):
+def compare(way, kind, grid_of):
     """Sweep and descend with the kernels and with the reference."""
     W, H = layer(1, way)
     order = hessian.activation_order(H.diagonal(), 4)
     factor = hessian.factorize(H, order)
     grid = grid_of(W, H)
     ours, theirs = (
-        obs.sweep(W, factor, selection(kind, factor, way.rows), grid, block_size, columns)
+        obs.sweep(W, factor, selection(kind, factor, way), grid, way.block_size, columns)
         for columns in (way.kernels.fix_columns, obs.fix_columns)
     )
     assert_alike(ours, theirs, grid)
     polished, expected = (
-        descend(theirs, W, H, factor.damp, order, grid, block_size, columns)
+        descend(theirs, W, H, factor.damp, order, grid, way.block_size, columns)
         for columns in (way.kernels.step_columns, step_columns)
     )
     assert_alike(polished, expected, grid)
@@ -106,20 +107,18 @@ def compare(way, kind, grid_of, block_size=128):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("bits", "groups", "symmetric", "kind"),
+    ("bits", "group_size", "symmetric", "kind"),
     [
-        (4, 1, True, None),
-        (4, 1, True, "pushed"),
-        (3, 5, False, "pushed"),
-        (8, 10, False, "2:4"),
-        (2, 1, True, "dropped"),
+        (4, None, True, None),
+        (4, None, True, "pushed"),
+        (3, 16, False, "pushed"),
+        (8, 8, False, "2:4"),
+        (2, None, True, "dropped"),
     ],
 )
-def test_kernels_are_the_reference(way, dtype, bits, groups, symmetric, kind):
-    compare(
-        way, kind,
-        lambda W, H: fit_grid(W, bits, way.cols // groups, symmetric, dtype, H.diagonal()),
-    )  # fmt: skip
+def test_kernels_are_the_reference(way, dtype, bits, group_size, symmetric, kind):
+    size = group_size or way.cols
+    compare(way, kind, lambda W, H: fit_grid(W, bits, size, symmetric, dtype, H.diagonal()))
 
 
 @pytest.mark.parametrize("kind", ["pushed", "dropped", "2:4"])
@@ -127,13 +126,12 @@ def test_kernels_are_the_reference_without_a_grid(way, kind):
     compare(way, kind, lambda W, H: None)
 
 
-@pytest.mark.parametrize("block_size", [1, 12, 100, 1024])
-def test_blocks_of_any_size(way, block_size):
-    small = Way(way.kernels, way.device, 70, 32 if way.device == "cpu" else way.cols)
-    compare(
-        small, "dropped",
-        lambda W, H: fit_grid(W, 3, 8, False, torch.bfloat16, H.diagonal()), block_size,
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "cols", "block_size"), [(70, 24, 1), (40, 32, 12), (6, 136, 100), (3, 64, 1024)]
+)
+def test_blocks_of_any_size(way, rows, cols, block_size):
+    way = Way(way.kernels, way.device, rows, cols, block_size)
+    compare(way, "dropped", lambda W, H: fit_grid(W, 3, 8, False, torch.bfloat16, H.diagonal()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -230,13 +228,11 @@ def test_triton_compiles_without_a_gpu(
     sweep, descent = Recorder(cuda._sweep), Recorder(cuda._descend)
     monkeypatch.setattr(cuda, "_sweep", sweep)
     monkeypatch.setattr(cuda, "_descend", descent)
-    way = Way(cuda, "cpu", 8, max(block_size, 128))
+    way = Way(cuda, "cpu", 8, max(block_size, 128), block_size)
     W, H = torch.randn(way.rows, way.cols), torch.eye(way.cols)
     factor = hessian.factorize(H)
     grid = None if dtype is None else fit_grid(W, 4, way.cols, symmetric, dtype, search=False)
-    swept = obs.sweep(
-        W, factor, selection(kind, factor, way.rows), grid, block_size, cuda.fix_columns
-    )
+    swept = obs.sweep(W, factor, selection(kind, factor, way), grid, block_size, cuda.fix_columns)
     descend(swept, W, H, 0.01, factor.order, grid, block_size, cuda.step_columns)
     for recorder in (sweep, descent):
         compiled = compile_ahead(recorder.kernel, *recorder.launches[0], capability)
@@ -264,11 +260,11 @@ def test_a_gpu_has_kernels_where_triton_is():
 @needs_triton
 def test_a_gpu_finds_what_the_cpu_finds():
     """By the way that compress takes: the kernels that the device has."""
-    on_cpu = Way(cpu, "cpu", 96, 320)
+    on_cpu = Way(cpu, "cpu", 96, 320, 128)
     W, H = layer(1, on_cpu)
     factor = hessian.factorize(H, hessian.activation_order(H.diagonal(), 4))
     grid = fit_grid(W, 4, 64, False, torch.bfloat16, H.diagonal())
-    theirs = obs.sweep(W, factor, selection("2:4", factor, 96), grid)
+    theirs = obs.sweep(W, factor, selection("2:4", factor, on_cpu), grid)
     gpu = torch.device("cuda")
     there = hessian.Factor(
         factor.upper.to(gpu), factor.order.to(gpu), factor.diagonal.to(gpu),
@@ -276,7 +272,7 @@ def test_a_gpu_finds_what_the_cpu_finds():
     )  # fmt: skip
     scale, zero = grid.scale.to(gpu), grid.zero_point.to(gpu)
     grid = Grid(scale, zero, grid.num_bits, grid.group_size, grid.dtype)
-    ours = obs.sweep(W.to(gpu), there, selection("2:4", there, 96), grid)
+    ours = obs.sweep(W.to(gpu), there, selection("2:4", there, on_cpu), grid)
     codes, keep = ours.codes.cpu(), ours.keep.cpu()
     assert (codes == theirs.codes).float().mean() > 0.99
     assert (keep == theirs.keep).float().mean() > 0.99
@@ -305,7 +301,7 @@ def test_threads_are_those_of_torch():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        W, H = layer(2, Way(cpu, "cpu", 96, 320))
+        W, H = layer(2, Way(cpu, "cpu", 96, 320, 128))
         obs.sweep(W, hessian.factorize(H))
         assert numba.get_num_threads() == 1
     finally:
