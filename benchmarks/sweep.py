@@ -2,10 +2,13 @@
 
     python benchmarks/sweep.py [--shapes 4096x4096,14336x4096,4096x14336] [--repeats 3] [--json out.json]
 
-Unavoidable are the matrix products that carry a block's errors to the columns behind it (the trailing
-updates); they are timed alone, in the same run, as the roofline. The factor is made up (the sweep's time
-does not depend on it) and the grid is fitted beforehand: factorisation and scale search are not in these
-times. Descent is one pass, against the products that it cannot avoid. The reference is timed once a shape.
+It runs on the GPU if there is one (Triton), else on the CPU (Numba). Unavoidable are the matrix products
+that carry a block's errors to the columns behind it (the trailing updates); they are timed alone, in the
+same run. The roofline is the time that the arithmetic or the bytes of the whole would take, whichever is
+longer, at the speeds of a large float32 product and of a copy, both measured in the same run. The factor is
+made up (the sweep's time does not depend on it) and the grid is fitted beforehand: factorisation and scale
+search are not in these times. Descent is one pass, against the products that it cannot avoid. The reference
+is timed once a shape.
 """
 
 import argparse
@@ -62,10 +65,32 @@ def trailing(work: Tensor, upper: Tensor) -> None:
         work[:, stop:].addmm_(errors[:, : stop - start], upper[start:stop, stop:], alpha=-1)
 
 
+def peaks(device: torch.device, repeats: int) -> tuple[float, float]:
+    """Floating-point operations a second of a large product in float32, bytes a second of a copy."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b, out = (torch.randn(n, n, device=device) for _ in range(3))
+    torch.mm(a, b, out=out)  # the first call of a library is not the peak
+    flops = 2 * n**3 / seconds(lambda: torch.mm(a, b, out=out), repeats, device)
+    return flops, 8 * n**2 / seconds(lambda: out.copy_(a), repeats, device)
+
+
+def roofline(rows: int, cols: int, products: int, flops: float, bandwidth: float) -> float:
+    """The least time of a sweep (``products`` 0) or of a pass of descent (1: it starts with a product).
+
+    Every column's error reaches every column behind it: a product and a sum for each pair and row. The
+    weight is read and written once in float32, its codes and mask once; of the factor half is read.
+    """
+    operations = rows * cols * (cols - 1) + products * 2 * rows * cols**2
+    moved = rows * cols * (4 + 4 + 1 + 1) + 4 * cols**2 * (products + 0.5)
+    return max(operations / flops, moved / bandwidth)
+
+
 def seconds(function: Callable[[], Any], repeats: int, device: torch.device) -> float:
     """The median time of a call."""
     times = []
     for _ in range(repeats):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         began = time.perf_counter()
         function()
         if device.type == "cuda":
@@ -87,6 +112,9 @@ def measure(rows: int, cols: int, options: argparse.Namespace) -> dict[str, Any]
         ways["compiled"] = (kernels.fix_columns, kernels.step_columns)
     H = factor.upper.T @ factor.upper
     found: dict[str, Any] = {"rows": rows, "cols": cols}
+    fastest = peaks(device, options.repeats)
+    found["roofline, sweep"] = roofline(rows, cols, 0, *fastest)
+    found["roofline, descent"] = roofline(rows, cols, 1, *fastest)
     work = W.clone()
     found["trailing updates"] = seconds(
         lambda: trailing(work, factor.upper), options.repeats, device
@@ -96,10 +124,12 @@ def measure(rows: int, cols: int, options: argparse.Namespace) -> dict[str, Any]
             continue
         repeats = 1 if name == "reference" else options.repeats
         if name == "compiled":  # compile first
-            small = fit_grid(W[:8], 4, cols, True, torch.bfloat16, search=False)
-            swept = obs.sweep(W[:8], factor, joint(factor, small), small, BLOCK, fix)
-            obs.sweep(W[:8], factor, None, small, BLOCK, fix)
-            descend(swept, W[:8], H, 0.01, factor.order, small, BLOCK, step)
+            few = W[:16]  # Triton compiles anew for a number of rows that 16 does not divide
+            small = fit_grid(few, 4, cols, True, torch.bfloat16, search=False)
+            swept = obs.sweep(few, factor, joint(factor, small), small, BLOCK, fix)
+            descend(swept, few, H, 0.01, factor.order, small, BLOCK, step)
+            swept = obs.sweep(few, factor, None, small, BLOCK, fix)
+            descend(swept, few, H, 0.01, factor.order, small, BLOCK, step)
         for what, selection in (("quantize", None), ("joint", joint(factor, grid))):
             found[f"{name}, {what}"] = seconds(
                 lambda s=selection, f=fix: obs.sweep(W, factor, s, grid, BLOCK, f), repeats, device
@@ -119,7 +149,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="4096x4096,14336x4096,4096x14336", help="ROWSxCOLS,...")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--skip-reference", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -133,7 +163,7 @@ def main() -> None:
         table = Table("", "seconds", "of the trailing updates", title=f"{rows} x {cols}")
         for key, value in row.items():
             if key not in ("rows", "cols"):
-                table.add_row(key, f"{value:.3f}", f"{value / unit:.2f}")
+                table.add_row(key, f"{value:.4g}", f"{value / unit:.2f}")
         Console().print(table)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
