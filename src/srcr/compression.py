@@ -164,7 +164,7 @@ def check_plan(plan: CompressionPlan, topology: Topology) -> None:
 def compress(
     model: str | Path,
     plan: CompressionPlan | Recipe,
-    calibration: Calibration,
+    calibration: Calibration | Tokens,
     output: Output,
     seed: int | None = None,
     device: str = "auto",
@@ -173,7 +173,8 @@ def compress(
 ) -> RunRecord:
     """Compress ``model`` (folder, hub id or "bundled") by ``plan`` into the folder ``output.path``.
 
-    ``seed`` None is the plan's own (0 for a recipe).
+    ``calibration`` is a source, or token ids that were loaded already; ``seed`` None is the plan's own (0 for
+    a recipe).
 
     Returns the record that is also written there as ``srcr.json``. The folder appears only when it is
     whole and has been read back through transformers.
@@ -204,7 +205,10 @@ def compress(
     for note in notes:
         if not quiet:
             progress.console().print(f"note: {note}")
-    tokens = _calibrate(calibration, source, folder, plan.seed, where, quiet)
+    if isinstance(calibration, Tokens):
+        tokens = calibration
+    else:
+        tokens = _calibrate(calibration, source, folder, plan.seed, where, quiet)
     base_sha256 = sha256(weight_files(folder))
     fingerprint = {
         "plan": plan.fingerprint(), "calibration": tokens.record()["sha256"], "base": base_sha256,

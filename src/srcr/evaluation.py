@@ -67,7 +67,7 @@ class TaskSpec:
 def evaluate(
     base: str | Path,
     compressed: Sequence[str | Path],
-    text: EvaluationText = EvaluationText(),
+    text: EvaluationText | Tokens = EvaluationText(),
     tasks: TaskSpec | None = None,
     semantic: SemanticSpec | None = None,
     seed: int = 0,
@@ -160,7 +160,11 @@ def _check_vocabulary(
         )
 
 
-def _text(text: EvaluationText, reference: Any, tokenizer: Any, seed: int, quiet: bool) -> Tokens:
+def _text(
+    text: EvaluationText | Tokens, reference: Any, tokenizer: Any, seed: int, quiet: bool
+) -> Tokens:
+    if isinstance(text, Tokens):
+        return text
     with progress.stage("text", 1, quiet) as bar:
         tokens = load_tokens(
             text.source, reference, tokenizer, text.samples, text.seq_len, seed,

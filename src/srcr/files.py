@@ -9,6 +9,7 @@ PLAN = "plan.yaml"
 CARD = "README.md"
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
+SEARCH = "search.json"
 
 
 def check_place(out: Path) -> None:

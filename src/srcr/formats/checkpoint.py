@@ -138,7 +138,8 @@ def _kept(partial: Path, blocks: int) -> str:
     """What an interrupted run leaves."""
     if not blocks:
         return "nothing was left behind"
-    return f"{blocks} finished blocks are in {partial}: the same command with --resume continues"
+    what = f"{blocks} finished blocks are" if blocks > 0 else "what was finished is"
+    return f"{what} in {partial}: the same command with --resume continues"
 
 
 def _clear(partial: Path) -> None:

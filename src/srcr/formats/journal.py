@@ -60,6 +60,10 @@ class Journal:
         for line in [{"fingerprint": dict(fingerprint)}, *self.entries]:
             self._write(line)
 
+    def keep(self) -> None:
+        """Note that something besides blocks is worth continuing from."""
+        self._write({"kept": True})
+
     def add(self, tensors: dict[str, Tensor], **entry: Any) -> Path:
         """Write the next block's tensors to its file, then note it; both have reached the disk when this
         returns. The file's path."""
@@ -116,10 +120,12 @@ def lock(folder: Path) -> IO[str]:
 
 
 def finished_blocks(folder: Path) -> int:
-    """How many blocks a folder's journal names."""
+    """How many blocks a folder's journal names; -1 where there are none but something else to continue."""
     try:
         with (folder / MARK).open(encoding="utf-8") as stream:
-            return max(0, len(_lines(stream)) - 1)
+            found = _lines(stream)[1:]
+        blocks = sum("block" in line for line in found)
+        return -1 if found and not blocks else blocks
     except OSError:
         return 0
 

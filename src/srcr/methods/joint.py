@@ -29,6 +29,9 @@ from srcr.numerics.grid import Column, Grid, refit_scales
 from srcr.numerics.hessian import row_parts
 from srcr.types import CompressedWeight, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
 
+#: By whether columns are swept in activation order, and M of N:M.
+Factors = dict[tuple[bool, int], hessian.Factor]
+
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
@@ -67,11 +70,13 @@ def compress_unit(
     plans: dict[str, LayerPlan],
     spec: SweepSpec,
     dtype: torch.dtype,
+    factors: Factors | None = None,
 ) -> dict[str, CompressedWeight]:
     """Compress linears that share an input: ``weights`` [rows, cols] float32 and ``plans`` by name.
 
     ``dtype`` is the checkpoint's: scales and unquantized weights are rounded to it. Linears whose plan
-    is empty are left out of the result.
+    is empty are left out of the result. ``factors`` of these very statistics are taken from there where
+    they are known, and put there where they are not, so that many plans cost one factorisation.
 
     Raises:
         InputError: a group size or N:M pattern does not divide the width, or a method is not known.
@@ -79,7 +84,7 @@ def compress_unit(
     """
     stats = stats.settle(weights)
     result: dict[str, CompressedWeight] = {}
-    factors: dict[tuple[bool, int], hessian.Factor] = {}
+    factors = {} if factors is None else factors
     for names in _together(weights, plans):
         plan = plans[names[0]]
         stack = _Stack(

@@ -1,0 +1,145 @@
+"""Fills the level database: one walk over the blocks, one factorisation a unit, every level from it."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srcr import engine
+from srcr.compression import named, settle_groups, to_cpu, versions
+from srcr.errors import InputError
+from srcr.methods.joint import Factors, compress_unit
+from srcr.models.topology import Topology
+from srcr.models.weights import ModelWeights
+from srcr.planning.candidates import Choice
+from srcr.planning.database import LevelDatabase, entry_bytes
+from srcr.planning.levels import Decision, Level, Treatment, size_of
+from srcr.types import CompressionPlan, LayerPlan, LayerStats, SweepSpec, to_dict
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a plan chooses from: levels, and how each is made (``treatment``, ``sweep``)."""
+
+    levels: tuple[Level, ...]
+    treatment: Treatment = Treatment()  # noqa: RUF009 - frozen
+    sweep: SweepSpec = SweepSpec()  # noqa: RUF009 - frozen
+
+    def plan(self, levels: Mapping[str, Level], topology: Topology, seed: int) -> CompressionPlan:
+        """The plan that gives each linear, by name, its level; group sizes settled."""
+        layers = tuple(self.treatment.layer(name, levels[name]) for name in topology.shapes)
+        return settle_groups(CompressionPlan(layers, None, seed, self.sweep), topology)[0]
+
+    def unit_plans(self, unit: Decision, level: Level, topology: Topology) -> dict[str, LayerPlan]:
+        """The plans of a unit's linears at a level."""
+        layers = tuple(self.treatment.layer(name, level) for name in unit.names)
+        return settle_groups(CompressionPlan(layers), topology)[0].by_name()
+
+
+def context(
+    space: Space, base_sha256: str, calibration_sha256: str, device: str, prefix: Choice
+) -> str:
+    """A hash of everything that decides an entry of the database besides unit and level."""
+    treatment = to_dict(space.treatment)
+    for spec, key in (("prune", "sparsity"), ("quant", "num_bits")):
+        treatment[spec].pop(key, None)
+    parts: list[Any] = [
+        treatment, to_dict(space.sweep), base_sha256, calibration_sha256, device, versions(),
+        [str(level) for level in prefix],
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def database_bytes(units: Sequence[Decision], levels: Sequence[Level], topology: Topology) -> int:
+    """About how many bytes the database of all units at all levels takes."""
+    total = 0
+    for unit in units:
+        rows = sum(topology.shapes[name][0] for name in unit.names)
+        size = size_of(unit, topology)
+        total += sum(entry_bytes(size, level, rows) for level in levels if level.num_bits < 16)
+    return total
+
+
+def check_room(needed: int, limit: int | None, free: int) -> None:
+    """Refuse a database that is larger than the user's limit, or than the disk has room for.
+
+    Raises:
+        InputError: with what is needed, and what to do.
+    """
+    remedy = "use fewer --sparsities or --widths"
+    if limit is not None and needed > limit:
+        raise InputError(
+            f"the level database takes about {needed / 1e6:.1f} MB, the limit is {limit / 1e6:.1f} MB: "
+            f"{remedy}, or a higher --database-limit"
+        )
+    if needed > free:
+        raise InputError(
+            f"the level database takes about {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on its "
+            f"disk: {remedy}, or put it elsewhere with --database"
+        )
+
+
+@torch.no_grad()
+def build(
+    source: ModelWeights,
+    batches: Sequence[Tensor],
+    space: Space,
+    database: LevelDatabase,
+    units: Sequence[Decision],
+    prefix: Choice,
+    watcher: engine.Watcher,
+) -> None:
+    """Compress every unit at every level that the database does not hold.
+
+    ``prefix``: the levels that the units before are at when a unit's inputs are gathered (from the same
+    database), so that its levels make up for what is lost before them, as they will in the result; empty:
+    the dense model's inputs, each unit on its own.
+    """
+    missing = {
+        unit: [level for level in space.levels if level.num_bits < 16 or level.sparsity > 0]
+        for unit in units
+    }
+    for unit, levels in missing.items():
+        missing[unit] = [level for level in levels if database.find(unit.names, level) is None]
+    left = {unit for unit, levels in missing.items() if levels}
+    by_first = {unit.names[0]: unit for unit in units}
+    at = dict(zip(units, prefix, strict=True)) if prefix else {}
+    cross = bool(prefix) and space.sweep.dense_targets
+
+    def visit(view: engine.BlockView) -> None:
+        for part in view.units:
+            full = [view.full_name(name) for name in part.names]
+            unit = by_first[full[0]]
+            if missing[unit]:
+                weights = {
+                    name: view.weight(short) for name, short in zip(full, part.names, strict=True)
+                }
+                stats = view.statistics(part, cross=cross).settle(weights)
+                _fill(unit, weights, stats)
+                left.discard(unit)
+            level = at.get(unit)
+            if level is not None and left:
+                entry = database.find(unit.names, level)
+                assert entry is not None, "the prefix's levels are among those built"
+                made = database.weights(entry, source.dtype)
+                for name, short in zip(full, part.names, strict=True):
+                    view.replace(short, made[name])
+
+    def _fill(unit: Decision, weights: dict[str, Tensor], stats: LayerStats) -> None:
+        factors: Factors = {}
+        for level in missing[unit]:
+            pulled = stats.pulled and {name: t.clone() for name, t in stats.pulled.items()}
+            own = LayerStats(stats.hessian, stats.n_tokens, None, pulled)
+            plans = space.unit_plans(unit, level, source.topology)
+            with named(unit.names[0]):
+                made = compress_unit(weights, own, plans, space.sweep, source.dtype, factors)
+            database.put(unit.names, level, {name: to_cpu(w) for name, w in made.items()})
+
+    if left:
+        for _ in engine.walk(source, batches, visit, watcher, cross):
+            if not left:
+                break

@@ -1,0 +1,66 @@
+"""One source of text, cut into four that share no sequence: to calibrate, search, choose, measure."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srcr.calibration import Tokens, load_tokens
+from srcr.compression import DEFAULT_SAMPLES, Calibration
+from srcr.errors import InputError
+from srcr.models.load import load_tokenizer
+
+#: Sequences to search on, to choose on, and to measure on, each.
+SAMPLES = 64
+#: Where a file has too few: this part of its sequences calibrates, the others share the rest.
+SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The four parts, in the order of the source."""
+
+    calibration: Tokens
+    search: Tokens
+    choice: Tokens
+    test: Tokens
+
+
+def load_texts(
+    calibration: Calibration,
+    model: Any,
+    folder: Path,
+    seed: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Texts:
+    """The four texts. The first part is what ``srcr compress`` would calibrate on.
+
+    Raises:
+        InputError: as :func:`srcr.calibration.load_tokens`; fewer than eight sequences.
+    """
+    first = calibration.samples or DEFAULT_SAMPLES
+    total = first + 3 * SAMPLES
+    fixed = calibration.source.endswith(".safetensors")
+    tokens = load_tokens(
+        calibration.source, model, load_tokenizer(folder), None if fixed else total, calibration.seq_len,
+        seed, "calibration", total, on_progress,
+    )  # fmt: skip
+    ids = tokens.input_ids
+    if len(ids) < 8:
+        raise InputError(
+            f"{calibration.source} has {len(ids)} sequences: a search calibrates, searches, chooses and "
+            "measures on different ones, and needs at least 8"
+        )
+    if len(ids) < total:
+        first = min(first, int(SHARE * len(ids)))
+    each = (len(ids) - first) // 3
+    starts = [0, first, first + each, first + 2 * each]
+    stops = [first, *(start + each for start in starts[1:])]
+    parts = []
+    for start, stop in zip(starts, stops, strict=True):
+        part = ids[start:stop].contiguous()
+        parts.append(
+            Tokens(part, tokens.source, hashlib.sha256(part.numpy().tobytes()).hexdigest())
+        )
+    return Texts(*parts)
