@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from srcr import engine, progress
+from srcr import engine, memory, progress
 from srcr.calibration import Tokens, load_tokens
 from srcr.card import model_card
 from srcr.errors import InputError, NumericalError
@@ -39,7 +39,7 @@ from srcr.metrics.rates import (
     planned_rates,
 )
 from srcr.models.load import load_model, load_tokenizer, resolve, sha256, weight_files
-from srcr.models.topology import Topology
+from srcr.models.topology import Topology, Unit
 from srcr.models.weights import ModelWeights, open_weights
 from srcr.numerics import masks
 from srcr.numerics.hessian import is_finite
@@ -374,27 +374,10 @@ def _walk(
             return _take_over(view, journal, fmt, topology)
         done: dict[str, CompressedWeight] = {}
         for unit in view.units:
-            full = [view.full_name(name) for name in unit.names]
-            plans = {name: planned.get(name, LayerPlan(name)) for name in full}
-            if all(p.prune is None and p.quant is None for p in plans.values()):
-                continue
-            weights = {
-                name: view.weight(short) for name, short in zip(full, unit.names, strict=True)
-            }
-            stats = view.statistics(unit, cross=plan.sweep.dense_targets).settle(weights)
-            with named(full[0]):
-                result = compress_unit(weights, stats, plans, plan.sweep, source.dtype)
-            for name, short in zip(full, unit.names, strict=True):
-                if name in result:
-                    weight = result[name].dequantize()
-                    if not is_finite(weight):
-                        raise NumericalError(
-                            f"the compressed weights of {name} are not finite: its inputs overflow on this "
-                            "calibration data"
-                        )
-                    view.replace(short, weight)
-                    errors.append(result[name].error)
-            done.update({name: to_cpu(weight) for name, weight in result.items()})
+            found = _compress_unit(view, unit, plan, planned, source.dtype)
+            done |= found
+            errors.extend(weight.error for weight in found.values())
+            memory.release()
         layers = [_layer(name, topology, planned[name], done[name], source.dtype) for name in done]
         tensors = block_tensors(source, view.index, done, fmt)
         path = journal.add(tensors, layers=[to_dict(layer) for layer in layers])
@@ -409,6 +392,33 @@ def _walk(
             found.extend(layers)
         bar.reach(steps, f"{len(topology.blocks)} blocks, {len(found)} layers")
     return found
+
+
+def _compress_unit(
+    view: engine.BlockView,
+    unit: Unit,
+    plan: CompressionPlan,
+    planned: Mapping[str, LayerPlan],
+    dtype: torch.dtype,
+) -> dict[str, CompressedWeight]:
+    """Compress the linears of a unit and put them into the modified block; by full name, in main memory."""
+    full = {view.full_name(name): name for name in unit.names}
+    plans = {name: planned.get(name, LayerPlan(name)) for name in full}
+    if all(p.prune is None and p.quant is None for p in plans.values()):
+        return {}
+    weights = {name: view.weight(short) for name, short in full.items()}
+    stats = view.statistics(unit, cross=plan.sweep.dense_targets).settle(weights)
+    with named(next(iter(full))):
+        found = compress_unit(weights, stats, plans, plan.sweep, dtype)
+    for name, result in found.items():
+        weight = result.dequantize()
+        if not is_finite(weight):
+            raise NumericalError(
+                f"the compressed weights of {name} are not finite: its inputs overflow on this "
+                "calibration data"
+            )
+        view.replace(full[name], weight)
+    return {name: to_cpu(weight) for name, weight in found.items()}
 
 
 def _take_over(

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from srcr import memory
 from srcr.errors import InputError
 from srcr.methods import Pruner, Quantizer, get_pruner, get_quantizer
 from srcr.numerics import hessian, masks, obs
@@ -28,6 +29,12 @@ from srcr.numerics.descent import descend
 from srcr.numerics.grid import Column, Grid, refit_scales
 from srcr.numerics.hessian import row_parts
 from srcr.types import CompressedWeight, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
+
+
+#: By order (static, or that of the columns) and M of N:M.
+_Factors = dict[tuple[bool, int], hessian.Factor]
+#: Numbers of a linear up to which it is swept together with others: larger ones take memory, not time.
+STACKED = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +78,7 @@ def compress_unit(
     """Compress linears that share an input: ``weights`` [rows, cols] float32 and ``plans`` by name.
 
     ``dtype`` is the checkpoint's: scales and unquantized weights are rounded to it. Linears whose plan
-    is empty are left out of the result.
+    is empty are left out of the result. ``stats.pulled`` is used up where it is given.
 
     Raises:
         InputError: a group size or N:M pattern does not divide the width, or a method is not known.
@@ -79,40 +86,69 @@ def compress_unit(
     """
     stats = stats.settle(weights)
     result: dict[str, CompressedWeight] = {}
-    factors: dict[tuple[bool, int], hessian.Factor] = {}
+    factors: _Factors = {}
     for names in _together(weights, plans):
-        plan = plans[names[0]]
-        stack = _Stack(
-            tuple(names),
-            weights[names[0]] if len(names) == 1 else torch.cat([weights[name] for name in names]),
-            tuple(weights[name].shape[0] for name in names),
-            tuple(plans[name].sparsity for name in names),
-            plan.prune,
-            plan.quant,
-            _group_size(plan, weights[names[0]].shape[1]),
-            dtype,
-        )
-        ordered = plan.quant is None or plan.quant.actorder == "static"
-        key = ordered, stack.pattern[1] if stack.pattern else 1
-        if stack.compensates and key not in factors:
-            masks.check_width(stack.pattern, stack.W.shape[1])
-            order = hessian.activation_order(stats.hessian.diagonal(), key[1]) if ordered else None
-            factors[key] = hessian.factorize(stats.hessian, order, spec.dampening_frac)
-        factor = factors[key] if stack.compensates else None
-        swept, grid, target = _solve(stack, stats, factor, spec)
-        result.update(_split(names, stack, stats, swept, grid, target))
+        result.update(_compress_stack(names, weights, stats, plans, spec, dtype, factors))
     return {name: result[name] for name in weights if name in result}
 
 
+def _compress_stack(
+    names: Sequence[str],
+    weights: dict[str, Tensor],
+    stats: LayerStats,
+    plans: dict[str, LayerPlan],
+    spec: SweepSpec,
+    dtype: torch.dtype,
+    factors: "_Factors",
+) -> dict[str, CompressedWeight]:
+    """:func:`compress_unit` of linears with the same treatment; ``factors`` are shared with others."""
+    plan = plans[names[0]]
+    stack = _Stack(
+        tuple(names),
+        _stacked([weights[name] for name in names]),
+        tuple(weights[name].shape[0] for name in names),
+        tuple(plans[name].sparsity for name in names),
+        plan.prune,
+        plan.quant,
+        _group_size(plan, weights[names[0]].shape[1]),
+        dtype,
+    )
+    ordered = plan.quant is None or plan.quant.actorder == "static"
+    key = ordered, stack.pattern[1] if stack.pattern else 1
+    if stack.compensates and key not in factors:
+        masks.check_width(stack.pattern, stack.W.shape[1])
+        order = hessian.activation_order(stats.hessian.diagonal(), key[1]) if ordered else None
+        factors[key] = hessian.factorize(stats.hessian, order, spec.dampening_frac)
+    factor = factors[key] if stack.compensates else None
+    _tidy(stack)
+    swept, grid, target = _solve(stack, stats, factor, spec)
+    _tidy(stack)
+    return _split(stack, stats, swept, grid, target)
+
+
 def _together(weights: dict[str, Tensor], plans: dict[str, LayerPlan]) -> list[list[str]]:
-    """Names with the same treatment (sparsities may differ), those with none left out."""
+    """Names with the same treatment (sparsities may differ), as many at a time as gain by it; those with
+    none left out."""
     groups: dict[tuple[object, ...], list[str]] = {}
-    for name in weights:
+    for name, W in weights.items():
         prune, quant = plans[name].prune, plans[name].quant
         how = (prune.method, prune.mask_structure) if prune and prune.sparsity > 0 else None
         if quant is not None or how is not None:
-            groups.setdefault((how, quant), []).append(name)
+            alone = name if W.numel() > STACKED else None
+            groups.setdefault((how, quant, alone), []).append(name)
     return list(groups.values())
+
+
+def _tidy(stack: _Stack) -> None:
+    """Between steps on a large linear, give back what the last one took: glibc would keep it, and the
+    next step's needs differ. (For every tensor at once it would cost a third of the time.)"""
+    if stack.W.numel() > STACKED:
+        memory.release()
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """Some matrices one above the other; a single one as it is."""
+    return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices))
 
 
 def _group_size(plan: LayerPlan, cols: int) -> int:
@@ -136,8 +172,9 @@ def _solve(
         return *_direct(stack, diagonal), stack.W
     target = stack.W
     if spec.dense_targets and stats.pulled is not None:
-        pulled = torch.cat([stats.pulled[name] for name in stack.names])
+        pulled = _stacked([stats.pulled.pop(name) for name in stack.names])
         target = hessian.dense_target(stack.W, pulled, factor)
+        _tidy(stack)
     sequential = spec.mode != "joint" or (
         stack.quantizer is not None and not stack.quantizer.compensates
     )
@@ -180,9 +217,13 @@ def _one_pass(
     keep = None
     if stack.pruner is not None:  # a first guess of the mask, to fit the grid to what will survive
         keep = _preview(stack, target, factor)
+        _tidy(stack)
     grid = _fit(stack, target, diagonal, keep)
+    del keep
+    _tidy(stack)
     selection = _selection(stack, factor, grid, spec)
     swept = obs.sweep(target, factor, selection, grid, _block(stack, spec))
+    _tidy(stack)
     return _polish(stack, swept, grid, target, stats, factor, spec)
 
 
@@ -326,7 +367,6 @@ def _choose(
 
 
 def _split(
-    names: Sequence[str],
     stack: _Stack,
     stats: LayerStats,
     swept: obs.Swept,
@@ -336,13 +376,16 @@ def _split(
     """Undo the stacking, and measure each linear's output error relative to its output energy."""
     result = {}
     start = 0
-    for name, rows, sparsity in zip(names, stack.sizes, stack.sparsities, strict=True):
+    for name, rows, sparsity in zip(stack.names, stack.sizes, stack.sparsities, strict=True):
         part = slice(start, start + rows)
         start += rows
         values = None if swept.codes is not None else swept.weight[part].to(stack.dtype)
-        final = swept.weight[part] if values is None else values.to(torch.float32)
-        energy = hessian.output_error(target[part], stats.hessian)
-        error = hessian.output_error(final - target[part], stats.hessian)
+        energy = error = 0.0
+        for some in row_parts(target[part]):
+            wanted = target[part][some]
+            final = swept.weight[part][some] if values is None else values[some].to(torch.float32)
+            energy += hessian.output_error(wanted, stats.hessian)
+            error += hessian.output_error(final - wanted, stats.hessian)
         result[name] = CompressedWeight(
             mask=swept.keep[part].clone() if swept.keep is not None and sparsity > 0 else None,
             error=error / energy if energy > 0 else 0.0,
