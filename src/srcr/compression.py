@@ -10,17 +10,19 @@ from pathlib import Path
 
 import torch
 
-from srcr import engine, memory, progress
+from srcr import engine, progress
+from srcr.budget import choose_room, needs
 from srcr.calibration import Tokens, load_tokens
 from srcr.card import model_card
 from srcr.errors import InputError, NumericalError
 from srcr.files import CARD, PLAN, RECORD
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import (
-    FITS,
     block_tensors,
     check_output,
+    logits_fit,
     pack,
+    partial_path,
     verify_block,
     verify_logits,
     whole_or_nothing,
@@ -28,6 +30,7 @@ from srcr.formats.checkpoint import (
     write_json,
 )
 from srcr.formats.journal import Journal
+from srcr.memory import parse_size, peak, readable, release, resident
 from srcr.methods import get_pruner, get_quantizer
 from srcr.methods.joint import compress_unit
 from srcr.metrics.rates import (
@@ -62,6 +65,12 @@ from srcr.types import (
 AUTO_GROUP = 128
 #: Tokens of calibration that go through a block at a time.
 BATCH_TOKENS = 8192
+
+
+LOGITS_SKIPPED = (
+    "logits were not compared through transformers, which would have taken more memory than compressing: "
+    "every tensor was read back and compared"
+)
 
 
 @dataclass(frozen=True)
@@ -170,10 +179,12 @@ def compress(
     device: str = "auto",
     command: str = "",
     quiet: bool = False,
+    memory: str | None = None,
 ) -> RunRecord:
     """Compress ``model`` (folder, hub id or "bundled") by ``plan`` into the folder ``output.path``.
 
-    ``seed`` None is the plan's own (0 for a recipe).
+    ``seed`` None is the plan's own (0 for a recipe). ``memory`` is a budget like "4GB" (None: half of what
+    is free); the result does not depend on it.
 
     Returns the record that is also written there as ``srcr.json``. The folder appears only when it is
     whole and has been read back through transformers.
@@ -189,6 +200,7 @@ def compress(
     check_output(output.path, folder, output.overwrite, output.resume)
     if output.format is not None:
         get_format(output.format)
+    budget = None if memory is None else parse_size(memory)
     where = pick_device(device)
     with progress.stage("load", 1, quiet) as bar:
         bar.note(str(model))
@@ -204,6 +216,8 @@ def compress(
     for note in notes:
         if not quiet:
             progress.console().print(f"note: {note}")
+    if calibration.source == "self" and source.stored and budget is not None:
+        _check_whole(folder, budget, where)
     tokens = _calibrate(calibration, source, folder, plan.seed, where, quiet)
     base_sha256 = sha256(weight_files(folder))
     fingerprint = {
@@ -214,6 +228,11 @@ def compress(
         if not quiet:
             progress.console().print(f"already done: {output.path}")
         return done
+    batches = torch.split(tokens.input_ids, max(1, BATCH_TOKENS // tokens.input_ids.shape[1]))
+    need = needs(source.topology, batches, 2 if plan.sweep.dense_targets else 1)
+    room, said = choose_room(need, budget, where, partial_path(output.path))
+    if said and not quiet:
+        progress.console().print(f"note: {said}")
     with whole_or_nothing(output.path, folder, output.overwrite, output.resume) as journal:
         journal.begin(fingerprint)
         if journal.entries and not quiet:
@@ -221,16 +240,15 @@ def compress(
         partial = journal.folder
         write_config(partial, folder, plan, source.topology, fmt)
         (partial / PLAN).write_text(to_yaml(plan), encoding="utf-8")
-        layers = _walk(source, plan, tokens, fmt, journal, quiet)
+        layers = _walk(source, plan, batches, room, fmt, journal, quiet)
         with progress.stage("write", 3, quiet) as bar:
             bar.note("weights")
             pack(journal, source)
             bar.note("verify", advance=1)
-            if file_bytes(folder) <= FITS:
-                verify_logits(partial, folder, source.topology, fmt)
+            if logits_fit(folder):
+                verify_logits(partial, source, fmt)
             else:
-                notes.append("too large to compare its logits through transformers: every tensor was "
-                             "read back and compared")  # fmt: skip
+                notes.append(LOGITS_SKIPPED)
             bar.note("record", advance=1)
             record = RunRecord(
                 base=str(model),
@@ -246,13 +264,27 @@ def compress(
                 layers=tuple(layers),
                 versions=versions(),
                 seconds=round(time.monotonic() - started, 3),
-                peak_memory_bytes=progress.peak_memory(),
+                peak_memory_bytes=peak(),
                 notes=tuple(notes),
             )  # fmt: skip
             write_json(partial / RECORD, to_dict(record))
             (partial / CARD).write_text(model_card(record, plan), encoding="utf-8")
             bar.note("done", advance=1)
     return record
+
+
+def _check_whole(folder: Path, budget: int, device: torch.device) -> None:
+    """Refuse to load a model whole that does not fit the budget.
+
+    Raises:
+        InputError: says how much it takes.
+    """
+    size = resident(device) + file_bytes(folder)
+    if size > budget:
+        raise InputError(
+            f"--memory {readable(budget)} is too little for calibration 'self': the model writes it, and has "
+            f"to be loaded whole for that; use at least {readable(1.02 * size)}, or another --calibration"
+        )
 
 
 def _already_done(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:
@@ -356,15 +388,14 @@ class _Watcher:
 def _walk(
     source: ModelWeights,
     plan: CompressionPlan,
-    tokens: Tokens,
+    batches: Sequence[torch.Tensor],
+    room: engine.Room,
     fmt: Format,
     journal: Journal,
     quiet: bool,
 ) -> list[LayerRecord]:
     """Compress block by block into the journal; what it holds already is taken over."""
     planned = plan.by_name()
-    length = tokens.input_ids.shape[1]
-    batches = torch.split(tokens.input_ids, max(1, BATCH_TOKENS // length))
     topology = source.topology
     steps = sum(len(block.units) + 1 for block in topology.blocks) - 1
     errors: list[float] = []
@@ -377,7 +408,7 @@ def _walk(
             found = _compress_unit(view, unit, plan, planned, source.dtype)
             done |= found
             errors.extend(weight.error for weight in found.values())
-            memory.release()
+            release()
         layers = [_layer(name, topology, planned[name], done[name], source.dtype) for name in done]
         tensors = block_tensors(source, view.index, done, fmt)
         path = journal.add(tensors, layers=[to_dict(layer) for layer in layers])
@@ -388,7 +419,7 @@ def _walk(
     with progress.stage("compress", steps, quiet) as bar:
         watcher = _Watcher(bar, len(topology.blocks), errors)
         dense_stream = plan.sweep.dense_targets
-        for layers in engine.walk(source, batches, visit, watcher, dense_stream):
+        for layers in engine.walk(source, batches, visit, watcher, dense_stream, room):
             found.extend(layers)
         bar.reach(steps, f"{len(topology.blocks)} blocks, {len(found)} layers")
     return found

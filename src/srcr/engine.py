@@ -92,14 +92,15 @@ class Spool:
         start, shape = self._places[index]
         found = torch.empty(shape)
         self._file.seek(start)
-        self._file.readinto(found.view(-1).numpy())
+        self._file.readinto(found.view(-1).numpy().data)
         return found.to(self._device)
 
     def __setitem__(self, index: int, value: Tensor, /) -> None:
         start, shape = self._places[index]
         assert value.shape == shape
         self._file.seek(start)
-        self._file.write(value.to("cpu", torch.float32).contiguous().view(-1).numpy())
+        data = value.to("cpu", torch.float32).contiguous().view(-1)
+        self._file.write(data.numpy().data)
 
     def append(self, value: Tensor, /) -> None:
         start, shape = self._places[-1] if self._places else (0, torch.Size([0]))
@@ -121,7 +122,9 @@ class _Pass:
     ) -> None:
         args, kwargs = arguments
         self.waits = waits
-        self._begin = lambda: greenlet(lambda: block(states[index], *args, **kwargs))
+        self._begin: Callable[[], greenlet] = lambda: greenlet(
+            lambda: block(states[index], *args, **kwargs)
+        )
         self._forward: greenlet | None = None
         self._reached = -1
         self._x: Tensor | None = None
@@ -308,7 +311,7 @@ def walk(
     visit: Visit[R],
     watcher: Watcher,
     dense_stream: bool = True,
-    room: Room = Room(),  # noqa: B008 - frozen
+    room: Room = Room(),
 ) -> Iterator[R]:
     """Visit every decoder block in order and yield what each visit returns.
 

@@ -30,7 +30,6 @@ from srcr.numerics.grid import Column, Grid, refit_scales
 from srcr.numerics.hessian import row_parts
 from srcr.types import CompressedWeight, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
 
-
 #: By order (static, or that of the columns) and M of N:M.
 _Factors = dict[tuple[bool, int], hessian.Factor]
 #: Numbers of a linear up to which it is swept together with others: larger ones take memory, not time.
