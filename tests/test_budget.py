@@ -11,7 +11,7 @@ from srcr.testing import FAMILIES, tiny_model
 
 CPU = torch.device("cpu")
 BASE = 400_000_000
-NEED = budget.Needs(weights=100, moments=70, batch=50, waiting=30, states=10, batches=4)
+NEED = budget.Needs(once=170, again=270, waiting=30, states=10, batches=4)
 
 
 @pytest.fixture
@@ -22,15 +22,15 @@ def base(monkeypatch):
 
 
 def test_what_each_room_takes(tmp_path):
-    assert NEED.of(Room()) == 100 + 70 + 4 * 30 + 4 * 10
+    assert NEED.of(Room()) == 170 + 4 * 30 + 4 * 10
     assert NEED.of(Room(4)) == NEED.of(Room())
-    assert NEED.of(Room(1)) == 2 * 100 + 70 + 30 + 4 * 10
-    assert NEED.of(Room(0)) == 2 * 100 + 70 + 4 * 10
-    assert NEED.of(Room(0, tmp_path)) == 2 * 100 + 70
+    assert NEED.of(Room(1)) == 270 + 30 + 4 * 10
+    assert NEED.of(Room(0)) == 270 + 4 * 10
+    assert NEED.of(Room(0, tmp_path)) == 270
 
 
 def test_the_fastest_room_that_fits_is_taken(base, tmp_path):
-    need = budget.Needs(*(10**6 * n for n in (10, 70, 50, 30, 10)), 4)
+    need = budget.Needs(*(10**6 * n for n in (80, 90, 30, 10)), 4)
     for room in (Room(), Room(3), Room(1), Room(0), Room(0, tmp_path)):
         found, said = budget.choose_room(need, base + need.of(room), CPU, tmp_path)
         assert found == room
@@ -40,7 +40,7 @@ def test_the_fastest_room_that_fits_is_taken(base, tmp_path):
 
 
 def test_a_budget_that_cannot_be_met_names_one_that_can(base, tmp_path):
-    need = budget.Needs(*(10**6 * n for n in (100, 70, 50, 30, 10)), 4)
+    need = budget.Needs(*(10**6 * n for n in (270, 270, 30, 10)), 4)
     with pytest.raises(InputError) as caught:
         budget.choose_room(need, base + need.of(Room(0, tmp_path)) - 1, CPU, tmp_path)
     said = str(caught.value)
@@ -52,7 +52,7 @@ def test_a_budget_that_cannot_be_met_names_one_that_can(base, tmp_path):
 def test_without_a_budget_nothing_is_refused(base, monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "available", lambda device: 10**6)
     assert budget.choose_room(NEED, None, CPU, tmp_path) == (Room(), None)
-    need = budget.Needs(*(10**6 * n for n in (100, 70, 50, 30, 10)), 4)
+    need = budget.Needs(*(10**6 * n for n in (270, 270, 30, 10)), 4)
     room, said = budget.choose_room(need, None, CPU, tmp_path)
     assert room == Room(0, tmp_path)
     assert "about 670MB of memory, and 1MB are free" in said
@@ -71,6 +71,6 @@ def test_needs_grow_with_the_data_and_not_with_the_depth(family):
     assert two.states == 2 * 64 * 4 * 32
     more = budget.needs(topology, many, 2)
     assert more.of(Room()) - two.of(Room()) == 18 * (two.waiting + two.states)
-    assert two.weights > 4 * sum(
-        rows * cols for name, (rows, cols) in topology.shapes.items() if ".0." in name
-    )
+    weights = sum(r * c for name, (r, c) in topology.shapes.items() if ".0." in name)
+    assert two.once > 4 * weights
+    assert two.again - two.once > 0

@@ -14,7 +14,7 @@ from srcr import memory
 from srcr.engine import Room
 from srcr.errors import InputError
 from srcr.methods.joint import STACKED
-from srcr.models.topology import Block, Topology
+from srcr.models.topology import Topology
 from srcr.numerics.kernels import kernels_for
 
 FLOAT = 4
@@ -24,14 +24,13 @@ SLACK = 100_000_000
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes beside what the process has before the first block. ``weights``: a block's, with what becomes of
-    them; ``moments``: of the widest unit, its factor, and what solving it takes; ``batch``: activations
-    while one batch passes through a block; ``waiting``: those that a batch's passes keep while they wait;
-    ``states``: hidden states of a batch between blocks."""
+    """Bytes beside what the process has before the first block. ``once``: the weights and moments of a
+    block, at its widest, where all passes wait and weights behind them go; ``again``: where some are begun
+    again and need them all; ``waiting``: activations that a batch's passes keep while they wait;
+    ``states``: hidden states of a batch between blocks; ``batches``: how many there are."""
 
-    weights: int
-    moments: int
-    batch: int
+    once: int
+    again: int
     waiting: int
     states: int
     batches: int
@@ -39,50 +38,43 @@ class Needs:
     def of(self, room: Room) -> int:
         """What a run takes that is given this room."""
         waiting = self.batches if room.waiting is None else min(room.waiting, self.batches)
-        # A pass that is begun again needs the weights of all units, and the replaced ones are others.
-        weights = self.weights if waiting == self.batches else 2 * self.weights
         states = 0 if room.folder else self.batches * self.states
-        return weights + max(self.moments, self.batch) + waiting * self.waiting + states
+        block = self.once if waiting == self.batches else self.again
+        return block + waiting * self.waiting + states
 
 
 def needs(topology: Topology, batches: Sequence[torch.Tensor], streams: int) -> Needs:
     """An estimate for token ids [n, len] of each batch, in one or two ``streams``."""
-    blocks = [_block(block, topology) for block in topology.blocks]
-    weights, moments, batch, waiting = (max(values) for values in zip(*blocks, strict=True))
-    hidden = topology.shapes[topology.blocks[0].linears()[0]][1]
     tokens = max(ids.numel() for ids in batches)
-    return Needs(
-        weights, moments, tokens * batch, streams * tokens * waiting,
-        streams * tokens * FLOAT * hidden, len(batches),
-    )  # fmt: skip
+    once = again = waiting = 0
+    for block in topology.blocks:
+        units = [
+            [topology.shapes[f"{block.name}.{name}"] for name in unit.names] for unit in block.units
+        ]
+        hidden = units[0][0][1]
+        # Residual and normed states; then what the widest unit is given, or what attention works on.
+        rows = [sum(rows for rows, _ in unit) for unit in units]
+        kept = 2 * hidden + max(*(unit[0][1] for unit in units), rows[0] + hidden)
+        waiting = max(waiting, FLOAT * streams * tokens * kept)
+        batch = FLOAT * tokens * 2 * (hidden + max(rows))
+        sizes = [sum(rows * cols for rows, cols in unit) for unit in units]
+        for number, unit in enumerate(units):
+            done = 2 * sum(sizes[:number])  # codes and masks
+            work = max(_solving(unit), batch + FLOAT * (unit[0][1] ** 2 + sizes[number])) + SLACK
+            once = max(once, FLOAT * sum(sizes[number:]) + done + work)
+            again = max(again, FLOAT * (sum(sizes) + sum(sizes[:number])) + done + work)
+    hidden = topology.shapes[topology.blocks[0].linears()[0]][1]
+    return Needs(once, again, waiting, streams * tokens * FLOAT * hidden, len(batches))
 
 
-def _block(block: Block, topology: Topology) -> tuple[int, int, int, int]:
-    """Of one block: weights, moments, and for each token and stream batch and waiting."""
-    shapes = [
-        [topology.shapes[f"{block.name}.{name}"] for name in unit.names] for unit in block.units
-    ]
-    numbers = [[rows * cols for rows, cols in unit] for unit in shapes]
-    total = sum(map(sum, numbers))
-    moments = []
-    for unit, sizes in zip(shapes, numbers, strict=True):
-        width = unit[0][1]
-        stack = max(sum(n for n in sizes if n <= STACKED), *sizes)
-        # The Hessian, its factor, a quarter more on the way there, W X_d^T X; then of the linears that are
-        # solved together the weights twice, codes and masks twice, scores and their copy.
-        moments.append(int(2.25 * FLOAT * width**2) + FLOAT * sum(sizes) + 4 * FLOAT * stack)
-    hidden = shapes[0][0][1]
-    rows = [sum(rows for rows, _ in unit) for unit in shapes]
-    # Residual and normed states; then what the widest unit is given, or what attention works on.
-    waiting = 2 * hidden + max(*(unit[0][1] for unit in shapes), rows[0] + hidden)
-    batch = 2 * hidden + 2 * max(rows)
-    codes_and_masks = 2 * total
-    return (
-        FLOAT * total + codes_and_masks,
-        max(moments) + SLACK,
-        FLOAT * batch,
-        FLOAT * waiting,
-    )
+def _solving(unit: Sequence[tuple[int, int]]) -> int:
+    """What solving a unit of linears [rows, cols] takes besides its weights: the Hessian, its factor and
+    ``W X_d^T X``, with a quarter of a matrix more while it is factorised; or, of the linears that are solved
+    together, scores, their copy and a mask."""
+    cols = unit[0][1]
+    sizes = [rows * cols for rows, cols in unit]
+    together = max(sum(n for n in sizes if n <= STACKED), *sizes)
+    return FLOAT * (2 * cols**2 + sum(sizes)) + max(FLOAT * cols**2 // 4, 9 * together)
 
 
 def choose_room(

@@ -86,8 +86,10 @@ def compress_unit(
     stats = stats.settle(weights)
     result: dict[str, CompressedWeight] = {}
     factors: _Factors = {}
-    for names in _together(weights, plans):
-        result.update(_compress_stack(names, weights, stats, plans, spec, dtype, factors))
+    groups = _together(weights, plans)
+    for names in groups:
+        last = names is groups[-1]
+        result |= _compress_stack(names, weights, stats, plans, spec, dtype, factors, last)
     return {name: result[name] for name in weights if name in result}
 
 
@@ -99,8 +101,10 @@ def _compress_stack(
     spec: SweepSpec,
     dtype: torch.dtype,
     factors: "_Factors",
+    last: bool,
 ) -> dict[str, CompressedWeight]:
-    """:func:`compress_unit` of linears with the same treatment; ``factors`` are shared with others."""
+    """:func:`compress_unit` of linears with the same treatment; ``factors`` are shared with others, and go
+    as soon as the ``last`` has no more use for them."""
     plan = plans[names[0]]
     stack = _Stack(
         tuple(names),
@@ -120,7 +124,14 @@ def _compress_stack(
         factors[key] = hessian.factorize(stats.hessian, order, spec.dampening_frac)
     factor = factors[key] if stack.compensates else None
     _tidy(stack)
-    swept, grid, target = _solve(stack, stats, factor, spec)
+    swept, grid, target, goal = _solve(stack, stats, factor, spec)
+    if factor is not None and goal is not None:
+        order, damp = factor.order, factor.damp
+        del factor
+        if last:
+            factors.clear()
+        _tidy(stack)
+        swept, grid = _polish(stack, swept, grid, goal, stats, order, damp, spec)
     _tidy(stack)
     return _split(stack, stats, swept, grid, target)
 
@@ -164,11 +175,12 @@ def _group_size(plan: LayerPlan, cols: int) -> int:
 
 def _solve(
     stack: _Stack, stats: LayerStats, factor: hessian.Factor | None, spec: SweepSpec
-) -> tuple[obs.Swept, Grid | None, Tensor]:
-    """The compressed stack, its grid, and the weights it was made to imitate."""
+) -> tuple[obs.Swept, Grid | None, Tensor, Tensor | None]:
+    """The compressed stack, its grid, the weights it was made to imitate, and those that it is to be
+    polished towards (None: it is not)."""
     diagonal = stats.hessian.diagonal()
     if factor is None:
-        return *_direct(stack, diagonal), stack.W
+        return *_direct(stack, diagonal), stack.W, None
     target = stack.W
     if spec.dense_targets and stats.pulled is not None:
         pulled = _stacked([stats.pulled.pop(name) for name in stack.names])
@@ -178,8 +190,9 @@ def _solve(
         stack.quantizer is not None and not stack.quantizer.compensates
     )
     if sequential and stack.pruner is not None and stack.quantizer is not None:
-        return *_in_sequence(stack, target, stats, factor, spec), target
-    return *_one_pass(stack, target, stats, factor, spec), target
+        swept, grid, goal = _in_sequence(stack, target, stats, factor, spec)
+        return swept, grid, target, goal
+    return *_one_pass(stack, target, stats, factor, spec), target, target
 
 
 def _direct(stack: _Stack, diagonal: Tensor) -> tuple[obs.Swept, Grid | None]:
@@ -211,7 +224,7 @@ def _round(
 def _one_pass(
     stack: _Stack, target: Tensor, stats: LayerStats, factor: hessian.Factor, spec: SweepSpec
 ) -> tuple[obs.Swept, Grid | None]:
-    """Prune and quantize in the same sweep, then polish."""
+    """Prune and quantize in the same sweep."""
     diagonal = stats.hessian.diagonal()
     keep = None
     if stack.pruner is not None:  # a first guess of the mask, to fit the grid to what will survive
@@ -221,9 +234,7 @@ def _one_pass(
     del keep
     _tidy(stack)
     selection = _selection(stack, factor, grid, spec)
-    swept = obs.sweep(target, factor, selection, grid, _block(stack, spec))
-    _tidy(stack)
-    return _polish(stack, swept, grid, target, stats, factor, spec)
+    return obs.sweep(target, factor, selection, grid, _block(stack, spec)), grid
 
 
 def _polish(
@@ -232,7 +243,8 @@ def _polish(
     grid: Grid | None,
     target: Tensor,
     stats: LayerStats,
-    factor: hessian.Factor,
+    order: Tensor,
+    damp: float,
     spec: SweepSpec,
 ) -> tuple[obs.Swept, Grid | None]:
     """Fit the scales to the codes, then the codes to the scales, as often as the spec says. Rows do not
@@ -245,13 +257,13 @@ def _polish(
         fitted = None if grid is None else grid.rows(part)
         for _ in range(spec.descent_rounds):
             if fitted is not None and some.codes is not None:
-                fitted = refit_scales(fitted, some.codes, target[part], stats.hessian, factor.damp)
+                fitted = refit_scales(fitted, some.codes, target[part], stats.hessian, damp)
             some = descend(
                 some,
                 target[part],
                 stats.hessian,
-                factor.damp,
-                factor.order,
+                damp,
+                order,
                 fitted,
                 _block(stack, spec),
             )
@@ -265,22 +277,23 @@ def _polish(
 
 def _in_sequence(
     stack: _Stack, target: Tensor, stats: LayerStats, factor: hessian.Factor, spec: SweepSpec
-) -> tuple[obs.Swept, Grid | None]:
-    """Prune, then quantize: the paper's Case A and Case B (see the module's text)."""
+) -> tuple[obs.Swept, Grid | None, Tensor | None]:
+    """Prune, then quantize: the paper's Case A and Case B (see the module's text); and what to polish
+    towards."""
     diagonal, block = stats.hessian.diagonal(), _block(stack, spec)
     pruned = obs.sweep(target, factor, _selection(stack, factor, None, spec), None, block)
     keep = pruned.keep
     assert keep is not None
     assert stack.quantizer is not None
     if not stack.quantizer.compensates:
-        return _round(stack, pruned.weight, diagonal, keep)
+        return *_round(stack, pruned.weight, diagonal, keep), None
     survivors = spec.mode == "sequential-b"
     grid = _fit(stack, pruned.weight, diagonal, keep if survivors else None)
     assert grid is not None
     ordered = keep[:, factor.order]
     fixed = obs.Selection(lambda _, at: ordered[:, at], block, push=not survivors)
     swept = obs.sweep(pruned.weight, factor, fixed, grid, block)
-    return _polish(stack, swept, grid, pruned.weight, stats, factor, spec)
+    return swept, grid, pruned.weight
 
 
 def _fit(stack: _Stack, W: Tensor, diagonal: Tensor, keep: Tensor | None) -> Grid | None:
