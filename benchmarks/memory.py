@@ -1,10 +1,11 @@
-"""Peak memory of a whole ``srcr compress`` process, and how it grows with depth.
+"""Peak memory of a whole ``srcr compress`` process, in which step it comes, and how it grows with depth.
 
-    python benchmarks/memory.py [--layers 16,32] [--width 2048] [--ffn 8192] [--json out.json]
+    python benchmarks/memory.py [--layers 16,32] [--width 2048] [--ffn 8192] [--budget 2GB] [--json out.json]
 
 Each model is a random Llama in bfloat16, made once in --work and calibrated on random tokens from a file. The
 peak is the process's own, from start to exit, as the operating system counts it; "imports" is a process
-that imports what compress imports and does nothing.
+that imports what compress imports and does nothing. The highest resident memory of each step is sampled every
+5 ms by a thread within the process, which the peak includes; the estimate is srcr's own, by shapes.
 """
 
 import argparse
@@ -37,6 +38,52 @@ torch.set_default_dtype(torch.bfloat16)
 model = LlamaForCausalLM(config)
 model.save_pretrained(folder, max_shard_size="1GB")
 save_file({"input_ids": torch.randint(0, vocabulary, (samples, length))}, folder + "/ids.safetensors.data")
+"""
+
+#: Runs the command line that follows a file's name, and writes there what each step took.
+WATCHED = """
+import json, sys, threading, time
+import torch
+from srcr import budget, compression, engine, memory
+from srcr.models import weights
+file, highest, steps = sys.argv.pop(1), {}, ["load"]
+def watch():
+    while True:
+        step, now = steps[-1], memory.resident(torch.device("cpu"))
+        highest[step] = max(now, highest.get(step, 0))
+        time.sleep(0.005)
+def step(owner, name, label):
+    plain = getattr(owner, name)
+    def watched(*given, **named):
+        steps.append(label)
+        try:
+            return plain(*given, **named)
+        finally:
+            steps.pop()
+    setattr(owner, name, watched)
+for owner, name, label in [
+    (weights.ModelWeights, "block", "weights"), (engine.BlockView, "statistics", "moments"),
+    (compression, "compress_unit", "solve"), (compression, "verify_block", "verify"),
+    (engine.BlockView, "advance", "forward"), (compression, "pack", "pack"),
+    (compression, "verify_logits", "logits"),
+]:
+    step(owner, name, label)
+choose = compression.choose_room
+def chosen(need, *given):
+    room, said = choose(need, *given)
+    highest["before the blocks"] = memory.resident(torch.device("cpu"))
+    highest["estimate"] = highest["before the blocks"] + need.of(room)
+    count = need.batches if room.waiting is None else room.waiting
+    highest["of it activations"] = count * need.waiting + (0 if room.folder else need.batches * need.states)
+    return room, said
+compression.choose_room = chosen
+threading.Thread(target=watch, daemon=True).start()
+from srcr.cli import process
+try:
+    process()
+finally:
+    with open(file, "w") as stream:
+        json.dump(highest, stream)
 """
 
 
@@ -75,7 +122,9 @@ def compress(options: argparse.Namespace, layers: int) -> dict[str, Any]:
         (folder / "ids.safetensors.data").rename(options.work / f"{name}.safetensors")
     out = options.work / "out"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "srcr", "compress", str(folder), "-o", str(out), "--overwrite"]
+    steps = options.work / "steps.json"
+    command = [sys.executable, "-c", WATCHED, str(steps), "compress", str(folder), "-o", str(out)]
+    command += [] if options.budget is None else ["--memory", options.budget]
     command += ["--sparsity", "0.25", "--bits", "4", "--samples", str(options.samples)]
     command += [
         "--calibration",
@@ -85,6 +134,7 @@ def compress(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     ]
     found: dict[str, Any] = measured(command)
     found["layers"] = layers
+    found["steps"] = json.loads(steps.read_text(encoding="utf-8"))
     found["base_bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     shutil.rmtree(out)
     return found
@@ -100,13 +150,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--budget", help="as srcr compress --memory")
     parser.add_argument("--work", type=Path, default=Path("build/memory"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    table = Table("", "model files, MB", "seconds", "peak, MB")
-    imports = measured([sys.executable, "-c", IMPORTS])
+    table = Table("", "model files, MB", "seconds", "peak, MB", "MB at most in each step")
+    imports: dict[str, Any] = dict(measured([sys.executable, "-c", IMPORTS]))
     table.add_row("imports", "", f"{imports['seconds']:.1f}", f"{imports['peak_bytes'] / 1e6:.0f}")
     rows = [imports]
     for layers in map(int, options.layers.split(",")):
@@ -114,7 +165,11 @@ def main() -> None:
         rows.append(row)
         size = f"{row['base_bytes'] / 1e6:.0f}"
         table.add_row(
-            f"{layers} layers", size, f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 1e6:.0f}"
+            f"{layers} layers",
+            size,
+            f"{row['seconds']:.0f}",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            ", ".join(f"{step} {taken / 1e6:.0f}" for step, taken in row["steps"].items()),
         )
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -81,8 +81,7 @@ def test_a_visit_that_changes_nothing_sees_the_dense_model_in_both_streams(famil
     ids = token_ids()
 
     def visit(view):
-        streams = [(batch.dense, batch.modified) for batch in view.batches]
-        return view.name, [torch.cat(stream) for stream in zip(*streams, strict=True)]
+        return view.name, (torch.cat(list(view.dense_states)), torch.cat(list(view.states)))
 
     for name, (dense, modified) in visit_all(model, ids, visit):
         expected = states_before(model, name, ids)
@@ -105,7 +104,8 @@ def test_statistics_are_those_of_the_model_compressed_so_far(family):
                 x_dense = inputs_of(dense, view.full_name(name), ids)
                 assert stats.n_tokens == ids.numel() == len(x)
                 close(stats.hessian, x.T @ x)
-                close(stats.cross, x_dense.T @ x)
+                full, W = view.full_name(name), view.weight(name)
+                close(stats.settle({full: W}).pulled[full], W @ x_dense.T @ x)
                 checked.append(view.full_name(name))
             for name in unit.names:
                 full = view.full_name(name)
@@ -138,9 +138,7 @@ def test_what_a_visit_replaces_is_what_later_blocks_see():
     def visit(view):
         if view.index == 0:
             view.replace("mlp.down_proj", altered(view.weight("mlp.down_proj"), name))
-        dense_state = torch.cat([batch.dense for batch in view.batches])
-        modified = torch.cat([batch.modified for batch in view.batches])
-        return dense_state, modified
+        return torch.cat(list(view.dense_states)), torch.cat(list(view.states))
 
     second = visit_all(dense, ids, visit)[1]
     close(second[0], states_before(dense, "model.layers.1", ids))
@@ -165,17 +163,19 @@ def test_units_may_be_passed_over():
     def visit(view):
         q, *_, down = view.units
         view.replace(q.names[0], altered(view.weight(q.names[0]), view.full_name(q.names[0])))
-        return view.full_name(down.names[0]), view.statistics(down, cross=True)
+        name = view.full_name(down.names[0])
+        weight = view.weight(down.names[0])
+        return name, weight, view.statistics(down, cross=True).settle({name: weight})
 
     found = visit_all(tiny_model("llama"), ids, visit)
     for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"):
         module = model.get_submodule(name)
         with torch.no_grad():
             module.weight.copy_(altered(module.weight, name))
-    for name, stats in found:
+    for name, W, stats in found:
         x, x_dense = inputs_of(model, name, ids), inputs_of(tiny_model("llama"), name, ids)
         close(stats.hessian, x.T @ x)
-        close(stats.cross, x_dense.T @ x)
+        close(stats.pulled[name], W @ x_dense.T @ x)
 
 
 def test_the_watcher_hears_of_every_unit_and_every_forward_pass():
@@ -240,3 +240,74 @@ def test_batches_of_any_size_give_the_same_statistics():
         close(one, other)
     for one, other in zip(found[0], found[2], strict=True):
         close(one, other)
+
+
+def everything(model, ids, room, between=lambda view: None):
+    """Statistics of every unit and the states before every block, with weights replaced on the way."""
+
+    def visit(view):
+        found = [torch.stack(list(view.states)[:2]), torch.stack(list(view.dense_states)[:2])]
+        for unit in view.units:
+            weights = {view.full_name(name): view.weight(name) for name in unit.names}
+            stats = view.statistics(unit, cross=True).settle(weights)
+            found += [stats.hessian, *stats.pulled.values()]
+            for name in unit.names:
+                view.replace(name, altered(view.weight(name), name))
+        between(view)
+        return found
+
+    results = engine.walk(ModelWeights(model), ids.split(2), visit, Steps(), room=room)
+    return [tensor for block in results for tensor in block]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_engine_may_hold_changes_no_bit(family, tmp_path):
+    model, ids = tiny_model(family), token_ids()
+    expected = everything(model, ids, engine.Room())
+    for room in (
+        engine.Room(1),
+        engine.Room(0),
+        engine.Room(0, tmp_path),
+        engine.Room(3, tmp_path),
+    ):
+        found = everything(model, ids, room)
+        assert len(found) == len(expected)
+        assert all(map(torch.equal, found, expected)), room
+
+
+def test_states_on_disk_leave_no_file(tmp_path):
+    seen = []
+    everything(
+        tiny_model("llama"), token_ids(), engine.Room(0, tmp_path),
+        lambda _: seen.extend(tmp_path.iterdir()),
+    )  # fmt: skip
+    assert seen == list(tmp_path.iterdir()) == []
+
+
+def test_passes_that_do_not_wait_hold_nothing():
+    """Between units only those that may wait are under way."""
+
+    def visit(view):
+        for unit in view.units:
+            view.statistics(unit, cross=True)
+            under_way = [one._forward is not None for one in view._passes]
+            assert under_way == [True, False, False]
+            assert under_way == [one._forward is not None for one in view._dense_passes]
+        return view.index
+
+    walked = engine.walk(
+        ModelWeights(tiny_model("llama")), token_ids().split(2), visit, Steps(), room=engine.Room(1)
+    )
+    assert list(walked) == [0, 1]
+
+
+def test_a_spool_gives_back_what_it_was_given(tmp_path):
+    states = [torch.randn(n, 3, 4, generator=torch.Generator().manual_seed(n)) for n in (2, 5, 1)]
+    with engine.Spool(tmp_path, torch.device("cpu")) as spool:
+        for state in states:
+            spool.append(state)
+        spool[1] = states[1].flip(0)
+        assert len(spool) == 3
+        assert torch.equal(spool[0], states[0])
+        assert torch.equal(spool[1], states[1].flip(0))
+        assert torch.equal(spool[2], states[2])

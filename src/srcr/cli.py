@@ -69,18 +69,13 @@ FormatName = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")]
-Memory = Annotated[str | None, typer.Option(help="Memory budget. Not available yet.")]
+Memory = Annotated[
+    str | None, typer.Option(help="Memory budget, as 4GB or 500MB. [default: half of what is free]")
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue a killed run of the same settings.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
-
-
-def _later(**given: object) -> None:
-    """Refuse options that a later version brings."""
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise NotAvailableYetError(f"--{name}")
 
 
 def _print_json(data: Any) -> None:
@@ -130,7 +125,6 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Prune and quantize a model in one pass and write a checkpoint that transformers loads."""
-    _later(memory=memory)
     from srcr import tables
     from srcr.compression import Output
     from srcr.compression import compress as run
@@ -142,6 +136,7 @@ def compress(
         "symmetric": symmetric, "prune_method": prune_method, "quant_method": quant_method,
         "mode": mode, "plan": None if plan is None else str(plan), "calibration": calibration,
         "samples": samples, "seq_len": seq_len, "format": format_name, "seed": seed, "device": device,
+        "memory": memory,
     }  # fmt: skip
     options = from_dict(Options, given, where="the command line").over(config)
     try:
@@ -153,6 +148,7 @@ def compress(
             seed=options.seed,
             device=options.device or "auto",
             command=_command(),
+            memory=options.memory,
         )
     except KeyboardInterrupt as error:  # typer would say nothing
         _fail(f"interrupted; {error or 'nothing was written'}", 1)

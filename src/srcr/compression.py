@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -11,16 +11,18 @@ from pathlib import Path
 import torch
 
 from srcr import engine, progress
+from srcr.budget import choose_room, needs
 from srcr.calibration import Tokens, load_tokens
 from srcr.card import model_card
 from srcr.errors import InputError, NumericalError
 from srcr.files import CARD, PLAN, RECORD
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import (
-    FITS,
     block_tensors,
     check_output,
+    logits_fit,
     pack,
+    partial_path,
     verify_block,
     verify_logits,
     whole_or_nothing,
@@ -28,6 +30,7 @@ from srcr.formats.checkpoint import (
     write_json,
 )
 from srcr.formats.journal import Journal
+from srcr.memory import parse_size, peak, readable, release, resident
 from srcr.methods import get_pruner, get_quantizer
 from srcr.methods.joint import compress_unit
 from srcr.metrics.rates import (
@@ -39,7 +42,7 @@ from srcr.metrics.rates import (
     planned_rates,
 )
 from srcr.models.load import load_model, load_tokenizer, resolve, sha256, weight_files
-from srcr.models.topology import Topology
+from srcr.models.topology import Topology, Unit
 from srcr.models.weights import ModelWeights, open_weights
 from srcr.numerics import masks
 from srcr.numerics.hessian import is_finite
@@ -62,6 +65,12 @@ from srcr.types import (
 AUTO_GROUP = 128
 #: Tokens of calibration that go through a block at a time.
 BATCH_TOKENS = 8192
+
+
+LOGITS_SKIPPED = (
+    "logits were not compared through transformers, which would have taken more memory than compressing: "
+    "every tensor was read back and compared"
+)
 
 
 @dataclass(frozen=True)
@@ -170,11 +179,13 @@ def compress(
     device: str = "auto",
     command: str = "",
     quiet: bool = False,
+    memory: str | None = None,
 ) -> RunRecord:
     """Compress ``model`` (folder, hub id or "bundled") by ``plan`` into the folder ``output.path``.
 
     ``calibration`` is a source, or token ids that were loaded already; ``seed`` None is the plan's own (0 for
-    a recipe).
+    a recipe); ``memory`` is a budget like "4GB" (None: half of what is free), on which the result does not
+    depend.
 
     Returns the record that is also written there as ``srcr.json``. The folder appears only when it is
     whole and has been read back through transformers.
@@ -190,6 +201,7 @@ def compress(
     check_output(output.path, folder, output.overwrite, output.resume)
     if output.format is not None:
         get_format(output.format)
+    budget = None if memory is None else parse_size(memory)
     where = pick_device(device)
     with progress.stage("load", 1, quiet) as bar:
         bar.note(str(model))
@@ -208,6 +220,8 @@ def compress(
     if isinstance(calibration, Tokens):
         tokens = calibration
     else:
+        if calibration.source == "self" and source.stored and budget is not None:
+            _check_whole(folder, budget, where)
         tokens = _calibrate(calibration, source, folder, plan.seed, where, quiet)
     base_sha256 = sha256(weight_files(folder))
     fingerprint = {
@@ -218,6 +232,11 @@ def compress(
         if not quiet:
             progress.console().print(f"already done: {output.path}")
         return done
+    batches = torch.split(tokens.input_ids, max(1, BATCH_TOKENS // tokens.input_ids.shape[1]))
+    need = needs(source.topology, batches, 2 if plan.sweep.dense_targets else 1)
+    room, said = choose_room(need, budget, where, partial_path(output.path))
+    if said and not quiet:
+        progress.console().print(f"note: {said}")
     with whole_or_nothing(output.path, folder, output.overwrite, output.resume) as journal:
         journal.begin(fingerprint)
         if journal.entries and not quiet:
@@ -225,16 +244,15 @@ def compress(
         partial = journal.folder
         write_config(partial, folder, plan, source.topology, fmt)
         (partial / PLAN).write_text(to_yaml(plan), encoding="utf-8")
-        layers = _walk(source, plan, tokens, fmt, journal, quiet)
+        layers = _walk(source, plan, batches, room, fmt, journal, quiet)
         with progress.stage("write", 3, quiet) as bar:
             bar.note("weights")
             pack(journal, source)
             bar.note("verify", advance=1)
-            if file_bytes(folder) <= FITS:
-                verify_logits(partial, folder, source.topology, fmt)
+            if logits_fit(folder):
+                verify_logits(partial, source, fmt)
             else:
-                notes.append("too large to compare its logits through transformers: every tensor was "
-                             "read back and compared")  # fmt: skip
+                notes.append(LOGITS_SKIPPED)
             bar.note("record", advance=1)
             record = RunRecord(
                 base=str(model),
@@ -250,13 +268,27 @@ def compress(
                 layers=tuple(layers),
                 versions=versions(),
                 seconds=round(time.monotonic() - started, 3),
-                peak_memory_bytes=progress.peak_memory(),
+                peak_memory_bytes=peak(),
                 notes=tuple(notes),
             )  # fmt: skip
             write_json(partial / RECORD, to_dict(record))
             (partial / CARD).write_text(model_card(record, plan), encoding="utf-8")
             bar.note("done", advance=1)
     return record
+
+
+def _check_whole(folder: Path, budget: int, device: torch.device) -> None:
+    """Refuse to load a model whole that does not fit the budget.
+
+    Raises:
+        InputError: says how much it takes.
+    """
+    size = resident(device) + file_bytes(folder)
+    if size > budget:
+        raise InputError(
+            f"--memory {readable(budget)} is too little for calibration 'self': the model writes it, and has "
+            f"to be loaded whole for that; use at least {readable(1.02 * size)}, or another --calibration"
+        )
 
 
 def _already_done(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:
@@ -360,15 +392,14 @@ class _Watcher:
 def _walk(
     source: ModelWeights,
     plan: CompressionPlan,
-    tokens: Tokens,
+    batches: Sequence[torch.Tensor],
+    room: engine.Room,
     fmt: Format,
     journal: Journal,
     quiet: bool,
 ) -> list[LayerRecord]:
     """Compress block by block into the journal; what it holds already is taken over."""
     planned = plan.by_name()
-    length = tokens.input_ids.shape[1]
-    batches = torch.split(tokens.input_ids, max(1, BATCH_TOKENS // length))
     topology = source.topology
     steps = sum(len(block.units) + 1 for block in topology.blocks) - 1
     errors: list[float] = []
@@ -378,27 +409,10 @@ def _walk(
             return _take_over(view, journal, fmt, topology)
         done: dict[str, CompressedWeight] = {}
         for unit in view.units:
-            full = [view.full_name(name) for name in unit.names]
-            plans = {name: planned.get(name, LayerPlan(name)) for name in full}
-            if all(p.prune is None and p.quant is None for p in plans.values()):
-                continue
-            weights = {
-                name: view.weight(short) for name, short in zip(full, unit.names, strict=True)
-            }
-            stats = view.statistics(unit, cross=plan.sweep.dense_targets).settle(weights)
-            with named(full[0]):
-                result = compress_unit(weights, stats, plans, plan.sweep, source.dtype)
-            for name, short in zip(full, unit.names, strict=True):
-                if name in result:
-                    weight = result[name].dequantize()
-                    if not is_finite(weight):
-                        raise NumericalError(
-                            f"the compressed weights of {name} are not finite: its inputs overflow on this "
-                            "calibration data"
-                        )
-                    view.replace(short, weight)
-                    errors.append(result[name].error)
-            done.update({name: to_cpu(weight) for name, weight in result.items()})
+            found = _compress_unit(view, unit, plan, planned, source.dtype)
+            done |= found
+            errors.extend(weight.error for weight in found.values())
+            release()
         layers = [_layer(name, topology, planned[name], done[name], source.dtype) for name in done]
         tensors = block_tensors(source, view.index, done, fmt)
         path = journal.add(tensors, layers=[to_dict(layer) for layer in layers])
@@ -409,10 +423,37 @@ def _walk(
     with progress.stage("compress", steps, quiet) as bar:
         watcher = _Watcher(bar, len(topology.blocks), errors)
         dense_stream = plan.sweep.dense_targets
-        for layers in engine.walk(source, batches, visit, watcher, dense_stream):
+        for layers in engine.walk(source, batches, visit, watcher, dense_stream, room):
             found.extend(layers)
         bar.reach(steps, f"{len(topology.blocks)} blocks, {len(found)} layers")
     return found
+
+
+def _compress_unit(
+    view: engine.BlockView,
+    unit: Unit,
+    plan: CompressionPlan,
+    planned: Mapping[str, LayerPlan],
+    dtype: torch.dtype,
+) -> dict[str, CompressedWeight]:
+    """Compress the linears of a unit and put them into the modified block; by full name, in main memory."""
+    full = {view.full_name(name): name for name in unit.names}
+    plans = {name: planned.get(name, LayerPlan(name)) for name in full}
+    if all(p.prune is None and p.quant is None for p in plans.values()):
+        return {}
+    weights = {name: view.weight(short) for name, short in full.items()}
+    stats = view.statistics(unit, cross=plan.sweep.dense_targets).settle(weights)
+    with named(next(iter(full))):
+        found = compress_unit(weights, stats, plans, plan.sweep, dtype)
+    for name, result in found.items():
+        weight = result.dequantize()
+        if not is_finite(weight):
+            raise NumericalError(
+                f"the compressed weights of {name} are not finite: its inputs overflow on this "
+                "calibration data"
+            )
+        view.replace(full[name], weight)
+    return {name: to_cpu(weight) for name, weight in found.items()}
 
 
 def _take_over(

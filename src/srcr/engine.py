@@ -6,18 +6,20 @@ through the dense blocks and through the modified ones, so that each layer is so
 will really see, against the outputs the dense model would have given.
 """
 
-import ctypes
-import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from srcr import memory
 from srcr.errors import NumericalError
 from srcr.models.topology import Unit, linear_weight, set_linear_weight
 from srcr.models.weights import Arguments, WeightSource, copy_sharing_weights
@@ -35,53 +37,124 @@ class Watcher(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """The hidden states of some sequences before a block, in both streams (the same tensor before the
-    first block; dense None where that stream is not asked for), and the arguments of every block."""
+@dataclass(frozen=True)
+class Room:
+    """What the engine may hold; results do not depend on it. ``waiting``: in how many batches forward
+    passes may wait within a block (None: in all); the others are begun again for every unit.
+    ``folder``: where hidden states lie between blocks (None: in memory)."""
 
-    dense: Tensor | None
-    modified: Tensor
-    arguments: list[Arguments]
+    waiting: int | None = None
+    folder: Path | None = None
+
+
+class States(Protocol):
+    """The hidden states of each batch before a block, [n, len, width] each, one batch after the other."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+    def __setitem__(self, index: int, value: Tensor, /) -> None: ...
+
+    def append(self, value: Tensor, /) -> None:
+        """Those of one more batch."""
+        ...
+
+
+class Spool:
+    """:class:`States` in a file, of which one batch at a time is in memory. The file has no name: nothing
+    is left of it however the process ends. A context manager.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with this
+        self._device = device
+        self._places: list[tuple[int, torch.Size]] = []
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        start, shape = self._places[index]
+        found = torch.empty(shape)
+        self._file.seek(start)
+        self._file.readinto(found.view(-1).numpy().data)
+        return found.to(self._device)
+
+    def __setitem__(self, index: int, value: Tensor, /) -> None:
+        start, shape = self._places[index]
+        assert value.shape == shape
+        self._file.seek(start)
+        data = value.to("cpu", torch.float32).contiguous().view(-1)
+        self._file.write(data.numpy().data)
+
+    def append(self, value: Tensor, /) -> None:
+        start, shape = self._places[-1] if self._places else (0, torch.Size([0]))
+        self._places.append((start + 4 * shape.numel(), value.shape))
+        self[-1] = value
 
 
 class _Pass:
-    """One forward pass of a block over one batch that halts before each unit.
+    """The forward pass of a block over one batch; it halts before each unit.
 
     The pass is a coroutine: a hook on a unit's first linear hands its input over and waits. So what a
-    later unit is given is computed with whatever was put in place of the earlier ones, and nothing is
-    computed twice.
+    later unit is given is computed with whatever was put in place of the earlier ones. A pass that
+    ``waits`` keeps what it has computed so far, and computes nothing twice; another gives it up when it
+    has been asked, and begins again the next time.
     """
 
-    def __init__(self, block: nn.Module, hidden: Tensor, arguments: Arguments) -> None:
+    def __init__(
+        self, block: nn.Module, states: States, index: int, arguments: Arguments, waits: bool
+    ) -> None:
         args, kwargs = arguments
-        self._forward = greenlet(lambda: block(hidden, *args, **kwargs))
+        self.waits = waits
+        self._begin: Callable[[], greenlet] = lambda: greenlet(
+            lambda: block(states[index], *args, **kwargs)
+        )
+        self._forward: greenlet | None = None
         self._reached = -1
+        self._x: Tensor | None = None
 
-    def input_of(self, unit: int) -> Tensor:
+    def run_to(self, unit: int) -> Tensor:
         """Run on until the linears of ``unit`` are about to run; their input as [tokens, width]."""
-        x: Tensor | None = None
+        if self._forward is None:
+            self._forward = self._begin()
         while self._reached < unit:
-            self._reached, x = self._forward.switch()
-        assert x is not None, "units are visited in the order they run, each once"
-        return x.reshape(-1, x.shape[-1])
+            self._x = None
+            self._reached, self._x = self._forward.switch()
+        assert self._x is not None, "units are visited in the order they run"
+        return self._x.reshape(-1, self._x.shape[-1])
+
+    def give_up(self) -> None:
+        """Let go of everything, unless the pass waits."""
+        if self._forward is not None and not self.waits:
+            self._forward.throw()
+            self._forward, self._reached, self._x = None, -1, None
 
     def output(self) -> Tensor:
         """Run to the end; the block's hidden states."""
-        result = None
-        while not self._forward.dead:
-            result = self._forward.switch()
+        forward, result = self._forward or self._begin(), None
+        self._forward = self._x = None
+        while not forward.dead:
+            result = forward.switch()
         if isinstance(result, tuple):
             result = result[0]
         assert isinstance(result, Tensor)
         return result
-
-
-def release_memory() -> None:
-    """Give memory that is free back to the system, where its allocator would keep it (glibc)."""
-    if sys.platform == "linux":
-        with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _halt_at(block: nn.Module, units: Sequence[Unit]) -> None:
@@ -113,10 +186,12 @@ def _let_go(block: nn.Module, units: Sequence[Unit], passes: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class BlockView:
-    """What a visit is handed: one block, twice (``dense`` as it was, ``work`` to be modified).
+    """What a visit is handed: one block, twice (``dense`` as it was, ``work`` to be modified), and the
+    hidden states before it in both streams (``dense_states`` None where that stream is not asked for).
 
     A visit takes the units in order: for each it may ask for :meth:`statistics`, then :meth:`replace`
-    its weights. Those of units behind are gone: both copies together never take more than one.
+    its weights. Where all passes wait, the weights of units behind are gone: both copies together never
+    take more than one.
     """
 
     index: int
@@ -124,28 +199,39 @@ class BlockView:
     units: tuple[Unit, ...]
     dense: nn.Module
     work: nn.Module
-    batches: Sequence[Batch]
+    dense_states: States | None
+    states: States
     watcher: Watcher
     _dense_passes: list[_Pass]
-    _work_passes: list[_Pass]
+    _passes: list[_Pass]
 
     @classmethod
     def open(
-        cls, source: WeightSource, index: int, batches: Sequence[Batch], watcher: Watcher
+        cls,
+        source: WeightSource,
+        index: int,
+        streams: tuple[States | None, States],
+        arguments: Sequence[list[Arguments]],
+        watcher: Watcher,
+        room: Room,
     ) -> "BlockView":
-        """Load a block and set out the passes over ``batches``."""
+        """Load a block and set out the passes over the batches of both ``streams`` (dense, modified)."""
         block = source.topology.blocks[index]
         dense = source.block(index)
         work = copy_sharing_weights(dense)
+        count = len(streams[1])
+        waiting = count if room.waiting is None else room.waiting
         for module in (dense, work):
             _halt_at(module, block.units)
-            _let_go(module, block.units, len(batches))
-        return cls(
-            index, block.name, block.units, dense, work, batches, watcher,
-            [_Pass(dense, batch.dense, batch.arguments[index]) for batch in batches
-             if batch.dense is not None],
-            [_Pass(work, batch.modified, batch.arguments[index]) for batch in batches],
-        )  # fmt: skip
+            if waiting >= count:
+                _let_go(module, block.units, count)
+        passes = [
+            [_Pass(module, states, i, arguments[i][index], i < waiting) for i in range(len(states))]
+            if states is not None
+            else []
+            for module, states in zip((dense, work), streams, strict=True)
+        ]
+        return cls(index, block.name, block.units, dense, work, *streams, watcher, *passes)
 
     def full_name(self, linear: str) -> str:
         """The module name of a linear within the model."""
@@ -162,7 +248,8 @@ class BlockView:
 
     def statistics(self, unit: Unit, cross: bool) -> LayerStats:
         """Moments of the unit's inputs, given all that was replaced before it; with ``cross`` also
-        those between the dense model's inputs and the modified one's.
+        those between the dense model's inputs and the modified one's (or, where that is smaller, what
+        becomes of them: ``pulled``, with the dense weights).
 
         Raises:
             NumericalError: an input is not finite.
@@ -170,34 +257,48 @@ class BlockView:
         self.watcher.step(self.index, unit.names[0])
         number = self.units.index(unit)
         width = self.weight(unit.names[0]).shape[1]
-        device = self.batches[0].modified.device
-        # All passes first: then the weights of the units behind are gone before the moments are there.
-        seen = [one.input_of(number) for one in self._work_passes]
-        dense = [one.input_of(number) for one in self._dense_passes] if cross else []
-        release_memory()
-        moment = torch.zeros(width, width, device=device)
-        for x in seen:
+        dense_passes = self._dense_passes if cross else []
+        for one in (*self._passes, *dense_passes):
+            if one.waits:  # first, so that the weights of units behind are gone before moments come
+                one.run_to(number)
+        memory.release()
+        device = self.weight(unit.names[0]).device
+        weights = {name: self.weight(name) for name in unit.names} if cross else {}
+        n_tokens, moment = 0, torch.zeros(width, width, device=device)
+        # W X_d^T X, or X_d^T X where that is smaller (one for all linears of the unit).
+        small = sum(len(W) for W in weights.values()) < width
+        crossed = torch.zeros(width, width, device=device) if cross and not small else None
+        pulled = {name: torch.zeros_like(W) for name, W in weights.items()} if small else {}
+        for index, one in enumerate(self._passes):
+            x = one.run_to(number)
+            n_tokens += len(x)
             hessian.accumulate(moment, x, x)
-        crossed = torch.zeros(width, width, device=device) if cross else None
-        if crossed is not None:
-            for x_dense, x in zip(dense, seen, strict=True):
-                hessian.accumulate(crossed, x_dense, x)
-        n_tokens = sum(len(x) for x in seen)
+            if cross:
+                x_dense = dense_passes[index].run_to(number)
+                if crossed is not None:
+                    hessian.accumulate(crossed, x_dense, x)
+                for name, W in weights.items() if small else ():
+                    hessian.accumulate(pulled[name], x_dense @ W.T, x)
+                dense_passes[index].give_up()
+            one.give_up()
         if not hessian.is_finite(moment):
             raise NumericalError(
                 f"the inputs of {self.full_name(unit.names[0])} are not finite: the model overflows on "
                 "this calibration data"
             )
-        return LayerStats(moment, n_tokens, crossed)
+        full = {self.full_name(name): value for name, value in pulled.items()}
+        return LayerStats(moment, n_tokens, crossed, full if cross and small else None)
 
-    def advance(self) -> list[Batch]:
-        """The hidden states before the next block, in both streams."""
+    def advance(self) -> None:
+        """Put the hidden states behind the block, in both streams, in place of those before it."""
         self.watcher.step(self.index, "forward")
-        dense: list[Tensor | None] = [one.output() for one in self._dense_passes]
-        dense = dense or [None] * len(self.batches)
-        work = [one.output() for one in self._work_passes]
-        streams = zip(dense, work, self.batches, strict=True)
-        return [Batch(before, after, batch.arguments) for before, after, batch in streams]
+        for states, passes in (
+            (self.dense_states, self._dense_passes),
+            (self.states, self._passes),
+        ):
+            for index, one in enumerate(passes):
+                assert states is not None
+                states[index] = one.output()
 
 
 Visit = Callable[[BlockView], R]
@@ -210,22 +311,35 @@ def walk(
     visit: Visit[R],
     watcher: Watcher,
     dense_stream: bool = True,
+    room: Room = Room(),
 ) -> Iterator[R]:
     """Visit every decoder block in order and yield what each visit returns.
 
     ``batches`` are token ids [n, len]. Inputs of the first block are computed once; after a visit the
     modified block runs on so that later blocks see what it really gives. Without ``dense_stream`` the
-    dense blocks are not run beside them, and no visit may ask for cross moments.
+    dense blocks are not run beside them, and no visit may ask for cross moments. ``room`` trades memory
+    for time and disk.
     """
-    states = []
-    for ids in batches:
-        hidden, arguments = source.embed(ids)
-        states.append(Batch(hidden if dense_stream else None, hidden, arguments))
-    count = len(source.topology.blocks)
-    for index in range(count):
-        view = BlockView.open(source, index, states, watcher)
-        result = visit(view)
-        if index + 1 < count:
-            states = view.advance()
-        del view  # and with it a block's weights and activations, before the next one is loaded
-        yield result
+    with ExitStack() as stack:
+
+        def states() -> States:
+            if room.folder is None:
+                return []
+            return stack.enter_context(Spool(room.folder, source.device))
+
+        streams = (states() if dense_stream else None, states())
+        arguments = []
+        for ids in batches:
+            hidden, others = source.embed(ids)
+            arguments.append(others)
+            for stream in streams:
+                if stream is not None:
+                    stream.append(hidden)
+        count = len(source.topology.blocks)
+        for index in range(count):
+            view = BlockView.open(source, index, streams, arguments, watcher, room)
+            result = visit(view)
+            if index + 1 < count:
+                view.advance()
+            del view  # and with it a block's weights and activations, before the next one is loaded
+            yield result

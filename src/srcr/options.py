@@ -53,6 +53,7 @@ class Options:
     format: str | None = None
     seed: int | None = None
     device: str | None = None
+    memory: str | None = None
 
     def over(self, config: Path | None) -> "Options":
         """These options where given, else those of the config file.

@@ -1,7 +1,5 @@
 """What people see while it runs: a bar on stderr with what is being done, what is left, and memory."""
 
-import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,16 +7,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
+from srcr.memory import peak
+
 
 def console() -> Console:
     """Where people are spoken to: stderr, so that stdout stays for results."""
     return Console(stderr=True, highlight=False)
-
-
-def peak_memory() -> int:
-    """Peak resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Bar:
@@ -30,12 +24,12 @@ class Bar:
 
     def note(self, text: str, advance: float = 0) -> None:
         """Say what is being done, and move on."""
-        memory = f"{peak_memory() / 1e9:.2f} GB"
+        memory = f"{peak() / 1e9:.2f} GB"
         self._progress.update(self._task, note=text, memory=memory, advance=advance)
 
     def reach(self, done: float, text: str = "") -> None:
         """Say how much is done in all."""
-        memory = f"{peak_memory() / 1e9:.2f} GB"
+        memory = f"{peak() / 1e9:.2f} GB"
         self._progress.update(self._task, completed=done, note=text, memory=memory)
 
 

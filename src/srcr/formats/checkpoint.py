@@ -16,20 +16,22 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from torch import Tensor
 
+from srcr import memory
 from srcr.errors import InputError, SrcrError, VerificationError
 from srcr.files import RECORD, check_place
 from srcr.formats import Format
 from srcr.formats.journal import MARK, Journal, finished_blocks
-from srcr.formats.safetensors_files import TensorFiles, save_tensors
+from srcr.formats.safetensors_files import TensorFiles, stream_tensors
+from srcr.metrics.rates import file_bytes
 from srcr.models.load import COMPANION_PATTERNS, INDEX, load_model, read_config
-from srcr.models.topology import Topology, linear_weight
+from srcr.models.streaming import filled
+from srcr.models.topology import Topology
 from srcr.models.weights import ModelWeights
 from srcr.types import CompressedWeight, CompressionPlan
 
-#: A shard is in memory while it is written.
 MAX_SHARD = "1GB"
-#: What the memory of two whole models may be for their logits to be compared, in bytes of their files.
-FITS = 500_000_000
+#: What loading a model through transformers takes, as a multiple of the original's files.
+LOADING = 2
 
 
 def check_output(out: Path, model: Path, overwrite: bool, resume: bool = False) -> None:
@@ -213,7 +215,7 @@ def pack(journal: Journal, source: ModelWeights) -> None:
         shapes = files.empty() | {name: source.tensor(name).to("meta") for name in outside}
         split = split_torch_state_dict_into_shards(shapes, max_shard_size=MAX_SHARD)
         for filename, names in split.filename_to_tensors.items():
-            save_tensors({name: read(name) for name in names}, folder / filename)
+            stream_tensors({name: shapes[name] for name in names}, read, folder / filename)
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             write_json(folder / INDEX, index)
@@ -276,21 +278,42 @@ def verify_block(
             raise VerificationError(f"pruned weights of {name} in {folder} are not zero")
 
 
+def logits_fit(base: Path) -> bool:
+    """Whether transformers can load a model as large as ``base`` in no more memory than this process has
+    taken already: so what a run takes does not depend on how deep the model is."""
+    memory.release()
+    here = torch.device("cpu")
+    return memory.resident(here) + LOADING * file_bytes(base) <= memory.peak()
+
+
+class _Compressed:
+    """The tensors of a model by name, where those of its linears are what ``folder`` stands for."""
+
+    def __init__(self, folder: Path, source: ModelWeights, fmt: Format) -> None:
+        self._folder, self._source, self._fmt = folder, source, fmt
+
+    def get(self, name: str) -> Tensor:
+        """One tensor, in the model's precision."""
+        layer, _, kind = name.rpartition(".")
+        if kind != "weight" or layer not in self._source.topology.shapes:
+            return self._source.tensor(name)
+        conv1d = self._source.topology.conv1d
+        ((_, weight, _),) = self._fmt.read(self._folder, [layer], conv1d)
+        return (weight.T if layer in conv1d else weight).to(self._source.dtype)
+
+
 @torch.no_grad()
-def verify_logits(folder: Path, base: Path, topology: Topology, fmt: Format) -> None:
-    """The model of ``base`` with the weights that ``folder`` stands for, against what transformers loads.
+def verify_logits(folder: Path, source: ModelWeights, fmt: Format) -> None:
+    """The model of ``source`` with the weights that ``folder`` stands for, one at a time, against what
+    transformers loads.
 
     Raises:
         VerificationError: the logits differ.
     """
-    model = load_model(base)
-    dtype = next(iter(model.parameters())).dtype
-    for name, weight, _ in fmt.read(folder, list(topology.shapes), topology.conv1d):
-        linear_weight(model.get_submodule(name)).copy_(weight.to(dtype))
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = source.model.get_input_embeddings().weight.shape[0]
     tokens = ((torch.arange(16) * 5 + 1) % vocabulary)[None]
-    ours = model(tokens, use_cache=False).logits.float()
-    del model  # one at a time
+    with filled(source.model, _Compressed(folder, source, fmt)):
+        ours = source.model(tokens, use_cache=False).logits.float()
     theirs = load_model(folder)(tokens, use_cache=False).logits.float()
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
         worst = float((ours - theirs).abs().max())

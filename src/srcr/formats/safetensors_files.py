@@ -2,12 +2,12 @@
 
 import json
 import struct
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,6 +27,37 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     path.chmod(mode)
 
 
+#: Names of precisions in the format, largest alignment first: the order in which tensors are laid out.
+_DTYPES = {
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def stream_tensors(shapes: Mapping[str, Tensor], read: Callable[[str], Tensor], path: Path) -> None:
+    """:func:`save_tensors` with one tensor in memory at a time: ``shapes`` have no data (meta), ``read``
+    gives it by name. The same bytes as safetensors writes, whose own function wants all at once."""
+    order = list(_DTYPES)
+    names = sorted(shapes, key=lambda name: (order.index(shapes[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": METADATA}
+    stop = 0
+    for name in names:
+        start, stop = stop, stop + shapes[name].nbytes
+        header[name] = {
+            "dtype": _DTYPES[shapes[name].dtype],
+            "shape": list(shapes[name].shape),
+            "data_offsets": [start, stop],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            data = read(name).contiguous().reshape(-1).view(torch.uint8)
+            stream.write(data.numpy().data)
+
+
 class TensorFiles:
     """Reads tensors by name from a checkpoint folder, sharded or not, or from some files of it. A context
     manager.
@@ -37,19 +68,14 @@ class TensorFiles:
 
     def __init__(self, folder: Path, paths: Sequence[Path] | None = None) -> None:
         self.folder = folder
-        self._stack = ExitStack()
-        self._where: dict[str, Any] = {}
         self._paths: dict[str, Path] = {}
         self.paths = weight_files(folder) if paths is None else list(paths)
         for path in self.paths:
             try:
-                stream = self._stack.enter_context(safe_open(path, framework="pt"))
+                with safe_open(path, framework="pt") as stream:
+                    self._paths.update(dict.fromkeys(stream.keys(), path))
             except (SafetensorError, OSError) as error:
-                self._stack.close()
                 raise InputError(f"{path} is not a valid safetensors file: {error}") from None
-            for name in stream.keys():  # noqa: SIM118 - not a dict
-                self._where[name] = stream
-                self._paths[name] = path
 
     def __enter__(self) -> "TensorFiles":
         return self
@@ -60,18 +86,18 @@ class TensorFiles:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        """Nothing is open: a mapped file would count as memory for as long as it is."""
 
     def __contains__(self, name: str) -> bool:
-        return name in self._where
+        return name in self._paths
 
     def names(self) -> list[str]:
         """Every tensor's name."""
-        return list(self._where)
+        return list(self._paths)
 
     def paths_by_name(self) -> dict[str, Path]:
         """The file of each tensor."""
-        return {name: self._paths[name] for name in self._where}
+        return dict(self._paths)
 
     def get(self, name: str) -> Tensor:
         """One tensor.
@@ -79,15 +105,15 @@ class TensorFiles:
         Raises:
             InputError: there is none of that name.
         """
-        if name not in self._where:
+        if name not in self._paths:
             raise InputError(f"{self.folder} has no tensor {name!r}")
-        tensor = self._where[name].get_tensor(name)
-        assert isinstance(tensor, Tensor)
-        return tensor
+        with safe_open(self._paths[name], framework="pt") as stream:
+            tensor: Tensor = stream.get_tensor(name)
+            return tensor.clone()
 
     def empty(self) -> dict[str, Tensor]:
         """Every tensor's name, with its shape and precision but no data."""
-        return {name: self.get(name).to("meta") for name in self._where}
+        return {name: self.get(name).to("meta") for name in self._paths}
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each tensor's data."""

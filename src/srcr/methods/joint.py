@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from srcr import memory
 from srcr.errors import InputError
 from srcr.methods import Pruner, Quantizer, get_pruner, get_quantizer
 from srcr.numerics import hessian, masks, obs
@@ -31,6 +32,8 @@ from srcr.types import CompressedWeight, LayerPlan, LayerStats, PruneSpec, Quant
 
 #: By whether columns are swept in activation order, and M of N:M.
 Factors = dict[tuple[bool, int], hessian.Factor]
+#: Numbers of a linear up to which it is swept together with others: larger ones take memory, not time.
+STACKED = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +78,9 @@ def compress_unit(
     """Compress linears that share an input: ``weights`` [rows, cols] float32 and ``plans`` by name.
 
     ``dtype`` is the checkpoint's: scales and unquantized weights are rounded to it. Linears whose plan
-    is empty are left out of the result. ``factors`` of these very statistics are taken from there where
-    they are known, and put there where they are not, so that many plans cost one factorisation.
+    is empty are left out of the result. ``stats.pulled`` is used up where it is given. ``factors`` of these
+    very statistics are taken from there where they are known, and put there where they are not, so that many
+    plans cost one factorisation.
 
     Raises:
         InputError: a group size or N:M pattern does not divide the width, or a method is not known.
@@ -84,40 +88,81 @@ def compress_unit(
     """
     stats = stats.settle(weights)
     result: dict[str, CompressedWeight] = {}
+    shared = factors is not None
     factors = {} if factors is None else factors
-    for names in _together(weights, plans):
-        plan = plans[names[0]]
-        stack = _Stack(
-            tuple(names),
-            weights[names[0]] if len(names) == 1 else torch.cat([weights[name] for name in names]),
-            tuple(weights[name].shape[0] for name in names),
-            tuple(plans[name].sparsity for name in names),
-            plan.prune,
-            plan.quant,
-            _group_size(plan, weights[names[0]].shape[1]),
-            dtype,
-        )
-        ordered = plan.quant is None or plan.quant.actorder == "static"
-        key = ordered, stack.pattern[1] if stack.pattern else 1
-        if stack.compensates and key not in factors:
-            masks.check_width(stack.pattern, stack.W.shape[1])
-            order = hessian.activation_order(stats.hessian.diagonal(), key[1]) if ordered else None
-            factors[key] = hessian.factorize(stats.hessian, order, spec.dampening_frac)
-        factor = factors[key] if stack.compensates else None
-        swept, grid, target = _solve(stack, stats, factor, spec)
-        result.update(_split(names, stack, stats, swept, grid, target))
+    groups = _together(weights, plans)
+    for names in groups:
+        last = names is groups[-1] and not shared
+        result |= _compress_stack(names, weights, stats, plans, spec, dtype, factors, last)
     return {name: result[name] for name in weights if name in result}
 
 
+def _compress_stack(
+    names: Sequence[str],
+    weights: dict[str, Tensor],
+    stats: LayerStats,
+    plans: dict[str, LayerPlan],
+    spec: SweepSpec,
+    dtype: torch.dtype,
+    factors: Factors,
+    last: bool,
+) -> dict[str, CompressedWeight]:
+    """:func:`compress_unit` of linears with the same treatment; ``factors`` are shared with others, and go
+    as soon as the ``last`` has no more use for them."""
+    plan = plans[names[0]]
+    stack = _Stack(
+        tuple(names),
+        _stacked([weights[name] for name in names]),
+        tuple(weights[name].shape[0] for name in names),
+        tuple(plans[name].sparsity for name in names),
+        plan.prune,
+        plan.quant,
+        _group_size(plan, weights[names[0]].shape[1]),
+        dtype,
+    )
+    ordered = plan.quant is None or plan.quant.actorder == "static"
+    key = ordered, stack.pattern[1] if stack.pattern else 1
+    if stack.compensates and key not in factors:
+        masks.check_width(stack.pattern, stack.W.shape[1])
+        order = hessian.activation_order(stats.hessian.diagonal(), key[1]) if ordered else None
+        factors[key] = hessian.factorize(stats.hessian, order, spec.dampening_frac)
+    factor = factors[key] if stack.compensates else None
+    _tidy(stack)
+    swept, grid, target, goal = _solve(stack, stats, factor, spec)
+    if factor is not None and goal is not None:
+        order, damp = factor.order, factor.damp
+        del factor
+        if last:
+            factors.clear()
+        _tidy(stack)
+        swept, grid = _polish(stack, swept, grid, goal, stats, order, damp, spec)
+    _tidy(stack)
+    return _split(stack, stats, swept, grid, target)
+
+
 def _together(weights: dict[str, Tensor], plans: dict[str, LayerPlan]) -> list[list[str]]:
-    """Names with the same treatment (sparsities may differ), those with none left out."""
+    """Names with the same treatment (sparsities may differ), as many at a time as gain by it; those with
+    none left out."""
     groups: dict[tuple[object, ...], list[str]] = {}
-    for name in weights:
+    for name, W in weights.items():
         prune, quant = plans[name].prune, plans[name].quant
         how = (prune.method, prune.mask_structure) if prune and prune.sparsity > 0 else None
         if quant is not None or how is not None:
-            groups.setdefault((how, quant), []).append(name)
+            alone = name if W.numel() > STACKED else None
+            groups.setdefault((how, quant, alone), []).append(name)
     return list(groups.values())
+
+
+def _tidy(stack: _Stack) -> None:
+    """Between steps on a large linear, give back what the last one took: glibc would keep it, and the
+    next step's needs differ. (For every tensor at once it would cost a third of the time.)"""
+    if stack.W.numel() > STACKED:
+        memory.release()
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """Some matrices one above the other; a single one as it is."""
+    return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices))
 
 
 def _group_size(plan: LayerPlan, cols: int) -> int:
@@ -134,21 +179,24 @@ def _group_size(plan: LayerPlan, cols: int) -> int:
 
 def _solve(
     stack: _Stack, stats: LayerStats, factor: hessian.Factor | None, spec: SweepSpec
-) -> tuple[obs.Swept, Grid | None, Tensor]:
-    """The compressed stack, its grid, and the weights it was made to imitate."""
+) -> tuple[obs.Swept, Grid | None, Tensor, Tensor | None]:
+    """The compressed stack, its grid, the weights it was made to imitate, and those that it is to be
+    polished towards (None: it is not)."""
     diagonal = stats.hessian.diagonal()
     if factor is None:
-        return *_direct(stack, diagonal), stack.W
+        return *_direct(stack, diagonal), stack.W, None
     target = stack.W
     if spec.dense_targets and stats.pulled is not None:
-        pulled = torch.cat([stats.pulled[name] for name in stack.names])
+        pulled = _stacked([stats.pulled.pop(name) for name in stack.names])
         target = hessian.dense_target(stack.W, pulled, factor)
+        _tidy(stack)
     sequential = spec.mode != "joint" or (
         stack.quantizer is not None and not stack.quantizer.compensates
     )
     if sequential and stack.pruner is not None and stack.quantizer is not None:
-        return *_in_sequence(stack, target, stats, factor, spec), target
-    return *_one_pass(stack, target, stats, factor, spec), target
+        swept, grid, goal = _in_sequence(stack, target, stats, factor, spec)
+        return swept, grid, target, goal
+    return *_one_pass(stack, target, stats, factor, spec), target, target
 
 
 def _direct(stack: _Stack, diagonal: Tensor) -> tuple[obs.Swept, Grid | None]:
@@ -180,15 +228,17 @@ def _round(
 def _one_pass(
     stack: _Stack, target: Tensor, stats: LayerStats, factor: hessian.Factor, spec: SweepSpec
 ) -> tuple[obs.Swept, Grid | None]:
-    """Prune and quantize in the same sweep, then polish."""
+    """Prune and quantize in the same sweep."""
     diagonal = stats.hessian.diagonal()
     keep = None
     if stack.pruner is not None:  # a first guess of the mask, to fit the grid to what will survive
         keep = _preview(stack, target, factor)
+        _tidy(stack)
     grid = _fit(stack, target, diagonal, keep)
+    del keep
+    _tidy(stack)
     selection = _selection(stack, factor, grid, spec)
-    swept = obs.sweep(target, factor, selection, grid, _block(stack, spec))
-    return _polish(stack, swept, grid, target, stats, factor, spec)
+    return obs.sweep(target, factor, selection, grid, _block(stack, spec)), grid
 
 
 def _polish(
@@ -197,7 +247,8 @@ def _polish(
     grid: Grid | None,
     target: Tensor,
     stats: LayerStats,
-    factor: hessian.Factor,
+    order: Tensor,
+    damp: float,
     spec: SweepSpec,
 ) -> tuple[obs.Swept, Grid | None]:
     """Fit the scales to the codes, then the codes to the scales, as often as the spec says. Rows do not
@@ -210,13 +261,13 @@ def _polish(
         fitted = None if grid is None else grid.rows(part)
         for _ in range(spec.descent_rounds):
             if fitted is not None and some.codes is not None:
-                fitted = refit_scales(fitted, some.codes, target[part], stats.hessian, factor.damp)
+                fitted = refit_scales(fitted, some.codes, target[part], stats.hessian, damp)
             some = descend(
                 some,
                 target[part],
                 stats.hessian,
-                factor.damp,
-                factor.order,
+                damp,
+                order,
                 fitted,
                 _block(stack, spec),
             )
@@ -230,22 +281,23 @@ def _polish(
 
 def _in_sequence(
     stack: _Stack, target: Tensor, stats: LayerStats, factor: hessian.Factor, spec: SweepSpec
-) -> tuple[obs.Swept, Grid | None]:
-    """Prune, then quantize: the paper's Case A and Case B (see the module's text)."""
+) -> tuple[obs.Swept, Grid | None, Tensor | None]:
+    """Prune, then quantize: the paper's Case A and Case B (see the module's text); and what to polish
+    towards."""
     diagonal, block = stats.hessian.diagonal(), _block(stack, spec)
     pruned = obs.sweep(target, factor, _selection(stack, factor, None, spec), None, block)
     keep = pruned.keep
     assert keep is not None
     assert stack.quantizer is not None
     if not stack.quantizer.compensates:
-        return _round(stack, pruned.weight, diagonal, keep)
+        return *_round(stack, pruned.weight, diagonal, keep), None
     survivors = spec.mode == "sequential-b"
     grid = _fit(stack, pruned.weight, diagonal, keep if survivors else None)
     assert grid is not None
     ordered = keep[:, factor.order]
     fixed = obs.Selection(lambda _, at: ordered[:, at], block, push=not survivors)
     swept = obs.sweep(pruned.weight, factor, fixed, grid, block)
-    return _polish(stack, swept, grid, pruned.weight, stats, factor, spec)
+    return swept, grid, pruned.weight
 
 
 def _fit(stack: _Stack, W: Tensor, diagonal: Tensor, keep: Tensor | None) -> Grid | None:
@@ -331,7 +383,6 @@ def _choose(
 
 
 def _split(
-    names: Sequence[str],
     stack: _Stack,
     stats: LayerStats,
     swept: obs.Swept,
@@ -341,13 +392,16 @@ def _split(
     """Undo the stacking, and measure each linear's output error relative to its output energy."""
     result = {}
     start = 0
-    for name, rows, sparsity in zip(names, stack.sizes, stack.sparsities, strict=True):
+    for name, rows, sparsity in zip(stack.names, stack.sizes, stack.sparsities, strict=True):
         part = slice(start, start + rows)
         start += rows
         values = None if swept.codes is not None else swept.weight[part].to(stack.dtype)
-        final = swept.weight[part] if values is None else values.to(torch.float32)
-        energy = hessian.output_error(target[part], stats.hessian)
-        error = hessian.output_error(final - target[part], stats.hessian)
+        energy = error = 0.0
+        for some in row_parts(target[part]):
+            wanted = target[part][some]
+            final = swept.weight[part][some] if values is None else values[some].to(torch.float32)
+            energy += hessian.output_error(wanted, stats.hessian)
+            error += hessian.output_error(final - wanted, stats.hessian)
         result[name] = CompressedWeight(
             mask=swept.keep[part].clone() if swept.keep is not None and sparsity > 0 else None,
             error=error / energy if energy > 0 else 0.0,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -11,6 +11,14 @@ from torch import Tensor, nn
 
 from srcr.formats.safetensors_files import TensorFiles
 from srcr.models.load import check_causal, read_config
+
+
+class Tensors(Protocol):
+    """A model's tensors by their names in it."""
+
+    def get(self, name: str) -> Tensor:
+        """One tensor, in the model's precision."""
+        ...
 
 
 class StoredTensors:
@@ -92,7 +100,7 @@ def _empty_parameters() -> Iterator[None]:
 
 
 @contextmanager
-def filled(model: nn.Module, tensors: StoredTensors) -> Iterator[None]:
+def filled(model: nn.Module, tensors: Tensors) -> Iterator[None]:
     """While this is open, ``model`` runs: each module gets its weights when it is called and lets go of
     them when it is done."""
     handles = []

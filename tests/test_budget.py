@@ -1,0 +1,76 @@
+"""What a run needs, by shapes, and what a budget leaves it."""
+
+import pytest
+import torch
+
+from srcr import budget, memory
+from srcr.engine import Room
+from srcr.errors import InputError
+from srcr.models.topology import observe
+from srcr.testing import FAMILIES, tiny_model
+
+CPU = torch.device("cpu")
+BASE = 400_000_000
+NEED = budget.Needs(once=170, again=270, waiting=30, states=10, batches=4)
+
+
+@pytest.fixture
+def base(monkeypatch):
+    """A program of 400 MB."""
+    monkeypatch.setattr(memory, "resident", lambda device: BASE)
+    return BASE
+
+
+def test_what_each_room_takes(tmp_path):
+    assert NEED.of(Room()) == 170 + 4 * 30 + 4 * 10
+    assert NEED.of(Room(4)) == NEED.of(Room())
+    assert NEED.of(Room(1)) == 270 + 30 + 4 * 10
+    assert NEED.of(Room(0)) == 270 + 4 * 10
+    assert NEED.of(Room(0, tmp_path)) == 270
+
+
+def test_the_fastest_room_that_fits_is_taken(base, tmp_path):
+    need = budget.Needs(*(10**6 * n for n in (80, 90, 30, 10)), 4)
+    for room in (Room(), Room(3), Room(1), Room(0), Room(0, tmp_path)):
+        found, said = budget.choose_room(need, base + need.of(room), CPU, tmp_path)
+        assert found == room
+        assert (said is None) == (room == Room())
+    assert "hidden states on disk" in said
+    assert "4 of 4 batches" in said
+
+
+def test_a_budget_that_cannot_be_met_names_one_that_can(base, tmp_path):
+    need = budget.Needs(*(10**6 * n for n in (270, 270, 30, 10)), 4)
+    with pytest.raises(InputError) as caught:
+        budget.choose_room(need, base + need.of(Room(0, tmp_path)) - 1, CPU, tmp_path)
+    said = str(caught.value)
+    assert "--memory 670MB is too little" in said
+    smallest = said.partition("use at least ")[2].partition(",")[0]
+    budget.choose_room(need, memory.parse_size(smallest), CPU, tmp_path)
+
+
+def test_without_a_budget_nothing_is_refused(base, monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "available", lambda device: 10**6)
+    assert budget.choose_room(NEED, None, CPU, tmp_path) == (Room(), None)
+    need = budget.Needs(*(10**6 * n for n in (270, 270, 30, 10)), 4)
+    room, said = budget.choose_room(need, None, CPU, tmp_path)
+    assert room == Room(0, tmp_path)
+    assert "about 670MB of memory, and 1MB are free" in said
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_needs_grow_with_the_data_and_not_with_the_depth(family):
+    topology = observe(tiny_model(family))
+    deeper = observe(
+        tiny_model(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": 4})
+    )
+    few, many = ([torch.zeros(2, 32)] * n for n in (2, 20))
+    one, two = (budget.needs(topology, few, streams) for streams in (1, 2))
+    assert budget.needs(deeper, few, 2) == two
+    assert (two.waiting, two.states) == (2 * one.waiting, 2 * one.states)
+    assert two.states == 2 * 64 * 4 * 32
+    more = budget.needs(topology, many, 2)
+    assert more.of(Room()) - two.of(Room()) == 18 * (two.waiting + two.states)
+    weights = sum(r * c for name, (r, c) in topology.shapes.items() if ".0." in name)
+    assert two.once > 4 * weights
+    assert two.again - two.once > 0
