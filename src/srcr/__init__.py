@@ -14,8 +14,22 @@ if TYPE_CHECKING:
     from srcr.evaluation import EvaluationText, TaskSpec, evaluate, inspect
     from srcr.metrics.semantic import SemanticSpec
     from srcr.models.load import load
+    from srcr.planning.building import Space
+    from srcr.planning.field import Resources
+    from srcr.planning.levels import Level, Treatment
+    from srcr.planning.plan import plan
+    from srcr.planning.search import SearchSpec, search
+    from srcr.planning.sensitivity import sensitivity
     from srcr.report import write_report
-    from srcr.types import CompressionPlan, LayerPlan, PruneSpec, QuantSpec, RunRecord, SweepSpec
+    from srcr.types import (
+        CompressionPlan,
+        LayerPlan,
+        PruneSpec,
+        QuantSpec,
+        RunRecord,
+        SweepSpec,
+        Target,
+    )
 
 __version__ = "0.1.0"
 
@@ -24,18 +38,27 @@ __all__ = [
     "CompressionPlan",
     "EvaluationText",
     "LayerPlan",
+    "Level",
     "Output",
     "PruneSpec",
     "QuantSpec",
     "Recipe",
+    "Resources",
     "RunRecord",
+    "SearchSpec",
     "SemanticSpec",
+    "Space",
     "SweepSpec",
+    "Target",
     "TaskSpec",
+    "Treatment",
     "compress",
     "evaluate",
     "inspect",
     "load",
+    "plan",
+    "search",
+    "sensitivity",
     "write_report",
 ]
 
@@ -45,8 +68,14 @@ _HOMES = {
     "srcr.metrics.semantic": ("SemanticSpec",),
     "srcr.report": ("write_report",),
     "srcr.models.load": ("load",),
+    "srcr.planning.building": ("Space",),
+    "srcr.planning.field": ("Resources",),
+    "srcr.planning.levels": ("Level", "Treatment"),
+    "srcr.planning.plan": ("plan",),
+    "srcr.planning.search": ("SearchSpec", "search"),
+    "srcr.planning.sensitivity": ("sensitivity",),
     "srcr.types": (
-        "CompressionPlan", "LayerPlan", "PruneSpec", "QuantSpec", "RunRecord", "SweepSpec",
+        "CompressionPlan", "LayerPlan", "PruneSpec", "QuantSpec", "RunRecord", "SweepSpec", "Target",
     ),
 }  # fmt: skip
 

@@ -77,6 +77,33 @@ Resume = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 
+Sparsities = Annotated[
+    str | None,
+    typer.Option(
+        help="Sparsities that a layer may have, comma-separated. [default: 0,0.1,0.2,0.25,0.3,0.4,0.5]"
+    ),
+]
+Widths = Annotated[
+    str | None,
+    typer.Option(help="Bits that a layer may have, comma-separated. [default: 2,3,4,5,6,8]"),
+]
+TargetSize = Annotated[
+    str | None, typer.Option(help="tcr=0.8125, stored=40MB or loaded=4GB.", show_default=False)
+]
+Database = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the level database, to keep it. [default: removed at the end]"),
+]
+DatabaseLimit = Annotated[
+    str | None, typer.Option(help="The most that the level database may take, as 2GB.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster that measures; 'local' starts one. [default: this process]"),
+]
+Samples = Annotated[int | None, typer.Option(help="Sequences. [default: 128]")]
+SeqLen = Annotated[int | None, typer.Option(help="Tokens a sequence. [default: 512]")]
+
 
 def _print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
@@ -114,8 +141,8 @@ def compress(
     plan: Plan = None,
     config: Config = None,
     calibration: Source = None,
-    samples: Annotated[int | None, typer.Option(help="Sequences. [default: 128]")] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Tokens a sequence. [default: 512]")] = None,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
     format_name: FormatName = None,
     memory: Memory = None,
     resume: Resume = False,
@@ -156,6 +183,258 @@ def compress(
         _print_json(to_dict(record) | {"out": str(out)})
     else:
         tables.compression(record, out)
+
+
+def _numbers(text: str | None, option: str, kind: type[int] | type[float]) -> list[Any] | None:
+    """Comma-separated numbers."""
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"--{option} {text!r}: give numbers separated by commas") from None
+
+
+def _resources(
+    database: Path | None, limit: str | None, ray: str | None, memory: str | None
+) -> Any:
+    from srcr.memory import parse_size
+    from srcr.planning.field import Resources
+
+    return Resources(database, None if limit is None else parse_size(limit), ray, memory)
+
+
+@app.command()
+def sensitivity(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON table.", show_default=False)],
+    probes: Annotated[
+        int | None,
+        typer.Option(help="Levels at which the KL of the whole model is measured. [default: 3]"),
+    ] = None,
+    sparsities: Sparsities = None,
+    widths: Widths = None,
+    group_size: GroupSize = None,
+    symmetric: Symmetric = None,
+    prune_method: PruneMethod = None,
+    quant_method: QuantMethod = None,
+    config: Config = None,
+    calibration: Source = None,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
+    database: Database = None,
+    database_limit: DatabaseLimit = None,
+    ray: Ray = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
+    seed: Seed = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what each part of a model loses at each sparsity and width."""
+    from srcr import tables
+    from srcr.files import check_new_file, write_text
+    from srcr.options import Options
+    from srcr.planning.sensitivity import PROBES
+    from srcr.planning.sensitivity import sensitivity as run
+    from srcr.types import from_dict, to_dict
+
+    check_new_file(out, overwrite)
+    given: dict[str, Any] = {
+        "sparsities": _numbers(sparsities, "sparsities", float),
+        "widths": _numbers(widths, "widths", int), "group_size": group_size, "symmetric": symmetric,
+        "prune_method": prune_method, "quant_method": quant_method, "calibration": calibration,
+        "samples": samples, "seq_len": seq_len, "seed": seed, "device": device, "memory": memory,
+    }  # fmt: skip
+    options = from_dict(Options, given, where="the command line").over(config)
+    table = run(
+        model,
+        options.space(),
+        options.data(),
+        PROBES if probes is None else probes,
+        _resources(database, database_limit, ray, options.memory),
+        options.seed or 0,
+        options.device or "auto",
+    )
+    write_text(out, json.dumps(to_dict(table), indent=2, allow_nan=False) + "\n")
+    if as_json:
+        _print_json(to_dict(table))
+    else:
+        tables.sensitivity(table, out)
+
+
+@app.command()
+def plan(
+    model: Model,
+    target: TargetSize = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The YAML plan, for 'srcr compress --plan'.")
+    ] = Path("plan.yaml"),
+    table: Annotated[
+        Path | None, typer.Option(help="A table of 'srcr sensitivity'. [default: made now]")
+    ] = None,
+    sparsities: Sparsities = None,
+    widths: Widths = None,
+    group_size: GroupSize = None,
+    symmetric: Symmetric = None,
+    prune_method: PruneMethod = None,
+    quant_method: QuantMethod = None,
+    config: Config = None,
+    calibration: Source = None,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
+    format_name: FormatName = None,
+    database: Database = None,
+    database_limit: DatabaseLimit = None,
+    ray: Ray = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
+    seed: Seed = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Give each part of a model the sparsity and width it deserves, at a size."""
+    from srcr import tables
+    from srcr.files import check_new_file, write_text
+    from srcr.options import Options
+    from srcr.planning.budget import parse_target
+    from srcr.planning.plan import plan as run
+    from srcr.planning.sensitivity import Table
+    from srcr.types import from_dict, from_yaml, to_dict, to_yaml
+
+    if target is None:
+        raise InputError("a plan needs a size: --target tcr=0.8125, stored=40MB or loaded=4GB")
+    size = parse_target(target)
+    check_new_file(out, overwrite)
+    known = None if table is None else from_yaml(Table, table)
+    given: dict[str, Any] = {
+        "sparsities": _numbers(sparsities, "sparsities", float),
+        "widths": _numbers(widths, "widths", int), "group_size": group_size, "symmetric": symmetric,
+        "prune_method": prune_method, "quant_method": quant_method, "calibration": calibration,
+        "samples": samples, "seq_len": seq_len, "format": format_name, "seed": seed, "device": device,
+        "memory": memory,
+    }  # fmt: skip
+    if known is not None:
+        for name in (
+            "sparsities",
+            "widths",
+            "group_size",
+            "symmetric",
+            "prune_method",
+            "quant_method",
+        ):
+            if given[name] is not None:
+                option = name.replace("_", "-")
+                raise InputError(
+                    f"--table decides {option}: leave --{option} out, or make another table"
+                )
+    options = from_dict(Options, given, where="the command line").over(config)
+    found = run(
+        model,
+        size,
+        options.space(),
+        options.data(),
+        known,
+        options.format or "compressed-tensors",
+        _resources(database, database_limit, ray, options.memory),
+        options.seed or 0,
+        options.device or "auto",
+    )
+    write_text(out, to_yaml(found))
+    if as_json:
+        _print_json(to_dict(found))
+    else:
+        tables.plan(found, out)
+
+
+@app.command()
+def search(
+    model: Model,
+    out: Out,
+    target: TargetSize = None,
+    constraint: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a target, what the smallest model must keep: semantic>=0.98, kl<=0.01, "
+            "sr>=0.95, or a task's retention.",
+        ),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Candidates measured. [default: 200]")] = None,
+    objective: Annotated[
+        str, typer.Option(help="kl, top1, semantic, sr, srcr, or a task's retention.")
+    ] = "kl",
+    tasks: Annotated[str, typer.Option(help="Tasks of sr and srcr, comma-separated.")] = "bundled",
+    limit: Annotated[int | None, typer.Option(help="Items a task. [default: all]")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Database URL of the trials. [default: SQLite, removed at the end]"),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="The study's name there. [default: by the settings]")
+    ] = None,
+    sparsities: Sparsities = None,
+    widths: Widths = None,
+    group_size: GroupSize = None,
+    symmetric: Symmetric = None,
+    prune_method: PruneMethod = None,
+    quant_method: QuantMethod = None,
+    config: Config = None,
+    calibration: Source = None,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
+    format_name: FormatName = None,
+    database: Database = None,
+    database_limit: DatabaseLimit = None,
+    ray: Ray = None,
+    memory: Memory = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    seed: Seed = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Find the best configuration at a size, measured, never worse than uniform."""
+    from srcr import tables
+    from srcr.compression import Output
+    from srcr.options import Options
+    from srcr.planning.budget import parse_target
+    from srcr.planning.constraint import Objective, parse_constraint
+    from srcr.planning.search import SearchSpec
+    from srcr.planning.search import search as run
+    from srcr.types import from_dict
+
+    if (target is None) == (constraint is None):
+        raise InputError("a search needs either --target tcr=0.8125 or --constraint semantic>=0.98")
+    names = tuple(part.strip() for part in tasks.split(",") if part.strip())
+    aim = Objective(objective, names, limit)
+    wanted = parse_target(target) if target is not None else parse_constraint(str(constraint), aim)
+    given: dict[str, Any] = {
+        "sparsities": _numbers(sparsities, "sparsities", float),
+        "widths": _numbers(widths, "widths", int), "group_size": group_size, "symmetric": symmetric,
+        "prune_method": prune_method, "quant_method": quant_method, "calibration": calibration,
+        "samples": samples, "seq_len": seq_len, "format": format_name, "seed": seed, "device": device,
+        "memory": memory,
+    }  # fmt: skip
+    options = from_dict(Options, given, where="the command line").over(config)
+    resources = _resources(database, database_limit, ray, options.memory)
+    try:
+        found = run(
+            model,
+            wanted,
+            options.space(),
+            options.data(),
+            Output(out, options.format, overwrite, resume),
+            SearchSpec(200 if trials is None else trials, storage, study, resources, aim),
+            seed=options.seed or 0,
+            device=options.device or "auto",
+            command=_command(),
+        )
+    except KeyboardInterrupt as error:
+        _fail(f"interrupted; {error or 'nothing was written'}", 1)
+    if as_json:
+        _print_json(found | {"out": str(out)})
+    else:
+        tables.search(found, out)
 
 
 @app.command()
@@ -292,9 +571,6 @@ def _add_later(name: str, what: str) -> None:
 
 
 for _name, _what in {
-    "sensitivity": "What each layer loses at each sparsity and width.",
-    "plan": "The best plan for a size.",
-    "search": "The best configuration for a size, measured.",
     "recover": "Repair a compressed model by distillation.",
     "export": "Convert a compressed model to another format.",
 }.items():

@@ -2,9 +2,9 @@
 ``--config`` file with the same names, or the defaults; in that order."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from srcr.compression import Calibration, Recipe
 from srcr.errors import InputError, NotAvailableYetError
@@ -19,6 +19,9 @@ from srcr.types import (
     from_dict,
     from_yaml,
 )
+
+if TYPE_CHECKING:
+    from srcr.planning.building import Space
 
 #: Structures that a later version brings.
 STRUCTURED = ("channels", "heads", "layers")
@@ -54,6 +57,8 @@ class Options:
     seed: int | None = None
     device: str | None = None
     memory: str | None = None
+    sparsities: list[float] | None = None
+    widths: list[int] | None = None
 
     def over(self, config: Path | None) -> "Options":
         """These options where given, else those of the config file.
@@ -118,6 +123,31 @@ class Options:
                 f"group size {self.group_size!r}: use auto, -1 (channel-wise) or a number"
             )
         return size
+
+    def space(self) -> "Space":
+        """The levels that a plan chooses from, and how each is made.
+
+        Raises:
+            InputError: as :meth:`treatment`; options that the levels decide.
+        """
+        from srcr.planning.building import Space
+        from srcr.planning.levels import BITS, SPARSITIES, Treatment, grid
+
+        for name in ("sparsity", "structure", "bits", "plan"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"--{name} is for one treatment of all layers; here --sparsities and --widths name what "
+                    "each layer may have"
+                )
+        one = replace(self, sparsity=0.5, bits=4, sparsities=None, widths=None).treatment()
+        assert isinstance(one, Recipe)
+        assert one.prune is not None
+        assert one.quant is not None
+        levels = grid(
+            SPARSITIES if self.sparsities is None else self.sparsities,
+            BITS if self.widths is None else self.widths,
+        )
+        return Space(levels, Treatment(one.prune, one.quant), one.sweep)
 
     def data(self) -> Calibration:
         """Where calibration data comes from."""

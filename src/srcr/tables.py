@@ -1,5 +1,6 @@
 """Results as tables on the terminal."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from srcr.card import labels, size
-from srcr.types import RunRecord
+from srcr.planning.levels import Decision, Level
+from srcr.planning.sensitivity import Table as Losses
+from srcr.types import CompressionPlan, RunRecord
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -138,3 +141,55 @@ def methods(rows: list[dict[str, Any]]) -> None:
             row["paper"],
         )
     Console().print(table)
+
+
+def sensitivity(table: Losses, out: Path) -> None:
+    """What each unit loses, those that lose most first."""
+    rows = _table(
+        f"{table.base}: what units lose at some levels (output error; KL where measured) -> {out}",
+        "unit", "weights", *(str(level) for level in _shown(table)),
+    )  # fmt: skip
+    for unit in table.units:
+        cells = []
+        for level in _shown(table):
+            loss = next(loss for loss in unit.losses if loss.level == level)
+            kl = "" if loss.kl is None else f" (KL {loss.kl:.2g})"
+            cells.append(f"{loss.error:.1e}{kl}")
+        rows.add_row(Decision(unit.names).label, str(unit.size), *cells)
+    Console().print(rows)
+
+
+def _shown(table: Losses) -> list[Level]:
+    """The levels that fit on a terminal: those with a KL, else three."""
+    measured = {loss.level for unit in table.units for loss in unit.losses if loss.kl is not None}
+    return sorted(measured)[:4] or list(table.levels[:: max(1, len(table.levels) // 3)][:3])
+
+
+def plan(found: CompressionPlan, out: Path) -> None:
+    """The levels of a plan, and how many layers have each."""
+    rows = _table(f"plan -> {out}", "sparsity", "bits", "layers")
+    count = Counter((round(layer.sparsity, 3), layer.bits) for layer in found.layers)
+    for (sparsity, bits), layers in sorted(count.items()):
+        rows.add_row(f"{100 * sparsity:.4g} %", str(bits), str(layers))
+    Console().print(rows)
+
+
+def search(found: dict[str, Any], out: Path) -> None:
+    """Every finalist on text that nothing before has seen, the chosen one marked."""
+    rows = _table(
+        f"{found['model']} -> {out}: {found['trials']} candidates measured, {found['seconds']:.0f} s",
+        "finalist", "TCr", "stored", "loaded", "KL on unseen text", "same top-1",
+    )  # fmt: skip
+    for one in found["finalists"]:
+        rates, div = one["rates"], one["divergence"]
+        chosen = one["compressed"] == found["chosen"]
+        rows.add_row(
+            one["compressed"] + (" (chosen)" if chosen else ""),
+            f"{100 * rates['tcr']:.2f} %",
+            size(rates["stored_bytes"]),
+            f"{size(rates['loaded_bytes'])} ({rates['engine']})",
+            _spread(div["kl"]["value"], div["kl"]["ci95"]),
+            _percent(div["top1_agreement"]["value"], div["top1_agreement"]["ci95"]),
+            style="bold" if chosen else "",
+        )
+    Console().print(rows)

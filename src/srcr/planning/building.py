@@ -15,7 +15,6 @@ from srcr.errors import InputError
 from srcr.methods.joint import Factors, compress_unit
 from srcr.models.topology import Topology
 from srcr.models.weights import ModelWeights
-from srcr.planning.candidates import Choice
 from srcr.planning.database import LevelDatabase, entry_bytes
 from srcr.planning.levels import Decision, Level, Treatment, size_of
 from srcr.types import CompressionPlan, LayerPlan, LayerStats, SweepSpec, to_dict
@@ -40,16 +39,13 @@ class Space:
         return settle_groups(CompressionPlan(layers), topology)[0].by_name()
 
 
-def context(
-    space: Space, base_sha256: str, calibration_sha256: str, device: str, prefix: Choice
-) -> str:
+def context(space: Space, base_sha256: str, calibration_sha256: str, device: str) -> str:
     """A hash of everything that decides an entry of the database besides unit and level."""
     treatment = to_dict(space.treatment)
     for spec, key in (("prune", "sparsity"), ("quant", "num_bits")):
         treatment[spec].pop(key, None)
     parts: list[Any] = [
         treatment, to_dict(space.sweep), base_sha256, calibration_sha256, device, versions(),
-        [str(level) for level in prefix],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -90,15 +86,12 @@ def build(
     space: Space,
     database: LevelDatabase,
     units: Sequence[Decision],
-    prefix: Choice,
     watcher: engine.Watcher,
+    room: engine.Room,
 ) -> None:
-    """Compress every unit at every level that the database does not hold.
-
-    ``prefix``: the levels that the units before are at when a unit's inputs are gathered (from the same
-    database), so that its levels make up for what is lost before them, as they will in the result; empty:
-    the dense model's inputs, each unit on its own.
-    """
+    """Compress every unit at every level that the database does not hold, each on its own: given the dense
+    model's inputs. (Given those of a compressed model, each level would make up for what is lost before it;
+    such levels cannot be swapped one by one, docs/decisions/007.)"""
     missing = {
         unit: [level for level in space.levels if level.num_bits < 16 or level.sparsity > 0]
         for unit in units
@@ -107,8 +100,6 @@ def build(
         missing[unit] = [level for level in levels if database.find(unit.names, level) is None]
     left = {unit for unit, levels in missing.items() if levels}
     by_first = {unit.names[0]: unit for unit in units}
-    at = dict(zip(units, prefix, strict=True)) if prefix else {}
-    cross = bool(prefix) and space.sweep.dense_targets
 
     def visit(view: engine.BlockView) -> None:
         for part in view.units:
@@ -118,28 +109,19 @@ def build(
                 weights = {
                     name: view.weight(short) for name, short in zip(full, part.names, strict=True)
                 }
-                stats = view.statistics(part, cross=cross).settle(weights)
+                stats = view.statistics(part, cross=False)
                 _fill(unit, weights, stats)
                 left.discard(unit)
-            level = at.get(unit)
-            if level is not None and left:
-                entry = database.find(unit.names, level)
-                assert entry is not None, "the prefix's levels are among those built"
-                made = database.weights(entry, source.dtype)
-                for name, short in zip(full, part.names, strict=True):
-                    view.replace(short, made[name])
 
     def _fill(unit: Decision, weights: dict[str, Tensor], stats: LayerStats) -> None:
         factors: Factors = {}
         for level in missing[unit]:
-            pulled = stats.pulled and {name: t.clone() for name, t in stats.pulled.items()}
-            own = LayerStats(stats.hessian, stats.n_tokens, None, pulled)
             plans = space.unit_plans(unit, level, source.topology)
             with named(unit.names[0]):
-                made = compress_unit(weights, own, plans, space.sweep, source.dtype, factors)
+                made = compress_unit(weights, stats, plans, space.sweep, source.dtype, factors)
             database.put(unit.names, level, {name: to_cpu(w) for name, w in made.items()})
 
     if left:
-        for _ in engine.walk(source, batches, visit, watcher, cross):
+        for _ in engine.walk(source, batches, visit, watcher, dense_stream=False, room=room):
             if not left:
                 break

@@ -72,6 +72,11 @@ class Constraint:
     objective: Objective
     bound: float
 
+    @property
+    def text(self) -> str:
+        """As it is written."""
+        return f"{self.objective.measure}{'<=' if self.objective.measure in LOWER else '>='}{self.bound:g}"
+
     def holds(self, found: dict[str, Any]) -> bool:
         """Whether an evaluation meets it."""
         limit = self.bound if self.objective.measure in LOWER else -self.bound

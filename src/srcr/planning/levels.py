@@ -81,13 +81,15 @@ def size_of(decision: Decision, topology: Topology) -> int:
     return sum(rows * cols for rows, cols in (topology.shapes[name] for name in decision.names))
 
 
-def grid(
-    sparsities: Sequence[float] = SPARSITIES,
-    bits: Sequence[int] = BITS,
-    unpruned_only: bool = False,
-) -> tuple[Level, ...]:
-    """Every combination, cheapest first; with ``unpruned_only`` (stored or loaded bytes, where zeros save
-    nothing) only those without zeros."""
-    chosen = (0.0,) if unpruned_only else tuple(sparsities)
-    found = {Level(s, q) for s in chosen for q in bits}
+def grid(sparsities: Sequence[float] = SPARSITIES, bits: Sequence[int] = BITS) -> tuple[Level, ...]:
+    """Every combination, cheapest first.
+
+    Raises:
+        InputError: a value out of range, or none at all.
+    """
+    found = {Level(s, q) for s in sparsities for q in bits}
+    if not found:
+        raise InputError(
+            "no levels to choose from: name at least one of --sparsities and of --widths"
+        )
     return tuple(sorted(found, key=lambda level: ((1 - level.sparsity) * level.num_bits, level)))

@@ -1,13 +1,26 @@
-"""What each decision unit loses at each level: its own output error, and its effect on the model."""
+"""sensitivity(): what each decision unit loses at each level, by its own output error and, for some levels,
+by its effect on the model's predictions."""
 
 import math
+import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from srcr import progress
+from srcr.compression import Calibration
 from srcr.errors import InputError
-from srcr.planning.levels import Decision, Level, Treatment
+from srcr.planning.building import Space
+from srcr.planning.candidates import Choice
+from srcr.planning.field import NONE, Field, Resources, fill_database, open_field
+from srcr.planning.levels import Level, Treatment, size_of
+from srcr.planning.workers import crew
 from srcr.types import SweepSpec
+
+#: Levels at which each unit is measured by KL, if not said otherwise.
+PROBES = 3
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,18 @@ class Table:
     seconds: float = 0.0
     text: dict[str, Any] | None = None
 
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels of every unit.
+
+        Raises:
+            InputError: units have different ones, or the table is empty.
+        """
+        found = {tuple(loss.level for loss in unit.losses) for unit in self.units}
+        if len(found) != 1:
+            raise InputError("the table's units do not all have the same levels")
+        return found.pop()
+
     def predicted(self) -> list[list[tuple[Level, float]]]:
         """The loss of every level of every unit in nats: measured where it was, else the unit's error times
         what an error cost where it was measured (in that unit, else in all)."""
@@ -73,16 +98,76 @@ def _rate(losses: Sequence[Loss]) -> float | None:
     return math.exp(sum(found) / len(found)) if found else None
 
 
-def unit_losses(unit: Decision, size: int, errors: Sequence[tuple[Level, float]]) -> UnitLosses:
-    """A unit's row of the table, before any KL."""
-    found = tuple(Loss(level.sparsity, level.num_bits, error) for level, error in errors)
-    return UnitLosses(unit.names, size, found)
+def sensitivity(
+    model: str | Path,
+    space: Space,
+    calibration: Calibration,
+    probes: int = PROBES,
+    resources: Resources = NONE,
+    seed: int = 0,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Table:
+    """The output error of every unit of ``model`` at every level of ``space``, and the KL of the whole model
+    with that unit alone at ``probes`` of them. One pass of Hessians serves them all.
+
+    The level database is made where ``resources`` say, or in a temporary folder.
+
+    Raises:
+        InputError: as :func:`srcr.compress`; the database is too large.
+    """
+    started = time.monotonic()
+    measured = subset(space.levels, probes)
+    field = open_field(model, calibration, seed, device, quiet)
+    with tempfile.TemporaryDirectory(prefix="srcr-levels-") as folder:
+        return measure_table(field, space, measured, resources, Path(folder), started, quiet)
 
 
-def with_kl(row: UnitLosses, level: Level, kl: float) -> UnitLosses:
-    """The row with one more measurement."""
-    losses = tuple(replace(x, kl=kl) if x.level == level else x for x in row.losses)
-    return replace(row, losses=losses)
+def measure_table(
+    field: Field, space: Space, measured: Sequence[Level], resources: Resources, default: Path,
+    started: float, quiet: bool,
+) -> Table:  # fmt: skip
+    """The table of an open field, with a KL at the levels ``measured``."""
+    database = fill_database(field, space, resources, default, quiet)
+    units = field.units
+    choices: list[Choice] = [
+        tuple(level if i == number else None for i in range(len(units)))
+        for number in range(len(units))
+        for level in measured
+    ]
+    kl: dict[tuple[int, Level], float] = {}
+    if choices:
+        with (
+            progress.stage("measure", len(choices), quiet) as bar,
+            crew(field.bench(database), resources.ray) as workers,
+        ):
+            workers.stand_at((None,) * len(units))
+            wanted = [(i, level) for i in range(len(units)) for level in measured]
+            for (number, level), found in zip(wanted, workers.measure(choices), strict=True):
+                kl[number, level] = found.kl
+                bar.note(f"{units[number].label} at {level}: KL {found.kl:.3g}", advance=1)
+    topology = field.source.topology
+    rows = tuple(
+        UnitLosses(
+            unit.names,
+            size_of(unit, topology),
+            tuple(
+                Loss(
+                    level.sparsity,
+                    level.num_bits,
+                    field.error(database, unit, level),
+                    kl.get((i, level)),
+                )
+                for level in space.levels
+            ),
+        )
+        for i, unit in enumerate(units)
+    )
+    text = {k: v for k, v in field.texts.search.record().items() if k != "rows"}
+    return Table(
+        field.name, field.sha256, field.texts.calibration.record(), space.treatment, space.sweep, rows,
+        round(time.monotonic() - started, 3), text if kl else None,
+    )  # fmt: skip
 
 
 def subset(levels: Sequence[Level], n: int) -> list[Level]:

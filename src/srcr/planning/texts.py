@@ -26,6 +26,10 @@ class Texts:
     choice: Tokens
     test: Tokens
 
+    def parts(self) -> tuple[Tokens, ...]:
+        """All four."""
+        return self.calibration, self.search, self.choice, self.test
+
 
 def load_texts(
     calibration: Calibration,

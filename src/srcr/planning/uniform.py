@@ -4,14 +4,13 @@ import math
 from collections.abc import Sequence
 
 from srcr.errors import InputError
+from srcr.models.topology import Topology
 from srcr.planning.allocation import Option
 from srcr.planning.budget import Budget
 from srcr.planning.levels import Level
 
 #: More zeros than this no uniform candidate has.
 MOST_ZEROS = 0.65
-#: The share of zeros that did best in most of the paper's grid (docs/paper_grid.md).
-BEST_ZEROS = 0.25
 #: Levels that a search looks at cost between so many times the average and so many.
 CHEAPEST, DEAREST = 0.5, 1.7
 #: A budget may be missed from below by so much.
@@ -43,26 +42,28 @@ def cost_of(budget: Budget, level: Level) -> int:
     return sum(budget.cost(name, level) for name in budget.shapes)
 
 
-def reference_level(uniform: Sequence[Level]) -> Level:
-    """Of the uniform levels the one around which a search begins."""
-    return min(uniform, key=lambda level: (abs(level.sparsity - BEST_ZEROS), level))
+def worthwhile(levels: Sequence[Level], budget: Budget) -> tuple[Level, ...]:
+    """The levels but for those with zeros where zeros save nothing."""
+    return tuple(level for level in levels if budget.counts_zeros or level.sparsity == 0)
 
 
 def nearby(levels: Sequence[Level], budget: Budget) -> list[Level]:
-    """The levels that cost about what the budget allows on the average."""
+    """The worthwhile levels that cost about what the budget allows on the average."""
     return [
-        level for level in levels
+        level for level in worthwhile(levels, budget)
         if CHEAPEST * budget.limit <= cost_of(budget, level) <= DEAREST * budget.limit
     ]  # fmt: skip
 
 
-def check_reachable(options: Sequence[Sequence[Option]], budget: Budget, base: int) -> None:
+def check_reachable(
+    options: Sequence[Sequence[Option]], budget: Budget, topology: Topology
+) -> None:
     """Refuse a budget that no choice can meet, with the range that can be.
 
     Raises:
-        InputError: smaller than the smallest plan, or larger than the largest (or than the base's own
-            ``base`` cost).
+        InputError: smaller than the smallest plan, or larger than the largest.
     """
+    base = 16 * sum(rows * cols for rows, cols in topology.shapes.values())
     least = sum(min(option.cost for option in unit) for unit in options)
     most = sum(max(option.cost for option in unit) for unit in options)
     if least <= budget.limit and budget.limit * (1 - TOLERANCE) <= most:
