@@ -2,15 +2,17 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from srcr.card import labels, size
-from srcr.planning.levels import Decision, Level
-from srcr.planning.sensitivity import Table as Losses
 from srcr.types import CompressionPlan, RunRecord
+
+if TYPE_CHECKING:
+    from srcr.planning.levels import Level
+    from srcr.planning.sensitivity import Table as Losses
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -143,8 +145,10 @@ def methods(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def sensitivity(table: Losses, out: Path) -> None:
+def sensitivity(table: "Losses", out: Path) -> None:
     """What each unit loses, those that lose most first."""
+    from srcr.planning.levels import Decision
+
     rows = _table(
         f"{table.base}: what units lose at some levels (output error; KL where measured) -> {out}",
         "unit", "weights", *(str(level) for level in _shown(table)),
@@ -159,7 +163,7 @@ def sensitivity(table: Losses, out: Path) -> None:
     Console().print(rows)
 
 
-def _shown(table: Losses) -> list[Level]:
+def _shown(table: "Losses") -> "list[Level]":
     """The levels that fit on a terminal: those with a KL, else three."""
     measured = {loss.level for unit in table.units for loss in unit.losses if loss.kl is not None}
     return sorted(measured)[:4] or list(table.levels[:: max(1, len(table.levels) // 3)][:3])

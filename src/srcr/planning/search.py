@@ -37,7 +37,7 @@ from srcr.planning.database import LevelDatabase
 from srcr.planning.field import NONE, Field, Resources, fill_database, open_field
 from srcr.planning.levels import Level
 from srcr.planning.plan import fill, unit_costs
-from srcr.planning.sensitivity import PROBES, subset
+from srcr.planning.sensitivity import PROBES, Table, losses_table, subset
 from srcr.planning.surrogate import Numbers, Surrogate
 from srcr.planning.trials import Trials
 from srcr.planning.uniform import check_reachable, nearby, uniform_levels
@@ -182,6 +182,7 @@ def search(
             "model": field.name, "target": to_dict(target), "command": command, "trials": len(trials),
             "seconds": round(time.monotonic() - started, 3),
             "units": [list(unit.names) for unit in field.units],
+            "sensitivity": to_dict(_table(hunt, database, explorer.measured)),
             "measured": _measured(trials.results()), **report,
         }  # fmt: skip
         _install(journal.folder, report)
@@ -207,6 +208,17 @@ def _measured(results: Mapping[Choice, Measured]) -> list[dict[str, Any]]:
         {"kl": result.kl, "whole": result.whole, "levels": [x and str(x) for x in choice]}
         for choice, result in rows
     ]
+
+
+def _table(hunt: _Hunt, database: LevelDatabase, measured: Mapping[Choice, Measured]) -> Table:
+    """What was learnt of each unit alone, as ``srcr sensitivity`` writes it."""
+    alone = {
+        (i, level): found.kl
+        for choice, found in measured.items()
+        for i, level in enumerate(choice)
+        if level is not None and sum(x is not None for x in choice) == 1
+    }
+    return losses_table(hunt.field, hunt.space, database, alone)
 
 
 class _Explorer:

@@ -4,16 +4,18 @@ by its effect on the model's predictions."""
 import math
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from srcr import progress
+from srcr.calibration import Tokens
 from srcr.compression import Calibration
 from srcr.errors import InputError
 from srcr.planning.building import Space
 from srcr.planning.candidates import Choice
+from srcr.planning.database import LevelDatabase
 from srcr.planning.field import NONE, Field, Resources, fill_database, open_field
 from srcr.planning.levels import Level, Treatment, size_of
 from srcr.planning.workers import crew
@@ -146,28 +148,35 @@ def measure_table(
             for (number, level), found in zip(wanted, workers.measure(choices), strict=True):
                 kl[number, level] = found.kl
                 bar.note(f"{units[number].label} at {level}: KL {found.kl:.3g}", advance=1)
+    table = losses_table(field, space, database, kl)
+    return replace(table, seconds=round(time.monotonic() - started, 3))
+
+
+def losses_table(
+    field: Field, space: Space, database: LevelDatabase, kl: Mapping[tuple[int, Level], float]
+) -> Table:
+    """The table of what is known: errors from the database, KL by unit number and level where measured."""
     topology = field.source.topology
     rows = tuple(
         UnitLosses(
             unit.names,
             size_of(unit, topology),
             tuple(
-                Loss(
-                    level.sparsity,
-                    level.num_bits,
-                    field.error(database, unit, level),
-                    kl.get((i, level)),
-                )
-                for level in space.levels
+                Loss(x.sparsity, x.num_bits, field.error(database, unit, x), kl.get((i, x)))
+                for x in space.levels
             ),
         )
-        for i, unit in enumerate(units)
+        for i, unit in enumerate(field.units)
     )
-    text = {k: v for k, v in field.texts.search.record().items() if k != "rows"}
     return Table(
-        field.name, field.sha256, field.texts.calibration.record(), space.treatment, space.sweep, rows,
-        round(time.monotonic() - started, 3), text if kl else None,
+        field.name, field.sha256, _short(field.texts.calibration), space.treatment, space.sweep, rows,
+        text=_short(field.texts.search) if kl else None,
     )  # fmt: skip
+
+
+def _short(tokens: Tokens) -> dict[str, Any]:
+    """A text's record without the hash of every sequence."""
+    return {key: value for key, value in tokens.record().items() if key != "rows"}
 
 
 def subset(levels: Sequence[Level], n: int) -> list[Level]:

@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from markupsafe import Markup
 from srcr.card import size
 from srcr.errors import InputError
 from srcr.files import check_new_file, write_text
+from srcr.planning.sensitivity import Table
 from srcr.report import plots, table
-from srcr.report.runs import Run, load_runs
+from srcr.report.runs import Run, load_runs, load_tables
 
 #: Worst prompts in the whole report, at most ten a run, and characters of each text: they bound its size.
 WORST = 240
@@ -51,12 +53,15 @@ def write_report(paths: Sequence[str | Path], out: Path, overwrite: bool = False
         InputError: nothing usable at ``paths``, or ``out`` cannot be written.
     """
     check_new_file(out, overwrite)
-    write_text(out, build_report(load_runs(paths)))
+    write_text(out, build_report(load_runs(paths), tables=load_tables(paths)))
 
 
-def build_report(runs: Sequence[Run], title: str | None = None) -> str:
-    """The report of ``runs`` as one self-contained HTML page. Where the details of all of them would make
-    it larger than 2 MB, those of the best are kept (all stay in the table and the plots).
+def build_report(
+    runs: Sequence[Run], title: str | None = None, tables: Sequence[Table] = ()
+) -> str:
+    """The report of ``runs``, and heat maps of ``tables`` of losses, as one self-contained HTML page. Where
+    the details of all runs would make it larger than 2 MB, those of the best are kept (all stay in the table
+    and the plots).
 
     Raises:
         InputError: there are no runs.
@@ -65,13 +70,15 @@ def build_report(runs: Sequence[Run], title: str | None = None) -> str:
         raise InputError("no run was given: name folders of compressed models or evaluation files")
     best = sorted(range(len(runs)), key=lambda index: _rank(runs[index]))
     for kept in (len(runs), *(n for n in DETAILED if n < len(runs))):
-        page = _page(runs, frozenset(best[:kept]), title)
+        page = _page(runs, frozenset(best[:kept]), title, tables)
         if len(page.encode()) <= LIMIT:
             break
     return page
 
 
-def _page(runs: Sequence[Run], detailed: frozenset[int], title: str | None) -> str:
+def _page(
+    runs: Sequence[Run], detailed: frozenset[int], title: str | None, tables: Sequence[Table]
+) -> str:
     """The page, with the details of some of the runs."""
     bases = list(dict.fromkeys(short(run.base) for run in runs))
     chosen = headline(runs)
@@ -90,6 +97,7 @@ def _page(runs: Sequence[Run], detailed: frozenset[int], title: str | None) -> s
         structures=sorted({table.structure(run) for run in runs}),
         data=data,
         map=table.rate_map(runs),
+        heat_maps=[table.loss_map(found) for found in tables],
         policy=_policy(scripts),
         scripts=[Markup(script) for script in scripts],
         style=Markup(_own("report.css")),
@@ -106,7 +114,9 @@ def headline(runs: Sequence[Run]) -> Headline:
         ("smallest on disk", lambda run: run.rates.stored_bytes if run.rates else None),
     )
     for why, measure in choices:
-        found = ((measure(run), index) for index, run in enumerate(runs))
+        # A search's other finalists are not on disk: the page speaks of one that is.
+        here = [(run, index) for index, run in enumerate(runs) if run.folder]
+        found = ((measure(run), index) for run, index in here or zip(runs, count(), strict=False))
         known = [(value, index) for value, index in found if value is not None]
         if known:
             index = min(known)[1]

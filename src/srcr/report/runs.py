@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from srcr.errors import InputError
-from srcr.files import EVALUATION, PLAN, RECORD
+from srcr.files import EVALUATION, PLAN, RECORD, SEARCH
+from srcr.planning.sensitivity import Table
 from srcr.types import Comparison, CompressionPlan, Rates, RunRecord, from_dict, from_yaml
 
 Interval = tuple[float, float]
@@ -152,8 +153,11 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
     for path in map(Path, paths):
         if path.is_dir():
             found.setdefault(path.resolve(), _folder(path))
+            for run in _finalists(path):
+                found.setdefault(path.resolve() / "finalists" / run.name, run)
         elif path.is_file():
-            files.append(path)
+            if _table(path) is None:
+                files.append(path)
         else:
             raise InputError(f"{path} does not exist")
     for file in files:
@@ -168,6 +172,41 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
             origin[key] = file
             found[key] = replace(known, evaluation=evaluation)
     return _distinct(found)
+
+
+def load_tables(paths: Sequence[str | Path]) -> list[Table]:
+    """The tables of losses among the paths: files of ``srcr sensitivity``, and what a search found."""
+    tables = []
+    for path in map(Path, paths):
+        if path.is_dir() and (path / SEARCH).is_file():
+            data = _json(path / SEARCH).get("sensitivity")
+            table = None if data is None else from_dict(Table, data, where=str(path / SEARCH))
+        else:
+            table = _table(path) if path.is_file() else None
+        if table is not None:
+            tables.append(table)
+    return tables
+
+
+def _table(path: Path) -> Table | None:
+    """The table of losses in a file; None where it is something else."""
+    data = _json(path)
+    if isinstance(data, dict) and {"units", "treatment"} <= data.keys():
+        return from_dict(Table, data, where=str(path))
+    return None
+
+
+def _finalists(folder: Path) -> Iterator[Run]:
+    """What a search compressed besides what it chose: it is not on disk any more."""
+    if not (folder / SEARCH).is_file():
+        return
+    data = _json(folder / SEARCH)
+    for item in data.get("finalists", []):
+        if item.get("compressed") != data.get("chosen"):
+            plan = from_dict(CompressionPlan, item["plan"], where=str(folder / SEARCH))
+            rest = {key: value for key, value in item.items() if key != "plan"}
+            evaluation = from_dict(Evaluation, rest, where=str(folder / SEARCH))
+            yield Run(evaluation.compressed, None, plan, evaluation)
 
 
 def _folder(path: Path) -> Run:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from srcr.card import size
+from srcr.planning.levels import Decision
+from srcr.planning.sensitivity import Table
 from srcr.report.plots import method, mode
 from srcr.report.runs import Interval, Run
 from srcr.types import Rates
@@ -32,6 +34,17 @@ class RateMap:
     def heat(self, value: float) -> float:
         """Where a value lies between the lowest and the highest, from 0 to 1."""
         return (value - self.lowest) / (self.highest - self.lowest or 1)
+
+
+@dataclass(frozen=True)
+class LossMap:
+    """What units (rows) lose at levels (columns): (KL or None, output error, heat) of each cell. Heat is the
+    loss's logarithm between the table's lowest and highest, from 0 to 1."""
+
+    base: str
+    levels: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[tuple[float | None, float, float], ...]], ...]
+    measured: bool
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,27 @@ def group(run: Run) -> str:
     sizes = {layer.quant.group_size for layer in run.plan.layers if layer.quant}
     names = sorted("channel" if found == -1 else str(found) for found in sizes)
     return ", ".join(names) or "–"
+
+
+def loss_map(found: Table) -> LossMap:
+    """The heat map of a table of losses: where KL was measured, only the levels at which it was."""
+    chosen = [
+        level for level in found.levels
+        if any(x.kl is not None for unit in found.units for x in unit.losses if x.level == level)
+    ] or list(found.levels)  # fmt: skip
+    measured = any(x.kl is not None for unit in found.units for x in unit.losses)
+    picked = [
+        [next(x for x in unit.losses if x.level == level) for level in chosen]
+        for unit in found.units
+    ]
+    logs = [math.log(max(x.error if x.kl is None else x.kl, 1e-12)) for row in picked for x in row]
+    low, span = min(logs), (max(logs) - min(logs)) or 1.0
+    heat = iter([(value - low) / span for value in logs])
+    rows = tuple(
+        (Decision(unit.names).label, tuple((x.kl, x.error, next(heat)) for x in row))
+        for unit, row in zip(found.units, picked, strict=True)
+    )
+    return LossMap(found.base, tuple(str(level) for level in chosen), rows, measured)
 
 
 def rate_map(runs: Sequence[Run]) -> RateMap | None:
