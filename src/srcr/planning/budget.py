@@ -14,10 +14,10 @@ from srcr.numerics.grid import Grid
 from srcr.planning.levels import Level, Treatment
 from srcr.types import CompressedWeight, Target
 
+#: Names of types in a safetensors header; no other is longer than that of bfloat16.
+DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64", torch.float16: "F16"}
 #: Bytes of a safetensors file before its tensors' entries: length, metadata, padding.
 HEADER = 8 + len('{"__metadata__":{"format":"pt"}}') + 8
-#: An entry of the header holds offsets of at most so many digits.
-OFFSET = 9_999_999_999
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,9 @@ class Budget:
             return cls("loaded bytes", target.loaded_bytes - fixed, fixed, shapes, treatment, fmt,
                        dtype, transposed)  # fmt: skip
         assert target.stored_bytes is not None
-        fixed += HEADER + sum(_entry(name, tensor) for name, tensor in rest.items())
+        fixed += HEADER + sum(
+            _entry(name, tensor, target.stored_bytes) for name, tensor in rest.items()
+        )
         return cls("stored bytes", target.stored_bytes - fixed, fixed, shapes, treatment, fmt, dtype,
                    transposed)  # fmt: skip
 
@@ -87,7 +89,8 @@ class Budget:
         tensors = self._tensors((rows, cols), level.num_bits)
         size = sum(tensor.nbytes for tensor in tensors.values())
         if self.unit == "stored bytes":
-            size += sum(_entry(name + part, tensor) for part, tensor in tensors.items())
+            most = self.limit + self.fixed
+            size += sum(_entry(name + part, tensor, most) for part, tensor in tensors.items())
         return size
 
     def _tensors(self, shape: tuple[int, int], bits: int) -> Mapping[str, Tensor]:
@@ -111,9 +114,10 @@ class Budget:
         return CompressedWeight(None, 0.0, torch.zeros(rows, cols, dtype=torch.int8), grid)
 
 
-def _entry(name: str, tensor: Tensor) -> int:
-    """Bytes of a tensor's entry in a safetensors header, at most."""
-    entry = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [OFFSET, OFFSET]}
+def _entry(name: str, tensor: Tensor, file_bytes: int) -> int:
+    """Bytes of a tensor's entry in the header of a safetensors file of at most so many bytes, at most."""
+    kind = DTYPES.get(tensor.dtype, "BF16")
+    entry = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [file_bytes] * 2}
     return len(json.dumps({name: entry}, separators=(",", ":"), ensure_ascii=False).encode()) - 1
 
 

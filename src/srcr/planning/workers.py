@@ -1,6 +1,7 @@
 """Who measures candidates: this process, or the workers of a Ray cluster."""
 
 import logging
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,6 +135,23 @@ class Cluster:
             raise SrcrError(f"a Ray worker failed: {first_line(error)}") from error
 
 
+def _check_address(address: str) -> None:
+    """Ray would try for minutes to reach a host that does not answer.
+
+    Raises:
+        InputError: it does not.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(
+            f"--ray {address}: {first_line(error)}; give the address of a running cluster, or 'local'"
+        ) from None
+
+
 @contextmanager
 def crew(bench: Bench, address: str | None, workers: int | None = None) -> Iterator[Crew]:
     """This process where ``address`` is None, else the Ray cluster there ("local" starts one on this
@@ -150,6 +168,7 @@ def crew(bench: Bench, address: str | None, workers: int | None = None) -> Itera
         import ray.util
     except ImportError:
         raise InputError(f"--ray {address} needs Ray: pip install 'srcr[ray]'") from None
+    _check_address(address)
     try:
         where = None if address == "local" else address
         ray.init(
