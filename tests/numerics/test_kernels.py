@@ -13,8 +13,8 @@ import torch
 
 from srcr.numerics import hessian, masks, obs, saliency
 from srcr.numerics.descent import descend, step_columns
-from srcr.numerics.grid import Grid, fit_grid
-from srcr.numerics.kernels import Kernels, cpu, kernels_for
+from srcr.numerics.grid import ERROR_NORM, SHRINKS, Grid, fit_grid, fit_rows
+from srcr.numerics.kernels import Kernels, cpu, cpu_scales, fit_rows_for, kernels_for
 
 #: Triton looks at this when it is imported, so the interpreter has a process of its own.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
@@ -245,6 +245,8 @@ def test_triton_compiles_without_a_gpu(
 def test_which_device_has_kernels(monkeypatch):
     assert kernels_for(torch.device("cpu")) is cpu
     assert kernels_for(torch.device("meta")) is None
+    assert fit_rows_for(torch.device("cpu")) is cpu_scales.fit_rows
+    assert fit_rows_for(torch.device("meta")) is None
     monkeypatch.setitem(sys.modules, "triton", None)
     assert kernels_for(torch.device("cuda")) is None, "the reference has to do without Triton"
 
@@ -304,5 +306,78 @@ def test_threads_are_those_of_torch():
         W, H = layer(2, Way(cpu, "cpu", 96, 320, 128))
         obs.sweep(W, hessian.factorize(H))
         assert numba.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def search_loss(grid, W, keep, importance):
+    """The scale search's own measure of each group, in float64."""
+    column = grid.expand()
+    if keep is not None:
+        alive = keep.view(len(W), -1, grid.group_size)
+        alive = (alive | ~alive.any(2, keepdim=True)).view_as(W)
+        W = torch.where(alive, W, torch.zeros(()))
+    error = (column.dequantize(column.quantize(W)) - W).double().abs() ** ERROR_NORM
+    if importance is not None:
+        error = error * importance.double()
+    return error.view(len(W), -1, grid.group_size).sum(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("bits", "group", "pruned", "weighed"),
+    [(2, 5, 0.9, True), (3, 64, 0.3, False), (4, 320, 0.25, True), (8, 32, None, True)],
+)
+def test_scales_are_those_of_the_reference(dtype, symmetric, bits, group, pruned, weighed):
+    W, H = layer(3, Way(cpu, "cpu", 96, 320, 128))
+    W[5] = 0
+    W[:, 7] *= 20
+    keep = None if pruned is None else torch.rand_like(W) >= pruned
+    importance = H.diagonal() if weighed else None
+    ours, theirs = (
+        rows(W, bits, group, symmetric, dtype, importance, keep, SHRINKS)
+        for rows in (cpu_scales.fit_rows, fit_rows)
+    )
+    same = ours.scale == theirs.scale
+    if not symmetric:
+        same &= ours.zero_point == theirs.zero_point
+    assert same.float().mean() > 0.99, "only tries whose losses tie may change places"
+    losses = [search_loss(grid, W, keep, importance) for grid in (ours, theirs)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-12)
+    assert torch.equal(losses[0][same], losses[1][same])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 6e4), (torch.bfloat16, 1e30)])
+def test_losses_that_overflow_are_as_in_the_reference(symmetric, dtype, size):
+    W = torch.randn(8, 64, generator=torch.Generator().manual_seed(4)).clamp(-1, 1) * size
+    ours, theirs = (
+        rows(W, 4, 16, symmetric, dtype, None, None, SHRINKS)
+        for rows in (cpu_scales.fit_rows, fit_rows)
+    )
+    assert torch.equal(ours.scale, theirs.scale)
+
+
+def test_powers_are_within_a_millionth():
+    exponents = np.linspace(-52, 52, 200_001)  # beyond, the result is out of float32's range
+    x = np.concatenate([np.exp2(exponents), 1 + np.linspace(0, 1, 50_001)]).astype(np.float32)
+    out = np.empty_like(x)
+    cpu_scales.powers(x, x.view(np.int32), np.uint64(x.size), out)
+    np.testing.assert_allclose(out, x.astype(np.float64) ** ERROR_NORM, rtol=1e-6)
+    edges = np.array([0, 1e-45, 1e-38, 3e38, np.inf], np.float32)
+    cpu_scales.powers(edges, edges.view(np.int32), np.uint64(4), out)
+    assert out[:4].tolist() == [0, 0, 0, np.inf]
+
+
+def test_a_scale_does_not_depend_on_other_rows_or_threads():
+    W, H = layer(5, Way(cpu, "cpu", 96, 320, 128))
+    settings = 4, 64, True, torch.bfloat16, H.diagonal(), None, SHRINKS
+    whole = cpu_scales.fit_rows(W, *settings).scale
+    assert torch.equal(cpu_scales.fit_rows(W[11:14].contiguous(), *settings).scale, whole[11:14])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(cpu_scales.fit_rows(W, *settings).scale, whole)
     finally:
         torch.set_num_threads(before)

@@ -5,10 +5,15 @@ rounded to the precision they are stored in *before* any code is chosen, and deq
 in that precision, because that is what the engine that loads the checkpoint will do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from srcr.numerics.kernels import FitRows
 
 #: Error exponent of the scale search: large errors count more than squared (as in GPTQ's own search).
 ERROR_NORM = 2.4
@@ -110,19 +115,40 @@ def fit_grid(
     importance: Tensor | None = None,
     keep: Tensor | None = None,
     search: bool = True,
+    rows: "FitRows | None" = None,
 ) -> Grid:
     """Fit scales (and zero-points) to the surviving weights of ``W`` [rows, cols].
 
     ``importance`` [cols] weighs the error of each column (the Hessian's diagonal), ``keep``
     [rows, cols] marks surviving weights, ``group_size`` divides cols. Without ``search`` the range
     is exactly that of the weights (round-to-nearest's grid); with it, ranges shrunk by ``SHRINKS``
-    are tried too and the one with the lowest ``sum importance * |error|^2.4`` is taken.
+    are tried too and the one with the lowest ``sum importance * |error|^2.4`` is taken. ``rows`` fits
+    some rows; None is the fastest that the device has.
     """
+    from srcr.numerics.kernels import fit_rows_for
+
+    rows = rows or fit_rows_for(W.device) or fit_rows
+    shrinks = SHRINKS if search else ()
+    return rows(W, num_bits, group_size, symmetric, dtype, importance, keep, shrinks)
+
+
+def fit_rows(
+    W: Tensor,
+    num_bits: int,
+    group_size: int,
+    symmetric: bool,
+    dtype: torch.dtype,
+    importance: Tensor | None,
+    keep: Tensor | None,
+    shrinks: Sequence[float],
+) -> Grid:
+    """:func:`fit_grid` with these ranges tried beside the plain one: the reference of the compiled
+    search."""
     step = max(1, CHUNK // W.shape[1])
     parts = [
-        _fit_rows(
+        _fit_chunk(
             W[start : start + step], num_bits, group_size, symmetric, dtype, importance,
-            None if keep is None else keep[start : start + step], search,
+            None if keep is None else keep[start : start + step], shrinks,
         )
         for start in range(0, len(W), step)
     ]  # fmt: skip
@@ -134,7 +160,7 @@ def fit_grid(
     )  # fmt: skip
 
 
-def _fit_rows(
+def _fit_chunk(
     W: Tensor,
     num_bits: int,
     group_size: int,
@@ -142,9 +168,9 @@ def _fit_rows(
     dtype: torch.dtype,
     importance: Tensor | None,
     keep: Tensor | None,
-    search: bool,
+    shrinks: Sequence[float],
 ) -> Grid:
-    """:func:`fit_grid` of some rows."""
+    """:func:`fit_rows` of rows that stay in the cache."""
     rows, cols = W.shape
     grouped = W.reshape(rows, cols // group_size, group_size)
     if keep is not None:
@@ -159,7 +185,7 @@ def _fit_rows(
         weight = importance.reshape(1, cols // group_size, group_size)
     best: tuple[Tensor, Tensor, Tensor | None] | None = None
     # The plain range comes first, so that the search never does worse than round-to-nearest.
-    tries = [(1.0, False), *((shrink, True) for shrink in SHRINKS if search)]
+    tries = [(1.0, False), *((shrink, True) for shrink in shrinks)]
     for shrink, both in tries:
         for scale, zero in _candidates(
             lowest * shrink, highest * shrink, num_bits, symmetric, both

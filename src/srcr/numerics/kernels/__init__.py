@@ -5,7 +5,7 @@ Within a block the rows are independent: a column is fixed, and its error reache
 anywhere; the modules here are drop-in and tested against it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Protocol
@@ -63,6 +63,12 @@ FixColumns = Callable[[Sweep, int, slice, int], None]
 StepColumns = Callable[[Descent, int, int], None]
 
 
+#: ``(W, num_bits, group_size, symmetric, dtype, importance, keep, shrinks) -> Grid``: search the scales.
+FitRows = Callable[
+    [Tensor, int, int, bool, torch.dtype, Tensor | None, Tensor | None, Sequence[float]], Grid
+]
+
+
 #: ``(matrix [rows, cols], order [cols])``: put the columns in this order, in place.
 PermuteColumns = Callable[[Tensor, Tensor], None]
 
@@ -112,4 +118,13 @@ def kernels_for(device: torch.device) -> Kernels | None:
         from srcr.numerics.kernels import cuda
 
         return cuda
+    return None
+
+
+def fit_rows_for(device: torch.device) -> FitRows | None:
+    """:func:`srcr.numerics.grid.fit_rows`, compiled for a device; None where it is not."""
+    if device.type == "cpu":
+        from srcr.numerics.kernels import cpu_scales
+
+        return cpu_scales.fit_rows
     return None
