@@ -182,21 +182,26 @@ def test_bad_input_is_refused(args, message, srcr, base, text, tmp_path):
 
 
 def test_a_ray_worker_that_is_killed_loses_its_trial_not_the_search(base, text, tmp_path):
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
     from srcr import Calibration, QuantSpec, Space, Treatment
     from srcr.planning.field import NONE, fill_database, open_field
-    from srcr.planning.workers import Alone, crew
+    from srcr.planning.workers import Alone, connected, crew
 
     space = Space(
         (Level(0, 3), Level(0.2, 4), Level(0, 5)), Treatment(quant=QuantSpec(group_size=-1))
     )
     field = open_field(base, Calibration(str(text)), 0, "cpu", quiet=True)
-    database = fill_database(field, space, NONE, tmp_path / "levels", quiet=True)
+    database = fill_database(field, space, NONE, tmp_path / "levels", None, quiet=True)
     bench = field.bench(database)
     rng = random.Random(0)
     choices = [tuple(rng.choice(space.levels) for _ in field.units) for _ in range(24)]
     expected = [found.kl for found in Alone(bench).measure(choices)]
-    with crew(bench, "local", workers=2) as cluster:
+    with connected("local") as ray:
+        there = fill_database(field, space, NONE, tmp_path / "spread", ray, quiet=True)
+        for unit in field.units:
+            for level in space.levels:
+                assert there.find(unit.names, level) == database.find(unit.names, level)
+        cluster = crew(bench, ray, workers=2)
         assert cluster.at_once == 2
         found = []
         for number, result in enumerate(cluster.measure(choices)):

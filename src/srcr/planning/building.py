@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,17 @@ from srcr.models.topology import Topology
 from srcr.models.weights import ModelWeights
 from srcr.planning.database import LevelDatabase, entry_bytes
 from srcr.planning.levels import Decision, Level, Treatment, size_of
-from srcr.types import CompressionPlan, LayerPlan, LayerStats, SweepSpec, to_dict
+from srcr.types import (
+    CompressedWeight,
+    CompressionPlan,
+    LayerPlan,
+    LayerStats,
+    SweepSpec,
+    to_dict,
+)
+
+#: Rounds of descent that a level gets, at most.
+ROUNDS = 1
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,38 @@ def check_room(needed: int, limit: int | None, free: int) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class LevelInputs:
+    """What all levels of a unit are made from; ``factors`` of the statistics are shared."""
+
+    weights: dict[str, Tensor]
+    stats: LayerStats
+    sweep: SweepSpec
+    dtype: torch.dtype
+    factors: Factors
+
+
+def compress_level(inputs: LevelInputs, plans: dict[str, LayerPlan]) -> dict[str, CompressedWeight]:
+    """One level of a unit, by the plans of its linears."""
+    made = compress_unit(
+        inputs.weights, inputs.stats, plans, inputs.sweep, inputs.dtype, inputs.factors
+    )
+    return {name: to_cpu(weight) for name, weight in made.items()}
+
+
+#: Makes some levels of a unit, in their order.
+Spread = Callable[
+    [LevelInputs, Sequence[dict[str, LayerPlan]]], Iterable[dict[str, CompressedWeight]]
+]
+
+
+def one_by_one(
+    inputs: LevelInputs, plans: Sequence[dict[str, LayerPlan]]
+) -> Iterable[dict[str, CompressedWeight]]:
+    """In this process."""
+    return (compress_level(inputs, one) for one in plans)
+
+
 @torch.no_grad()
 def build(
     source: ModelWeights,
@@ -88,16 +130,19 @@ def build(
     units: Sequence[Decision],
     watcher: engine.Watcher,
     room: engine.Room,
+    spread: Spread = one_by_one,
 ) -> None:
     """Compress every unit at every level that the database does not hold, each on its own: given the dense
     model's inputs. (Given those of a compressed model, each level would make up for what is lost before it;
-    such levels cannot be swapped one by one, docs/decisions/007.)"""
+    such levels cannot be swapped one by one, docs/decisions/007.) ``spread`` makes several at once."""
     missing = {
         unit: [level for level in space.levels if level.num_bits < 16 or level.sparsity > 0]
         for unit in units
     }
     for unit, levels in missing.items():
         missing[unit] = [level for level in levels if database.find(unit.names, level) is None]
+    # Enough to tell levels apart; what is found in the end is compressed again from the start.
+    sweep = replace(space.sweep, descent_rounds=min(ROUNDS, space.sweep.descent_rounds))
     left = {unit for unit, levels in missing.items() if levels}
     by_first = {unit.names[0]: unit for unit in units}
 
@@ -114,12 +159,15 @@ def build(
                 left.discard(unit)
 
     def _fill(unit: Decision, weights: dict[str, Tensor], stats: LayerStats) -> None:
-        factors: Factors = {}
-        for level in missing[unit]:
-            plans = space.unit_plans(unit, level, source.topology)
-            with named(unit.names[0]):
-                made = compress_unit(weights, stats, plans, space.sweep, source.dtype, factors)
-            database.put(unit.names, level, {name: to_cpu(w) for name, w in made.items()})
+        first, *others = missing[unit]
+        plans = [space.unit_plans(unit, level, source.topology) for level in missing[unit]]
+        inputs = LevelInputs(weights, stats, sweep, source.dtype, {})
+        with named(unit.names[0]):
+            database.put(
+                unit.names, first, compress_level(inputs, plans[0])
+            )  # and the factor is known
+            for level, made in zip(others, spread(inputs, plans[1:]), strict=True):
+                database.put(unit.names, level, made)
 
     if left:
         for _ in engine.walk(source, batches, visit, watcher, dense_stream=False, room=room):

@@ -24,7 +24,7 @@ Weights = Callable[[Decision, Level], Mapping[str, Tensor]]
 #: Bytes of the hidden states and of the base's predictions that are kept, each.
 KEPT = 1 << 29
 #: A candidate that loses so many times as much as the incumbent is not looked at to the end.
-HOPELESS = 1.5
+HOPELESS = 1.25
 
 
 @dataclass(frozen=True)

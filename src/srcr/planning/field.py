@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from srcr.planning.building import Space, build, check_room, context, database_b
 from srcr.planning.database import LevelDatabase
 from srcr.planning.levels import Decision, Level, decisions
 from srcr.planning.texts import Texts, load_texts
-from srcr.planning.workers import Bench
+from srcr.planning.workers import Bench, spread_over
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class _Steps:
 
 
 def fill_database(
-    field: Field, space: Space, resources: Resources, default: Path, quiet: bool
+    field: Field, space: Space, resources: Resources, default: Path, ray: Any, quiet: bool
 ) -> LevelDatabase:
     """The level database of a field, with every unit at every level; what is there is not made again. Its
     size is said before it is built.
@@ -131,6 +132,6 @@ def fill_database(
     steps = sum(len(block.units) + 1 for block in topology.blocks) - 1
     with progress.stage("levels", steps, quiet) as bar:
         watcher = _Steps(bar, len(topology.blocks))
-        build(field.source, batches, space, database, field.units, watcher, room)
+        build(field.source, batches, space, database, field.units, watcher, room, spread_over(ray))
         bar.reach(steps, f"{len(field.units)} units at {len(space.levels)} levels")
     return database

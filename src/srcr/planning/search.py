@@ -41,7 +41,7 @@ from srcr.planning.sensitivity import PROBES, Table, losses_table, subset
 from srcr.planning.surrogate import Numbers, Surrogate
 from srcr.planning.trials import Trials
 from srcr.planning.uniform import check_reachable, nearby, uniform_levels
-from srcr.planning.workers import Crew, crew
+from srcr.planning.workers import Crew, connected, crew
 from srcr.types import CompressionPlan, Target, to_dict
 
 #: Candidates proposed at a time, from the same knowledge.
@@ -54,8 +54,8 @@ PATIENCE = 3
 COARSE = 512
 #: Searched choices that are compressed again from the start.
 FINALISTS = 2
-#: Uniform joint configurations that are, the best by what was measured.
-UNIFORMS = 2
+#: Uniform joint configurations that are, beside quantization alone: the best by what was measured.
+UNIFORMS = 1
 #: TCr to which the smallest model under a constraint is found.
 PRECISION = 0.005
 
@@ -167,11 +167,13 @@ def search(
             command,
             quiet,
         )
-        database = fill_database(field, space, spec.resources, journal.folder / "levels", quiet)
         storage = spec.storage or f"sqlite:///{(journal.folder / 'study.db').resolve()}"
         study = spec.study or f"srcr-{_hash(settings)[:16]}"
         trials = Trials(storage, study, _hash(settings), field.units)
-        with crew(field.bench(database), spec.resources.ray) as workers:
+        with connected(spec.resources.ray) as ray:
+            place = journal.folder / "levels"
+            database = fill_database(field, space, spec.resources, place, ray, quiet)
+            workers = crew(field.bench(database), ray)
             explorer = _Explorer(hunt, database, trials, workers, spec.trials)
             if isinstance(target, Constraint):
                 plans = _smallest(explorer, target)

@@ -18,7 +18,7 @@ from srcr.planning.candidates import Choice
 from srcr.planning.database import LevelDatabase
 from srcr.planning.field import NONE, Field, Resources, fill_database, open_field
 from srcr.planning.levels import Level, Treatment, size_of
-from srcr.planning.workers import crew
+from srcr.planning.workers import connected, crew
 from srcr.types import SweepSpec
 
 #: Levels at which each unit is measured by KL, if not said otherwise.
@@ -130,24 +130,22 @@ def measure_table(
     started: float, quiet: bool,
 ) -> Table:  # fmt: skip
     """The table of an open field, with a KL at the levels ``measured``."""
-    database = fill_database(field, space, resources, default, quiet)
-    units = field.units
-    choices: list[Choice] = [
-        tuple(level if i == number else None for i in range(len(units)))
-        for number in range(len(units))
-        for level in measured
-    ]
     kl: dict[tuple[int, Level], float] = {}
-    if choices:
-        with (
-            progress.stage("measure", len(choices), quiet) as bar,
-            crew(field.bench(database), resources.ray) as workers,
-        ):
+    units = field.units
+    wanted = [(i, level) for i in range(len(units)) for level in measured]
+    with connected(resources.ray) as ray:
+        database = fill_database(field, space, resources, default, ray, quiet)
+        if wanted:
+            workers = crew(field.bench(database), ray)
             workers.stand_at((None,) * len(units))
-            wanted = [(i, level) for i in range(len(units)) for level in measured]
-            for (number, level), found in zip(wanted, workers.measure(choices), strict=True):
-                kl[number, level] = found.kl
-                bar.note(f"{units[number].label} at {level}: KL {found.kl:.3g}", advance=1)
+            choices: list[Choice] = [
+                tuple(level if i == number else None for i in range(len(units)))
+                for number, level in wanted
+            ]
+            with progress.stage("measure", len(choices), quiet) as bar:
+                for (number, level), found in zip(wanted, workers.measure(choices), strict=True):
+                    kl[number, level] = found.kl
+                    bar.note(f"{units[number].label} at {level}: KL {found.kl:.3g}", advance=1)
     table = losses_table(field, space, database, kl)
     return replace(table, seconds=round(time.monotonic() - started, 3))
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from srcr.calibration import Tokens, load_tokens
 from srcr.compression import DEFAULT_SAMPLES, Calibration
 from srcr.errors import InputError
 from srcr.models.load import load_tokenizer
 
-#: Sequences to search on, to choose on, and to measure on, each.
-SAMPLES = 64
+#: Sequences to search on, to choose on, and to measure on.
+SEARCH, CHOICE, TEST = 32, 64, 64
 #: Where a file has too few: this part of its sequences calibrates, the others share the rest.
 SHARE = 0.4
 
@@ -44,7 +46,7 @@ def load_texts(
         InputError: as :func:`srcr.calibration.load_tokens`; fewer than eight sequences.
     """
     first = calibration.samples or DEFAULT_SAMPLES
-    total = first + 3 * SAMPLES
+    total = first + SEARCH + CHOICE + TEST
     fixed = calibration.source.endswith(".safetensors")
     tokens = load_tokens(
         calibration.source, model, load_tokenizer(folder), None if fixed else total, calibration.seq_len,
@@ -56,14 +58,13 @@ def load_texts(
             f"{calibration.source} has {len(ids)} sequences: a search calibrates, searches, chooses and "
             "measures on different ones, and needs at least 8"
         )
+    sizes = [first, SEARCH, CHOICE, TEST]
     if len(ids) < total:
-        first = min(first, int(SHARE * len(ids)))
-    each = (len(ids) - first) // 3
-    starts = [0, first, first + each, first + 2 * each]
-    stops = [first, *(start + each for start in starts[1:])]
+        sizes[0] = min(first, int(SHARE * len(ids)))
+        sizes[1:] = [(len(ids) - sizes[0]) // 3] * 3
     parts = []
-    for start, stop in zip(starts, stops, strict=True):
-        part = ids[start:stop].contiguous()
+    for rows in torch.split(ids[: sum(sizes)], sizes):
+        part = rows.contiguous()
         parts.append(
             Tokens(part, tokens.source, hashlib.sha256(part.numpy().tobytes()).hexdigest())
         )

@@ -12,7 +12,7 @@ from srcr.planning.levels import Level
 #: More zeros than this no uniform candidate has.
 MOST_ZEROS = 0.65
 #: Levels that a search looks at cost between so many times the average and so many.
-CHEAPEST, DEAREST = 0.5, 1.7
+CHEAPEST, DEAREST = 0.6, 1.6
 #: A budget may be missed from below by so much.
 TOLERANCE = 0.005
 

@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,11 @@ from torch import Tensor
 from srcr.errors import InputError, SrcrError, first_line
 from srcr.models.load import load_model
 from srcr.models.topology import observe
+from srcr.planning.building import LevelInputs, Spread, compress_level, one_by_one
 from srcr.planning.candidates import Candidates, Choice, Measured
 from srcr.planning.database import LevelDatabase
 from srcr.planning.levels import Decision
+from srcr.types import CompressedWeight, LayerPlan
 
 #: Batches that a text is cut into: after each, a hopeless candidate is given up.
 BATCHES = 4
@@ -153,15 +155,14 @@ def _check_address(address: str) -> None:
 
 
 @contextmanager
-def crew(bench: Bench, address: str | None, workers: int | None = None) -> Iterator[Crew]:
-    """This process where ``address`` is None, else the Ray cluster there ("local" starts one on this
-    machine), with as many ``workers`` as it has CPUs unless a number is given.
+def connected(address: str | None) -> Iterator[Any]:
+    """Ray, connected to the cluster at ``address`` ("local" starts one on this machine); None without one.
 
     Raises:
         InputError: Ray is not installed, or there is no cluster at the address.
     """
     if address is None:
-        yield Alone(bench)
+        yield None
         return
     try:
         import ray
@@ -171,13 +172,36 @@ def crew(bench: Bench, address: str | None, workers: int | None = None) -> Itera
     _check_address(address)
     try:
         where = None if address == "local" else address
-        ray.init(
-            address=where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
-        )
+        ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR,
+                 include_dashboard=False)  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"--ray {address}: {first_line(error)}") from None
     try:
-        count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        yield Cluster(bench, ray, count)
+        yield ray
     finally:
         ray.shutdown()
+
+
+def spread_over(ray: Any) -> Spread:
+    """Levels made on a cluster, each a task; in this process without one."""
+    if ray is None:
+        return one_by_one
+    task = ray.remote(num_cpus=1, max_retries=RETRIES)(compress_level)
+
+    def spread(
+        inputs: LevelInputs, plans: Sequence[dict[str, LayerPlan]]
+    ) -> Iterable[dict[str, CompressedWeight]]:
+        shared = ray.put(inputs)
+        found: list[dict[str, CompressedWeight]] = ray.get(
+            [task.remote(shared, one) for one in plans]
+        )
+        return found
+
+    return spread
+
+
+def crew(bench: Bench, ray: Any, workers: int | None = None) -> Crew:
+    """Who measures: this process, or on a cluster as many workers as it has CPUs unless a number is given."""
+    if ray is None:
+        return Alone(bench)
+    return Cluster(bench, ray, workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
