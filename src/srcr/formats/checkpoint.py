@@ -21,7 +21,8 @@ from srcr.files import RECORD, check_place
 from srcr.formats import Format
 from srcr.formats.journal import MARK, Journal, finished_blocks
 from srcr.formats.safetensors_files import TensorFiles, save_tensors
-from srcr.models.load import COMPANION_PATTERNS, INDEX, load_model, read_config
+from srcr.models.guard import COMPANION_PATTERNS
+from srcr.models.load import INDEX, load_model, read_config
 from srcr.models.topology import Topology, linear_weight
 from srcr.models.weights import ModelWeights
 from srcr.types import CompressedWeight, CompressionPlan
