@@ -29,7 +29,7 @@ from srcr.metrics.semantic import (
     semantic_json,
 )
 from srcr.metrics.tasks import Task, TaskResult, resolve_tasks, run_tasks
-from srcr.models.load import load_model, load_tokenizer, read_config, resolve
+from srcr.models.load import is_quantized, load_model, load_tokenizer, resolve
 from srcr.models.topology import observe
 from srcr.results import Scored, divergence_json, retention_json
 from srcr.types import Rates, from_dict, from_yaml, to_dict
@@ -289,20 +289,19 @@ def inspect(model: str | Path) -> dict[str, Any]:
         InputError: the model cannot be loaded, or srcr cannot handle its architecture.
     """
     folder = resolve(model)
-    config = read_config(folder)
     loaded = load_model(folder)
     topology = observe(loaded)
     linear = sum(height * width for height, width in topology.shapes.values())
     return {
         "model": str(model),
-        "architecture": (config.get("architectures") or [type(loaded).__name__])[0],
+        "architecture": type(loaded).__name__,
         "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in loaded.parameters()),
         "linear_parameters": linear,
         "base_bytes": file_bytes(folder),
         "output_head": topology.head,
         "tied_embeddings": topology.tied,
-        "quantized": "quantization_config" in config,
+        "quantized": is_quantized(folder),
         "blocks": [
             {
                 "name": block.name,

@@ -340,12 +340,9 @@ class TestEvaluate:
 @pytest.mark.parametrize(
     "args",
     [
-        ["search", "MODEL", "--target", "tcr=0.8", "-o", "out"],
-        ["sensitivity", "MODEL", "-o", "table.json"],
-        ["plan", "MODEL", "--target", "tcr=0.8125", "-o", "plan.yaml"],
         ["recover", "BASE", "SMALL", "-o", "out", "--steps", "10"],
         ["export", "DIR", "--format", "gguf", "-o", "out"],
-        ["search"],
+        ["recover"],
     ],
     ids=" ".join,
 )

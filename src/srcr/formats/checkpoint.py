@@ -23,7 +23,8 @@ from srcr.formats import Format
 from srcr.formats.journal import MARK, Journal, finished_blocks
 from srcr.formats.safetensors_files import TensorFiles, stream_tensors
 from srcr.metrics.rates import file_bytes
-from srcr.models.load import COMPANION_PATTERNS, INDEX, load_model, read_config
+from srcr.models.guard import COMPANION_PATTERNS
+from srcr.models.load import INDEX, load_model, read_config
 from srcr.models.streaming import filled
 from srcr.models.topology import Topology
 from srcr.models.weights import ModelWeights

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from srcr.errors import InputError
-from srcr.models.load import weight_files
+from srcr.models.load import INDEX, SINGLE, read_index, weight_files
 
 #: One key: safetensors writes several in random order, and the same run must give the same bytes.
 METADATA = {"format": "pt"}
@@ -63,7 +63,8 @@ class TensorFiles:
     manager.
 
     Raises:
-        InputError: no weights, a damaged file, or an index that points outside the folder.
+        InputError: no weights, a damaged file, a tensor that is in two files or not in the one that the
+            index says, or an index that points outside the folder.
     """
 
     def __init__(self, folder: Path, paths: Sequence[Path] | None = None) -> None:
@@ -73,9 +74,25 @@ class TensorFiles:
         for path in self.paths:
             try:
                 with safe_open(path, framework="pt") as stream:
-                    self._paths.update(dict.fromkeys(stream.keys(), path))
+                    names = list(stream.keys())
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{path} is not a valid safetensors file: {error}") from None
+            for name in names:
+                if name in self._paths:
+                    raise InputError(
+                        f"the tensor {name!r} is in two files, {self._paths[name]} and {path}: keep one"
+                    )
+                self._paths[name] = path
+        if paths is None and self.paths != [folder / SINGLE] and (folder / INDEX).is_file():
+            self._check_index()
+
+    def _check_index(self) -> None:
+        for name, file in read_index(self.folder).items():
+            if self._paths.get(name, self.folder / file) != self.folder / file:
+                raise InputError(
+                    f"{self.folder / INDEX} says that {name!r} is in {file}, but it is in "
+                    f"{self._paths[name].name}"
+                )
 
     def __enter__(self) -> "TensorFiles":
         return self
@@ -117,13 +134,20 @@ class TensorFiles:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each tensor's data."""
-        found: dict[str, int] = {}
-        for path in self.paths:
-            for name, entry in _header(path).items():
-                if name != "__metadata__":
-                    start, stop = entry["data_offsets"]
-                    found[name] = stop - start
-        return found
+        return {name: stop - start for name, (start, stop) in self._entries("data_offsets").items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Each tensor's shape."""
+        return {name: tuple(shape) for name, shape in self._entries("shape").items()}
+
+    def _entries(self, key: str) -> dict[str, list[int]]:
+        """One entry of the header of each tensor; safetensors has checked it."""
+        return {
+            name: entry[key]
+            for path in self.paths
+            for name, entry in _header(path).items()
+            if name != "__metadata__"
+        }
 
 
 def _header(path: Path) -> dict[str, Any]:

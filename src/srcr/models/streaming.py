@@ -10,7 +10,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from srcr.formats.safetensors_files import TensorFiles
-from srcr.models.load import check_causal, read_config
+from srcr.models.guard import guest
+from srcr.models.load import is_quantized, read_model_config
 
 
 class Tensors(Protocol):
@@ -27,6 +28,7 @@ class StoredTensors:
     def __init__(self, folder: Path, model: nn.Module) -> None:
         with TensorFiles(folder) as files:
             self._paths = files.paths_by_name()
+            self._shapes = files.shapes()
         # A tied weight is in the file once, under the name of one of those that share it.
         owners: dict[int, list[str]] = {}
         state = dict(model.named_parameters(remove_duplicate=False))
@@ -51,12 +53,8 @@ class StoredTensors:
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the files hold every weight under the name and in the shape that the model has."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for path in set(self._paths.values()):
-            with safe_open(path, framework="pt") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return all(
-            shapes.get(self._stored.get(name, name)) == tuple(tensor.shape)
+            self._shapes.get(self._stored.get(name, name)) == tuple(tensor.shape)
             for name, tensor in model.state_dict().items()
         )
 
@@ -65,21 +63,20 @@ def empty_model(folder: Path) -> Any:
     """The causal LM of ``folder`` with its buffers, and with parameters that have shapes but no data.
 
     Raises:
-        InputError: not a causal LM.
+        InputError: as :func:`srcr.models.load.read_model_config`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    check_causal(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = read_model_config(folder)
     dtype = getattr(config, "dtype", None) or torch.float32
-    with _empty_parameters():
+    with guest(f"transformers cannot build the model of {folder}"), _empty_parameters():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return model.eval().requires_grad_(False)
 
 
 def can_stream(folder: Path) -> bool:
     """Whether a checkpoint is of the plain kind: what is quantized, transformers has to load."""
-    return "quantization_config" not in read_config(folder)
+    return not is_quantized(folder)
 
 
 @contextmanager

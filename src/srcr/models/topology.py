@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from srcr.errors import InputError
+from srcr.models.guard import guest
 from srcr.models.load import output_head
 
 Linear = nn.Linear | Conv1D
@@ -113,7 +114,8 @@ def observe(model: Any) -> Topology:
     try:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         tokens = (torch.arange(8) * 7 + 3) % vocabulary
-        model(tokens[None].to(home_of(model)), use_cache=False)
+        with guest(f"{type(model).__name__} does not run"):
+            model(tokens[None].to(home_of(model)), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
