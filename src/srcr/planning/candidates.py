@@ -23,8 +23,9 @@ Choice = tuple[Level | None, ...]
 Weights = Callable[[Decision, Level], Mapping[str, Tensor]]
 #: Bytes of the hidden states and of the base's predictions that are kept, each.
 KEPT = 1 << 29
-#: A candidate that loses so many times as much as the incumbent is not looked at to the end.
-HOPELESS = 1.25
+#: A candidate that loses so many times as much as the incumbent after the first, second, ... batch is
+#: looked at no further.
+HOPELESS = (1.25, 1.1, 1.05)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Candidates:
     @torch.no_grad()
     def measure(self, choice: Choice, pace: Sequence[float] = ()) -> Measured:
         """The KL of a choice. With the ``pace`` of another (its mean KL after each batch) it stops where it
-        is ``HOPELESS`` times as high, and tells what it would come to if it stayed so.
+        is too high (``HOPELESS``), and tells what it would come to if it stayed so.
 
         Raises:
             NumericalError: the candidate's predictions are not finite.
@@ -86,7 +87,8 @@ class Candidates:
                 raise NumericalError(
                     "a candidate's predictions are not finite on the search's text"
                 )
-            if pace and total / tokens > HOPELESS * pace[number] and number + 1 < len(pace):
+            limit = HOPELESS[min(number, len(HOPELESS) - 1)]
+            if pace and total / tokens > limit * pace[number] and number + 1 < len(pace):
                 return Measured(total / tokens / pace[number] * pace[-1], whole=False)
         return Measured(total / tokens)
 

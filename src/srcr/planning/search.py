@@ -52,8 +52,6 @@ FAR = 4.0
 PATIENCE = 3
 #: Partial choices kept while proposals are solved.
 COARSE = 512
-#: Searched choices that are compressed again from the start.
-FINALISTS = 2
 #: Uniform joint configurations that are, beside quantization alone: the best by what was measured.
 UNIFORMS = 1
 #: TCr to which the smallest model under a constraint is found.
@@ -239,6 +237,8 @@ class _Explorer:
             [np.array([field.error(database, u, x) for x in self.levels]) for u in self.units]
         )
         self._rng = np.random.default_rng(field.seed)
+        self._budget: Budget | None = None
+        self._costs: list[list[Option]] = []
 
     def measure(self, choices: Sequence[Choice], around: Choice | None, bar: progress.Bar) -> None:
         """Measure what is new among some choices, near another."""
@@ -288,7 +288,9 @@ class _Explorer:
 
     def solve(self, losses: Sequence[Floats], budget: Budget, resolution: int = COARSE) -> Choice:
         """The choice that loses least at a budget."""
-        costs = unit_costs(self.units, self.levels, budget)
+        if budget is not self._budget:
+            self._budget, self._costs = budget, unit_costs(self.units, self.levels, budget)
+        costs = self._costs
         options = [
             [Option(option.cost, float(x)) for option, x in zip(unit, loss, strict=True)]
             for unit, loss in zip(costs, losses, strict=True)
@@ -326,8 +328,8 @@ def _finalists(
     chosen["allocated"] = allocated
     best = sorted((m.kl, str(c), c) for c, m in explorer.complete())
     searched = [c for _, _, c in best if c not in chosen.values()]
-    for number, choice in enumerate(searched[:FINALISTS], 1):
-        chosen[f"searched {number}"] = choice
+    if searched:
+        chosen["searched"] = searched[0]
     return {name: hunt.plan(choice, budget, target) for name, choice in chosen.items()}
 
 
@@ -398,12 +400,14 @@ def _measure(
         if not hunt.quiet and not last:
             progress.console().print(f"finalist: {name}")
         place = hunt.partial / "finalists" / _slug(name)
+        folders.append(str(place))
+        if last:
+            continue
         own = Output(place, hunt.format_name, resume=True)
         compress(
             field.name, plan, field.texts.calibration, own, None, field.device, hunt.command, hunt.quiet,
             hunt.memory,
         )  # fmt: skip
-        folders.append(str(place))
     text = field.texts.test if last else field.texts.choice
     tasks, semantic = objective.tasks, objective.semantic
     return evaluate(

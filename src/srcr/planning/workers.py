@@ -15,9 +15,9 @@ from srcr.errors import InputError, SrcrError, first_line
 from srcr.models.load import load_model
 from srcr.models.topology import observe
 from srcr.planning.building import LevelInputs, Spread, compress_level, one_by_one
-from srcr.planning.candidates import Candidates, Choice, Measured
+from srcr.planning.candidates import KEPT, Candidates, Choice, Measured
 from srcr.planning.database import LevelDatabase
-from srcr.planning.levels import Decision
+from srcr.planning.levels import Decision, Level
 from srcr.types import CompressedWeight, LayerPlan
 
 #: Batches that a text is cut into: after each, a hopeless candidate is given up.
@@ -43,8 +43,13 @@ class Bench:
         """Load the base."""
         model = load_model(self.folder, torch.float32).to(self.device)
         database = LevelDatabase(self.database, self.context)
+        kept: dict[tuple[Decision, Level], dict[str, Tensor]] = {}
+        room = KEPT
 
-        def weights(unit: Decision, level: Any) -> dict[str, Tensor]:
+        def weights(unit: Decision, level: Level) -> dict[str, Tensor]:
+            nonlocal room
+            if (unit, level) in kept:
+                return kept[unit, level]
             entry = database.find(unit.names, level)
             if entry is None:
                 database.refresh()
@@ -54,7 +59,11 @@ class Bench:
                     f"the level database {self.database} has lost {unit.label} at {level}: run again with "
                     "--resume to build it anew"
                 )
-            return database.weights(entry, self.dtype)
+            found = database.weights(entry, self.dtype)
+            room -= sum(weight.nbytes for weight in found.values())
+            if room > 0:
+                kept[unit, level] = found
+            return found
 
         size = -(-len(self.input_ids) // BATCHES)
         batches = torch.split(self.input_ids, size)
