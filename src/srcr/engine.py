@@ -281,7 +281,8 @@ class BlockView:
                     hessian.accumulate(pulled[name], x_dense @ W.T, x)
                 dense_passes[index].give_up()
             one.give_up()
-        if not hessian.is_finite(moment):
+        both = [moment, *pulled.values()] if crossed is None else [moment, crossed]
+        if not all(hessian.is_finite(found) for found in both):  # in either stream
             raise NumericalError(
                 f"the inputs of {self.full_name(unit.names[0])} are not finite: the model overflows on "
                 "this calibration data"

@@ -245,10 +245,12 @@ def read_index(folder: Path) -> dict[str, str]:
     if not names:
         raise InputError(f"{index} is not a valid index: its weight_map is empty")
     for name in names.values():
-        if not isinstance(name, str) or not name.endswith(".safetensors"):
-            raise InputError(f"{index} is not a valid index: {name!r} is no *.safetensors file")
-        if Path(name).name != name or "\0" in name:
+        if not isinstance(name, str) or "\0" in name:
+            raise InputError(f"{index} is not a valid index: {name!r} is no file name")
+        if Path(name).name != name:
             raise InputError(f"{index} points outside its folder: {name!r}")
+        if not name.endswith(".safetensors"):
+            raise InputError(f"{index} is not a valid index: {name!r} is no *.safetensors file")
         if not (folder / name).is_file():
             raise InputError(f"{index} names {name!r}, which is missing")
     return names

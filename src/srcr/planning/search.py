@@ -172,7 +172,7 @@ def search(
             place = journal.folder / "levels"
             database = fill_database(field, space, spec.resources, place, ray, quiet)
             workers = crew(field.bench(database), ray)
-            explorer = _Explorer(hunt, database, trials, workers, spec.trials)
+            explorer = _Explorer(hunt, database, trials, workers, spec.trials, bool(spec.storage))
             if isinstance(target, Constraint):
                 plans = _smallest(explorer, target)
             else:
@@ -226,7 +226,13 @@ class _Explorer:
     measured, so a study that was interrupted goes on as it would have."""
 
     def __init__(
-        self, hunt: _Hunt, database: LevelDatabase, trials: Trials, workers: Crew, most: int
+        self,
+        hunt: _Hunt,
+        database: LevelDatabase,
+        trials: Trials,
+        workers: Crew,
+        most: int,
+        shared: bool,
     ) -> None:
         field, self.levels = hunt.field, hunt.space.levels
         self.hunt, self.units, self.most = hunt, field.units, most
@@ -237,6 +243,9 @@ class _Explorer:
             [np.array([field.error(database, u, x) for x in self.levels]) for u in self.units]
         )
         self._rng = np.random.default_rng(field.seed)
+        # Others may share a storage that was named: they find more to do when little is taken at a time.
+        self._at_once = workers.at_once if shared else max(workers.at_once, GENERATION)
+        self._around: Choice | None = None
         self._budget: Budget | None = None
         self._costs: list[list[Option]] = []
 
@@ -246,13 +255,14 @@ class _Explorer:
         fresh = fresh[: self.most - len(self.measured)]
 
         def run(some: Sequence[Choice]) -> Iterator[Measured]:
-            if some and around is not None:
+            if some and around is not None and around != self._around:
                 self._workers.stand_at(around)
+                self._around = around
             for result in self._workers.measure(some):
                 bar.note(self._best(), advance=1)
                 yield result
 
-        results = self._trials.measure(fresh, run, max(self._workers.at_once, GENERATION))
+        results = self._trials.measure(fresh, run, self._at_once)
         self.measured.update(zip(fresh, results, strict=True))
         bar.reach(len(self.measured), self._best())
 
