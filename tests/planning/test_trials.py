@@ -98,7 +98,7 @@ def test_two_processes_share_a_study(database, request):
     assert all(lines[-1] == "[0.0, 1.0, 2.0, 3.0, 4.0]" for lines in said)
     measured = [line for lines in said for line in lines[:-1]]
     assert set(measured) == {f"measured {i}" for i in range(5)}
-    assert len(measured) <= 7, (
+    assert len(measured) <= 6, (
         "both may begin with the same; what one has taken the other leaves alone"
     )
 

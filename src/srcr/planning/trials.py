@@ -9,9 +9,11 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 
 from srcr.errors import InputError, first_line
 from srcr.planning.candidates import Choice, Measured
@@ -23,6 +25,8 @@ Measure = Callable[[Sequence[Choice]], Iterable[Measured]]
 PATIENCE = 30.0
 #: Or so many times what the longest has taken.
 LONGEST = 10
+#: Seconds that a process waits for others to be done with an SQLite file.
+LOCKED = 60
 
 
 class Trials:
@@ -38,8 +42,9 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.units = tuple(units)
         try:
-            opened = optuna.storages.RDBStorage(storage)
-            self.study = optuna.create_study(storage=opened, study_name=name, load_if_exists=True)
+            self.study = optuna.create_study(
+                storage=_open(storage), study_name=name, load_if_exists=True
+            )
             known = self.study.user_attrs.get("fingerprint")
             if known is None:
                 self.study.set_user_attr("fingerprint", fingerprint)
@@ -79,12 +84,15 @@ class Trials:
         rest = [choice for choice in dict.fromkeys(choices) if choice not in self._known]
         for choice in rest:  # a process died with them
             self._enqueue(choice)
-        while rest and self._take(set(rest), measure, at_once):
+        while rest and self._take(set(rest), measure, at_once, others=False):
             pass
         return [self._known[choice] for choice in choices]
 
-    def _take(self, wanted: set[Choice], measure: Measure, at_once: int) -> bool:
-        """Take some waiting trials and measure them; False where none waits."""
+    def _take(
+        self, wanted: set[Choice], measure: Measure, at_once: int, others: bool = True
+    ) -> bool:
+        """Take some waiting trials and measure them, but for those that ``others`` are at already; False
+        where none waits."""
         mine: list[tuple[optuna.Trial, Choice]] = []
         for _ in range(at_once):
             if not any(self._choice(t) in wanted for t in self._trials((TrialState.WAITING,))):
@@ -97,10 +105,13 @@ class Trials:
             trial.set_user_attr("worker", _worker())
             mine.append((trial, found))
         self._refresh()
-        fresh = [(trial, choice) for trial, choice in mine if choice not in self._known]
+        theirs = self._first_takers() if others else {}
+        fresh = []
         for trial, choice in mine:
-            if choice in self._known:
-                self.study.tell(trial, self._known[choice].kl)
+            if choice in self._known or theirs.get(choice, trial.number) < trial.number:
+                self.study.tell(trial, state=TrialState.FAIL)
+            else:
+                fresh.append((trial, choice))
         for (trial, choice), result in zip(
             fresh, measure([choice for _, choice in fresh]), strict=True
         ):
@@ -122,6 +133,15 @@ class Trials:
             if not running or time.monotonic() - began > max(PATIENCE, LONGEST * self._longest()):
                 return
             time.sleep(0.2)
+
+    def _first_takers(self) -> dict[Choice | None, int]:
+        """The first of the trials of each choice that somebody is at work on."""
+        found: dict[Choice | None, int] = {}
+        for trial in self._trials((TrialState.RUNNING,)):
+            if _alive(trial.user_attrs.get("worker")):
+                choice = self._choice(trial)
+                found[choice] = min(trial.number, found.get(choice, trial.number))
+        return found
 
     def _longest(self) -> float:
         trials = self._trials((TrialState.COMPLETE,))
@@ -148,6 +168,27 @@ class Trials:
         text = trial.user_attrs.get("levels", "")
         choice = tuple(_level(part) for part in text.split(";")) if text else ()
         return choice if len(choice) == len(self.units) else None
+
+
+def _open(url: str) -> optuna.storages.RDBStorage:
+    """A database. In SQLite a transaction takes the write lock at once: it has no lock on a row, and Python's
+    driver begins none before the first write, so that two processes would be given the same trial."""
+    sqlite = url.startswith("sqlite")
+    opened = optuna.storages.RDBStorage(
+        url, engine_kwargs={"connect_args": {"timeout": LOCKED}} if sqlite else None
+    )
+    if sqlite:
+
+        @event.listens_for(opened.engine, "connect")
+        def connected(connection: Any, _: Any) -> None:
+            connection.isolation_level = None  # the driver begins nothing itself
+
+        @event.listens_for(opened.engine, "begin")
+        def begun(connection: Any) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        opened.engine.dispose()  # what was opened before
+    return opened
 
 
 def _text(level: Level | None) -> str:
