@@ -65,12 +65,14 @@ def test_needs_grow_with_the_data_and_not_with_the_depth(family):
         tiny_model(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": 4})
     )
     few, many = ([torch.zeros(2, 32)] * n for n in (2, 20))
-    one, two = (budget.needs(topology, few, streams) for streams in (1, 2))
-    assert budget.needs(deeper, few, 2) == two
+    one, two = (budget.needs(topology, few, streams, torch.float32) for streams in (1, 2))
+    assert budget.needs(deeper, few, 2, torch.float32) == two
     assert (two.waiting, two.states) == (2 * one.waiting, 2 * one.states)
     assert two.states == 2 * 64 * 4 * 32
-    more = budget.needs(topology, many, 2)
+    more = budget.needs(topology, many, 2, torch.float32)
     assert more.of(Room()) - two.of(Room()) == 18 * (two.waiting + two.states)
     weights = sum(r * c for name, (r, c) in topology.shapes.items() if ".0." in name)
     assert two.once > 4 * weights
+    half = budget.needs(topology, few, 2, torch.bfloat16)
+    assert (2 * half.waiting, 2 * half.states) == (two.waiting, two.states)
     assert two.again - two.once > 0

@@ -43,8 +43,12 @@ class Needs:
         return block + waiting * self.waiting + states
 
 
-def needs(topology: Topology, batches: Sequence[torch.Tensor], streams: int) -> Needs:
-    """An estimate for token ids [n, len] of each batch, in one or two ``streams``."""
+def needs(
+    topology: Topology, batches: Sequence[torch.Tensor], streams: int, running: torch.dtype
+) -> Needs:
+    """An estimate for token ids [n, len] of each batch, in one or two ``streams`` that run in this
+    precision."""
+    size = running.itemsize
     tokens = max(ids.numel() for ids in batches)
     once = again = waiting = 0
     for block in topology.blocks:
@@ -55,16 +59,18 @@ def needs(topology: Topology, batches: Sequence[torch.Tensor], streams: int) -> 
         # Residual and normed states; then what the widest unit is given, or what attention works on.
         rows = [sum(rows for rows, _ in unit) for unit in units]
         kept = 2 * hidden + max(*(unit[0][1] for unit in units), rows[0] + hidden)
-        waiting = max(waiting, FLOAT * streams * tokens * kept)
-        batch = FLOAT * tokens * 2 * (hidden + max(rows))
+        waiting = max(waiting, size * streams * tokens * kept)
+        batch = size * tokens * 2 * (hidden + max(rows))
         sizes = [sum(rows * cols for rows, cols in unit) for unit in units]
         for number, unit in enumerate(units):
             done = 2 * sum(sizes[:number])  # codes and masks
             work = max(_solving(unit), batch + FLOAT * (unit[0][1] ** 2 + sizes[number])) + SLACK
-            once = max(once, FLOAT * sum(sizes[number:]) + done + work)
-            again = max(again, FLOAT * (sum(sizes) + sum(sizes[:number])) + done + work)
+            if size < FLOAT:  # those that are solved, in float32
+                work += FLOAT * sizes[number]
+            once = max(once, size * sum(sizes[number:]) + done + work)
+            again = max(again, size * (sum(sizes) + sum(sizes[:number])) + done + work)
     hidden = topology.shapes[topology.blocks[0].linears()[0]][1]
-    return Needs(once, again, waiting, streams * tokens * FLOAT * hidden, len(batches))
+    return Needs(once, again, waiting, streams * tokens * size * hidden, len(batches))
 
 
 def _solving(unit: Sequence[tuple[int, int]]) -> int:

@@ -226,14 +226,15 @@ def compress(
     base_sha256 = sha256(weight_files(folder))
     fingerprint = {
         "plan": plan.fingerprint(), "calibration": tokens.record()["sha256"], "base": base_sha256,
-        "format": format_name, "device": where.type, **versions(),
+        "format": format_name, "device": where.type, "precision": str(source.running), **versions(),
     }  # fmt: skip
     if output.resume and (done := _already_done(output, fingerprint)):
         if not quiet:
             progress.console().print(f"already done: {output.path}")
         return done
     batches = torch.split(tokens.input_ids, max(1, BATCH_TOKENS // tokens.input_ids.shape[1]))
-    need = needs(source.topology, batches, 2 if plan.sweep.dense_targets else 1)
+    streams = 2 if plan.sweep.dense_targets else 1
+    need = needs(source.topology, batches, streams, source.running)
     room, said = choose_room(need, budget, where, partial_path(output.path))
     if said and not quiet:
         progress.console().print(f"note: {said}")

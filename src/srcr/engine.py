@@ -72,7 +72,7 @@ class Spool:
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with this
         self._device = device
-        self._places: list[tuple[int, torch.Size]] = []
+        self._places: list[tuple[int, torch.Size, torch.dtype]] = []
 
     def __enter__(self) -> "Spool":
         return self
@@ -89,23 +89,39 @@ class Spool:
         return len(self._places)
 
     def __getitem__(self, index: int, /) -> Tensor:
-        start, shape = self._places[index]
-        found = torch.empty(shape)
+        start, shape, dtype = self._places[index]
+        found = torch.empty(shape, dtype=dtype)
         self._file.seek(start)
-        self._file.readinto(found.view(-1).numpy().data)
+        self._file.readinto(_bytes(found))
         return found.to(self._device)
 
     def __setitem__(self, index: int, value: Tensor, /) -> None:
-        start, shape = self._places[index]
-        assert value.shape == shape
+        start, shape, dtype = self._places[index]
+        assert (value.shape, value.dtype) == (shape, dtype)
         self._file.seek(start)
-        data = value.to("cpu", torch.float32).contiguous().view(-1)
-        self._file.write(data.numpy().data)
+        self._file.write(_bytes(value.cpu().contiguous()))
 
     def append(self, value: Tensor, /) -> None:
-        start, shape = self._places[-1] if self._places else (0, torch.Size([0]))
-        self._places.append((start + 4 * shape.numel(), value.shape))
+        end = 0
+        if self._places:
+            start, shape, dtype = self._places[-1]
+            end = start + dtype.itemsize * shape.numel()
+        self._places.append((end, value.shape, value.dtype))
         self[-1] = value
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    found: memoryview = tensor.view(-1).view(torch.uint8).numpy().data
+    return found
+
+
+class _Forward(greenlet):  # type: ignore[misc]
+    """A forward pass, and the outputs ``wanted`` of it: of linears by their names, None until they run."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        super().__init__(run)
+        self.wanted: dict[str, Tensor | None] = {}
 
 
 class _Pass:
@@ -122,12 +138,13 @@ class _Pass:
     ) -> None:
         args, kwargs = arguments
         self.waits = waits
-        self._begin: Callable[[], greenlet] = lambda: greenlet(
+        self._begin: Callable[[], _Forward] = lambda: _Forward(
             lambda: block(states[index], *args, **kwargs)
         )
-        self._forward: greenlet | None = None
+        self._forward: _Forward | None = None
         self._reached = -1
         self._x: Tensor | None = None
+        self._result: Any = None
 
     def run_to(self, unit: int) -> Tensor:
         """Run on until the linears of ``unit`` are about to run; their input as [tokens, width]."""
@@ -139,6 +156,21 @@ class _Pass:
         assert self._x is not None, "units are visited in the order they run"
         return self._x.reshape(-1, self._x.shape[-1])
 
+    def outputs(self, unit: int, names: Sequence[str]) -> dict[str, Tensor]:
+        """Run on until the linears of ``unit`` have run; what those of ``names`` gave as [tokens, rows],
+        as far as they run before the next unit."""
+        self.run_to(unit)
+        assert self._forward is not None
+        self._forward.wanted = dict.fromkeys(names)
+        self._x = None
+        found = self._forward.switch()
+        if self._forward.dead:
+            self._result = found
+        else:
+            self._reached, self._x = found
+        given, self._forward.wanted = self._forward.wanted, {}
+        return {name: y.reshape(-1, y.shape[-1]) for name, y in given.items() if y is not None}
+
     def give_up(self) -> None:
         """Let go of everything, unless the pass waits."""
         if self._forward is not None and not self.waits:
@@ -147,8 +179,9 @@ class _Pass:
 
     def output(self) -> Tensor:
         """Run to the end; the block's hidden states."""
-        forward, result = self._forward or self._begin(), None
-        self._forward = self._x = None
+        forward = self._begin() if self._forward is None else self._forward
+        result = self._result
+        self._forward = self._x = self._result = None
         while not forward.dead:
             result = forward.switch()
         if isinstance(result, tuple):
@@ -158,16 +191,24 @@ class _Pass:
 
 
 def _halt_at(block: nn.Module, units: Sequence[Unit]) -> None:
-    """Make passes through ``block`` halt before each unit (and leave other calls alone)."""
+    """Make passes through ``block`` halt before each unit, and note what is wanted of its linears (and
+    leave other calls alone)."""
 
-    def hook(_: nn.Module, inputs: tuple[Any, ...], unit: int) -> None:
+    def halt(_: nn.Module, inputs: tuple[Any, ...], unit: int) -> None:
         caller = getcurrent().parent
         if caller is not None:
             caller.switch((unit, inputs[0]))
 
+    def note(_: nn.Module, __: Any, output: Tensor, name: str) -> None:
+        current = getcurrent()
+        if isinstance(current, _Forward) and name in current.wanted:
+            current.wanted[name] = output
+
     for index, unit in enumerate(units):
         first = block.get_submodule(unit.names[0])
-        first.register_forward_pre_hook(partial(hook, unit=index))
+        first.register_forward_pre_hook(partial(halt, unit=index))
+        for name in unit.names:
+            block.get_submodule(name).register_forward_hook(partial(note, name=name))
 
 
 def _let_go(block: nn.Module, units: Sequence[Unit], passes: int) -> None:
@@ -179,7 +220,8 @@ def _let_go(block: nn.Module, units: Sequence[Unit], passes: int) -> None:
             if getcurrent().parent is not None:
                 left[0] -= 1
                 if left[0] == 0:
-                    module._parameters["weight"] = nn.Parameter(torch.empty(0), False)
+                    gone = linear_weight(module).new_empty(0)
+                    module._parameters["weight"] = nn.Parameter(gone, False)
 
         module.register_forward_hook(hook)
 
@@ -204,6 +246,7 @@ class BlockView:
     watcher: Watcher
     _dense_passes: list[_Pass]
     _passes: list[_Pass]
+    _held: dict[str, Tensor]
 
     @classmethod
     def open(
@@ -225,13 +268,15 @@ class BlockView:
             _halt_at(module, block.units)
             if waiting >= count:
                 _let_go(module, block.units, count)
-        passes = [
+        dense_passes, passes = (
             [_Pass(module, states, i, arguments[i][index], i < waiting) for i in range(len(states))]
             if states is not None
             else []
             for module, states in zip((dense, work), streams, strict=True)
-        ]
-        return cls(index, block.name, block.units, dense, work, *streams, watcher, *passes)
+        )
+        return cls(
+            index, block.name, block.units, dense, work, *streams, watcher, dense_passes, passes, {}
+        )
 
     def full_name(self, linear: str) -> str:
         """The module name of a linear within the model."""
@@ -239,12 +284,14 @@ class BlockView:
 
     def weight(self, linear: str) -> Tensor:
         """The dense weight of a linear, float32 [out_features, in_features]."""
-        return linear_weight(self.dense.get_submodule(linear))
+        held = self._held.get(linear)
+        found = linear_weight(self.dense.get_submodule(linear)) if held is None else held
+        return found.to(torch.float32)
 
     def replace(self, linear: str, weight: Tensor) -> None:
         """Put ``weight`` [out_features, in_features] into the modified block."""
         module = self.work.get_submodule(linear)
-        set_linear_weight(module, weight.to(self.weight(linear).device))
+        set_linear_weight(module, weight.to(linear_weight(module)))
 
     def statistics(self, unit: Unit, cross: bool) -> LayerStats:
         """Moments of the unit's inputs, given all that was replaced before it; with ``cross`` also
@@ -256,31 +303,33 @@ class BlockView:
         """
         self.watcher.step(self.index, unit.names[0])
         number = self.units.index(unit)
-        width = self.weight(unit.names[0]).shape[1]
+        weights = {name: linear_weight(self.dense.get_submodule(name)) for name in unit.names}
+        self._held.clear()  # the passes may run on behind the unit, and let go of its weights
+        self._held.update(weights)
+        width, device = weights[unit.names[0]].shape[1], weights[unit.names[0]].device
         dense_passes = self._dense_passes if cross else []
         for one in (*self._passes, *dense_passes):
             if one.waits:  # first, so that the weights of units behind are gone before moments come
                 one.run_to(number)
         memory.release()
-        device = self.weight(unit.names[0]).device
-        weights = {name: self.weight(name) for name in unit.names} if cross else {}
         n_tokens, moment = 0, torch.zeros(width, width, device=device)
         # W X_d^T X, or X_d^T X where that is smaller (one for all linears of the unit).
-        small = sum(len(W) for W in weights.values()) < width
+        small = cross and sum(len(W) for W in weights.values()) < width
         crossed = torch.zeros(width, width, device=device) if cross and not small else None
-        pulled = {name: torch.zeros_like(W) for name, W in weights.items()} if small else {}
+        pulled = {name: torch.zeros(W.shape, device=device) for name, W in weights.items() if small}
         for index, one in enumerate(self._passes):
             x = one.run_to(number)
             n_tokens += len(x)
-            hessian.accumulate(moment, x, x)
+            hessian.accumulate_gram(moment, x)
+            if crossed is not None:
+                hessian.accumulate(crossed, dense_passes[index].run_to(number), x)
+            elif cross:
+                for name, y in self._dense_outputs(dense_passes[index], number, weights):
+                    hessian.accumulate(pulled[name], y, x)
             if cross:
-                x_dense = dense_passes[index].run_to(number)
-                if crossed is not None:
-                    hessian.accumulate(crossed, x_dense, x)
-                for name, W in weights.items() if small else ():
-                    hessian.accumulate(pulled[name], x_dense @ W.T, x)
                 dense_passes[index].give_up()
             one.give_up()
+        hessian.mirror_(moment)
         both = [moment, *pulled.values()] if crossed is None else [moment, crossed]
         if not all(hessian.is_finite(found) for found in both):  # in either stream
             raise NumericalError(
@@ -288,10 +337,26 @@ class BlockView:
                 "this calibration data"
             )
         full = {self.full_name(name): value for name, value in pulled.items()}
-        return LayerStats(moment, n_tokens, crossed, full if cross and small else None)
+        return LayerStats(moment, n_tokens, crossed, full if small else None)
+
+    def _dense_outputs(
+        self, one: _Pass, unit: int, weights: dict[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """``X_d W^T`` [tokens, rows] of each linear of a unit: what the pass itself computes next, less the
+        bias; or, where it does not wait or goes another way, computed from its inputs."""
+        x, found = one.run_to(unit), {}
+        if one.waits:
+            found = one.outputs(unit, list(weights))
+        for name, W in weights.items():
+            if name in found:
+                bias = self.dense.get_submodule(name).bias
+                yield name, found[name] - bias if isinstance(bias, Tensor) else found[name]
+            else:
+                yield name, x @ W.T
 
     def advance(self) -> None:
         """Put the hidden states behind the block, in both streams, in place of those before it."""
+        self._held.clear()
         self.watcher.step(self.index, "forward")
         for states, passes in (
             (self.dense_states, self._dense_passes),

@@ -5,6 +5,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from srcr.errors import InputError
+from srcr.models import weights
 from srcr.models.weights import ModelWeights
 from srcr.testing import FAMILIES, tiny_model
 
@@ -67,20 +68,34 @@ def test_blocks_one_by_one_give_the_models_own_states_and_logits(family):
         torch.testing.assert_close(ours, logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("running", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_bfloat16_model_runs_in_float32_and_agrees_with_itself(family):
+def test_a_bfloat16_model_agrees_with_itself_in_either_precision(family, running, monkeypatch):
+    monkeypatch.setattr(weights, "running_precision", lambda *_: running)
     model = tiny_model(family, torch.bfloat16)
     source = ModelWeights(model)
     assert source.dtype == torch.bfloat16
     ids = token_ids(1)
     hidden, _ = source.embed(ids)
-    assert hidden.dtype == torch.float32
-    assert {p.dtype for p in source.block(1).parameters()} == {torch.float32}
+    assert hidden.dtype == running
+    assert {p.dtype for p in source.block(1).parameters()} == {running}
     expected, _ = whole_model(model, source.topology, ids)
     found = block_by_block(source, ids)
-    assert found.dtype == torch.float32
+    assert found.dtype == running
+    found = found.float()
     error = (found - expected.float()).norm() / expected.float().norm()
     assert error < 0.03
+
+
+def test_only_bfloat16_runs_as_it_is(monkeypatch):
+    for fast in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda f=fast: f, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+        found = [
+            weights.running_precision(dtype, torch.device("cpu"))
+            for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        ]
+        assert found == [torch.float32] * 2 + [torch.bfloat16 if fast else torch.float32]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""A source of weights: it hands out one decoder block at a time, in float32, on one device.
+"""A source of weights: it hands out one decoder block at a time, on one device, in the precision it runs in.
 
 The engine sees nothing else of a model, so it does not know whether the model lies in memory or whether
 every block comes from its files when it is asked for.
@@ -18,7 +18,7 @@ from srcr.models.streaming import StoredTensors, can_stream, empty_model, filled
 from srcr.models.topology import Topology, home_of, observe
 from srcr.numerics.hessian import is_finite
 
-#: How far blocks run in float32 may be from the model run in its own, 16-bit, precision.
+#: How far blocks run one after the other may be from the model, in another precision perhaps.
 CHAIN_TOLERANCE = 0.1
 #: Everything a block is called with besides its hidden states: (positional, keyword) arguments.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -32,13 +32,25 @@ class WeightSource(Protocol):
     device: torch.device
 
     def embed(self, input_ids: Tensor) -> tuple[Tensor, list[Arguments]]:
-        """The first block's hidden states [n, len, width] in float32 for ``input_ids`` [n, len], and
-        the other arguments of every block for a batch of that shape."""
+        """The first block's hidden states [n, len, width] for ``input_ids`` [n, len], and the other
+        arguments of every block for a batch of that shape."""
         ...
 
     def block(self, index: int) -> nn.Module:
-        """A float32 copy of a block, the caller's to change."""
+        """A copy of a block, the caller's to change."""
         ...
+
+
+def running_precision(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What blocks run in: a bfloat16 model's own precision where the device multiplies it at full speed (its
+    weights, compressed or not, are the same there), else float32."""
+    if dtype != torch.bfloat16:
+        return torch.float32
+    if device.type == "cuda":
+        return dtype if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    fast = any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    return dtype if fast else torch.float32
 
 
 class ModelWeights:
@@ -56,6 +68,7 @@ class ModelWeights:
         self.stored = stored
         self.dtype = next(iter(model.parameters())).dtype
         self.device = torch.device(device)
+        self.running = running_precision(self.dtype, self.device)
         self._arguments: dict[tuple[int, ...], list[Arguments]] = {}
         for name in self.names():
             _check_finite(name, self.tensor(name))
@@ -88,9 +101,9 @@ class ModelWeights:
         block = copy_sharing_weights(original)
         for key in [key for key, _ in block.named_parameters()]:
             owner, _, short = key.rpartition(".")
-            tensor = self.tensor(f"{name}.{key}").to(self.device, torch.float32, copy=True)
+            tensor = self.tensor(f"{name}.{key}").to(self.device, self.running, copy=True)
             block.get_submodule(owner)._parameters[short] = nn.Parameter(tensor, False)
-        return block.to(device=self.device, dtype=torch.float32)
+        return block.to(device=self.device, dtype=self.running)
 
     @torch.no_grad()
     def embed(self, input_ids: Tensor) -> tuple[Tensor, list[Arguments]]:
@@ -110,10 +123,9 @@ class ModelWeights:
         finally:
             for block in blocks:
                 del block.forward  # the class's own method shows again
-        hidden = seen[0][0].to(device=self.device, dtype=torch.float32)
-        arguments = [
-            (_move(args, self.device), _move(kwargs, self.device)) for _, (args, kwargs) in seen
-        ]
+        place = self.device, self.running
+        hidden = seen[0][0].to(*place)
+        arguments = [(_move(args, *place), _move(kwargs, *place)) for _, (args, kwargs) in seen]
         # Mostly masks and positions, the same for every batch of a shape: keep them once.
         known = self._arguments.setdefault(tuple(input_ids.shape), arguments)
         return hidden, known if _same(known, arguments) else arguments
@@ -139,7 +151,8 @@ class ModelWeights:
         for index, (args, kwargs) in enumerate(arguments):
             output = self.block(index)(hidden, *args, **kwargs)
             hidden = output[0] if isinstance(output, tuple) else output
-        expected = seen[0].to(hidden.device, torch.float32).view_as(hidden)
+        hidden = hidden.to(torch.float32)
+        expected = seen[0].to(hidden).view_as(hidden)
         error = float((hidden - expected).norm() / expected.norm().clamp_min(1e-30))
         # Where the model itself overflows, the engine will name the layer.
         if bool(torch.isfinite(expected).all()) and not error < CHAIN_TOLERANCE:
@@ -150,14 +163,14 @@ class ModelWeights:
             )
 
 
-def _move(value: Any, device: torch.device) -> Any:
-    """``value`` with every tensor on ``device``, floating ones as float32."""
+def _move(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """``value`` with every tensor on ``device``, floating ones as ``dtype``."""
     if isinstance(value, Tensor):
-        return value.to(device, torch.float32 if value.is_floating_point() else None)
+        return value.to(device, dtype if value.is_floating_point() else None)
     if isinstance(value, tuple | list):
-        return type(value)(_move(part, device) for part in value)
+        return type(value)(_move(part, device, dtype) for part in value)
     if isinstance(value, dict):
-        return {key: _move(part, device) for key, part in value.items()}
+        return {key: _move(part, device, dtype) for key, part in value.items()}
     return value
 
 

@@ -17,6 +17,10 @@ from srcr.numerics.kernels import permute_columns
 MAX_DAMPENING = 1.0
 #: Columns that the in-place factorisations handle at a time.
 BLOCK = 512
+#: Columns at a time of a symmetric product, of which about half is computed.
+PANEL = 256
+#: Tokens at a time whose products come in 16 bits.
+TOKENS = 1024
 #: Numbers that are worked on at a time where rows do not depend on each other.
 PART = 1 << 21
 
@@ -39,8 +43,32 @@ class Factor:
 
 
 def accumulate(moment: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left^T right`` to ``moment`` [cols, cols] in place; both inputs are [n, cols]."""
-    moment.addmm_(left.T, right)
+    """Add ``left^T right`` to ``moment`` [rows, cols] float32 in place; inputs are [n, rows] and [n, cols].
+
+    Products of 16-bit inputs come in 16 bits, summed in float32 within: so few tokens at a time, what that
+    rounding does is far below what the choice of the tokens does.
+    """
+    if left.dtype == torch.float32:
+        moment.addmm_(left.T, right)
+        return
+    for start in range(0, len(left), TOKENS):
+        stop = start + TOKENS
+        moment.add_(left[start:stop].T @ right[start:stop])
+
+
+def accumulate_gram(moment: Tensor, x: Tensor) -> None:
+    """Add ``x^T x`` to ``moment`` [cols, cols] float32 in place, on and below the diagonal;
+    :func:`mirror_` completes it. ``x`` is [n, cols]."""
+    for start in range(0, len(moment), PANEL):
+        stop = start + PANEL
+        accumulate(moment[start:, start:stop], x[:, start:], x[:, start:stop])
+
+
+def mirror_(moment: Tensor) -> None:
+    """What stands below the diagonal also above it, in place."""
+    for start in range(0, len(moment), PANEL):
+        stop = start + PANEL
+        moment[start:stop, stop:] = moment[stop:, start:stop].T
 
 
 def activation_order(diagonal: Tensor, multiple: int = 1) -> Tensor:

@@ -49,13 +49,16 @@ class Space:
         return settle_groups(CompressionPlan(layers), topology)[0].by_name()
 
 
-def context(space: Space, base_sha256: str, calibration_sha256: str, device: str) -> str:
+def context(
+    space: Space, base_sha256: str, calibration_sha256: str, device: str, running: torch.dtype
+) -> str:
     """A hash of everything that decides an entry of the database besides unit and level."""
     treatment = to_dict(space.treatment)
     for spec, key in (("prune", "sparsity"), ("quant", "num_bits")):
         treatment[spec].pop(key, None)
     parts: list[Any] = [
-        treatment, to_dict(space.sweep), base_sha256, calibration_sha256, device, versions(),
+        treatment, to_dict(space.sweep), base_sha256, calibration_sha256, device,
+        str(running), versions(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -121,11 +121,14 @@ def fill_database(
             f"{needed / 1e6:.1f} MB in {folder}"
         )
     ids = field.texts.calibration
-    database = LevelDatabase(folder, context(space, field.sha256, ids.sha256, field.device))
+    running = field.source.running
+    database = LevelDatabase(
+        folder, context(space, field.sha256, ids.sha256, field.device, running)
+    )
     budget = None if resources.memory is None else parse_size(resources.memory)
     batches = torch.split(ids.input_ids, max(1, BATCH_TOKENS // ids.input_ids.shape[1]))
     room, said = choose_room(
-        needs(topology, batches, 1), budget, torch.device(field.device), folder
+        needs(topology, batches, 1, running), budget, torch.device(field.device), folder
     )
     if said and not quiet:
         progress.console().print(f"note: {said}")

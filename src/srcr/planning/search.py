@@ -150,7 +150,8 @@ def search(
     settings = {
         "model": field.sha256, "texts": _hash([t.sha256 for t in field.texts.parts()]),
         "target": _hash(to_dict(target)), "levels": _hash(to_dict(space)), "seed": str(seed),
-        "format": format_name, "device": field.device, **versions(),
+        "format": format_name, "device": field.device, "precision": str(field.source.running),
+        **versions(),
     }  # fmt: skip
     with whole_or_nothing(output.path, field.folder, output.overwrite, output.resume) as journal:
         journal.begin({**settings, "objective": _hash(to_dict(objective))})
