@@ -35,6 +35,8 @@ VARIANTS = {
     "no descent": replace(FULL, descent_rounds=0),
     "no dense targets": replace(FULL, dense_targets=False),
     "neither": replace(FULL, descent_rounds=0, dense_targets=False),
+    "1 round of descent": replace(FULL, descent_rounds=1),
+    "2 rounds of descent": replace(FULL, descent_rounds=2),
     "8 rounds of descent": replace(FULL, descent_rounds=8),
     "damping 0.001": replace(FULL, dampening_frac=0.001),
     "damping 0.05": replace(FULL, dampening_frac=0.05),

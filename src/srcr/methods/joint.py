@@ -129,15 +129,16 @@ def _compress_stack(
     factor = factors[key] if stack.compensates else None
     _tidy(stack)
     swept, grid, target, goal = _solve(stack, stats, factor, spec)
+    energy = None
     if factor is not None and goal is not None:
         order, damp = factor.order, factor.damp
         del factor
         if last:
             factors.clear()
         _tidy(stack)
-        swept, grid = _polish(stack, swept, grid, goal, stats, order, damp, spec)
+        swept, grid, energy = _polish(stack, swept, grid, goal, stats, order, damp, spec)
     _tidy(stack)
-    return _split(stack, stats, swept, grid, target)
+    return _split(stack, stats, swept, grid, target, energy if target is goal else None)
 
 
 def _together(weights: dict[str, Tensor], plans: dict[str, LayerPlan]) -> list[list[str]]:
@@ -250,33 +251,31 @@ def _polish(
     order: Tensor,
     damp: float,
     spec: SweepSpec,
-) -> tuple[obs.Swept, Grid | None]:
+) -> tuple[obs.Swept, Grid | None, Tensor | None]:
     """Fit the scales to the codes, then the codes to the scales, as often as the spec says. Rows do not
-    depend on each other: some at a time, and put where the sweep's own result was."""
+    depend on each other: some at a time, and put where the sweep's own result was. Last comes the target's
+    output energy a row, ``diag(T H T^T)``, where it was needed on the way."""
     if spec.descent_rounds == 0:
-        return swept, grid
+        return swept, grid, None
     scales = None if grid is None else grid.scale.clone()
+    energy = torch.empty(len(target), device=target.device)
     for part in row_parts(target):
-        some = swept.rows(part)
+        some, wanted = swept.rows(part), target[part]
+        reach = wanted @ stats.hessian
+        energy[part] = (reach * wanted).sum(dim=1)
+        reach.add_(wanted, alpha=damp)
         fitted = None if grid is None else grid.rows(part)
         for _ in range(spec.descent_rounds):
             if fitted is not None and some.codes is not None:
-                fitted = refit_scales(fitted, some.codes, target[part], stats.hessian, damp)
-            some = descend(
-                some,
-                target[part],
-                stats.hessian,
-                damp,
-                order,
-                fitted,
-                _block(stack, spec),
-            )
+                fitted = refit_scales(fitted, some.codes, wanted, stats.hessian, damp, reach)
+            some = descend(some, wanted, stats.hessian, damp, order, fitted, _block(stack, spec))
         swept.weight[part] = some.weight
         if swept.codes is not None and some.codes is not None:
             swept.codes[part] = some.codes
         if scales is not None and fitted is not None:
             scales[part] = fitted.scale
-    return swept, grid if scales is None or grid is None else replace(grid, scale=scales)
+    grid = grid if scales is None or grid is None else replace(grid, scale=scales)
+    return swept, grid, energy
 
 
 def _in_sequence(
@@ -388,23 +387,27 @@ def _split(
     swept: obs.Swept,
     grid: Grid | None,
     target: Tensor,
+    energy: Tensor | None,
 ) -> dict[str, CompressedWeight]:
-    """Undo the stacking, and measure each linear's output error relative to its output energy."""
+    """Undo the stacking, and measure each linear's output error relative to its output energy (a row; None:
+    not known yet)."""
     result = {}
     start = 0
     for name, rows, sparsity in zip(stack.names, stack.sizes, stack.sparsities, strict=True):
         part = slice(start, start + rows)
         start += rows
         values = None if swept.codes is not None else swept.weight[part].to(stack.dtype)
-        energy = error = 0.0
+        error = 0.0
         for some in row_parts(target[part]):
-            wanted = target[part][some]
             final = swept.weight[part][some] if values is None else values[some].to(torch.float32)
-            energy += hessian.output_error(wanted, stats.hessian)
-            error += hessian.output_error(final - wanted, stats.hessian)
+            error += hessian.output_error(final - target[part][some], stats.hessian)
+        if energy is None:
+            total = hessian.output_error(target[part], stats.hessian)
+        else:
+            total = float(energy[part].sum(dtype=torch.float64))
         result[name] = CompressedWeight(
             mask=swept.keep[part].clone() if swept.keep is not None and sparsity > 0 else None,
-            error=error / energy if energy > 0 else 0.0,
+            error=error / total if total > 0 else 0.0,
             codes=None if swept.codes is None else swept.codes[part].clone(),
             grid=None if grid is None else grid.rows(part),
             values=values,

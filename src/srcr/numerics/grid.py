@@ -227,11 +227,14 @@ def _candidates(
     return [(largest / -low, None), (largest / low, None)]
 
 
-def refit_scales(grid: Grid, codes: Tensor, target: Tensor, H: Tensor, damp: float) -> Grid:
+def refit_scales(
+    grid: Grid, codes: Tensor, target: Tensor, H: Tensor, damp: float, reach: Tensor | None = None
+) -> Grid:
     """The scales that, for these ``codes`` [rows, cols], come nearest to ``target`` in the outputs.
 
     Minimises ``tr(E (H + damp I) E^T)`` with ``E = target - Q`` over the scale of one group after the
-    other (exact for a single group): ``s += (E H) c^T / (c H c^T)`` over the group's codes c.
+    other (exact for a single group): ``s += (E H) c^T / (c H c^T)`` over the group's codes c. With ``reach``,
+    which is ``target (H + damp I)``, a single group needs one product less.
     """
     column = grid.expand()
     steps = column.centre(codes.to(torch.float32))
@@ -242,9 +245,12 @@ def refit_scales(grid: Grid, codes: Tensor, target: Tensor, H: Tensor, damp: flo
         part = slice(group * size, (group + 1) * size)
         c = steps[:, part]
         pull = error @ H[:, part] + damp * error[:, part]
-        push = c @ H[part, part] + damp * c
-        energy = (push * c).sum(dim=1)
-        step = (pull * c).sum(dim=1) / energy.clamp_min(torch.finfo(torch.float32).tiny)
+        along = (pull * c).sum(dim=1)
+        if reach is not None and scale.shape[1] == 1:  # c H = (target - E) H / s
+            energy = ((reach - pull) * c).sum(dim=1) / scale[:, 0]
+        else:
+            energy = ((c @ H[part, part] + damp * c) * c).sum(dim=1)
+        step = along / energy.clamp_min(torch.finfo(torch.float32).tiny)
         fitted = stored(scale[:, group] + step, grid.dtype)
         # A row of zero codes says nothing of its scale.
         fitted = torch.where((energy > 0) & torch.isfinite(fitted), fitted, scale[:, group])

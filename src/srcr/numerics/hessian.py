@@ -19,8 +19,6 @@ MAX_DAMPENING = 1.0
 BLOCK = 512
 #: Columns at a time of a symmetric product, of which about half is computed.
 PANEL = 256
-#: Tokens at a time whose products come in 16 bits.
-TOKENS = 1024
 #: Numbers that are worked on at a time where rows do not depend on each other.
 PART = 1 << 21
 
@@ -45,20 +43,16 @@ class Factor:
 def accumulate(moment: Tensor, left: Tensor, right: Tensor) -> None:
     """Add ``left^T right`` to ``moment`` [rows, cols] float32 in place; inputs are [n, rows] and [n, cols].
 
-    Products of 16-bit inputs come in 16 bits, summed in float32 within: so few tokens at a time, what that
-    rounding does is far below what the choice of the tokens does.
+    Always a product in float32: those of 16-bit inputs come in 16 bits, and a token with activations far
+    above all others (as the first of a sequence often has) would bury the rest under its own rounding.
     """
-    if left.dtype == torch.float32:
-        moment.addmm_(left.T, right)
-        return
-    for start in range(0, len(left), TOKENS):
-        stop = start + TOKENS
-        moment.add_(left[start:stop].T @ right[start:stop])
+    moment.addmm_(left.to(torch.float32).T, right.to(torch.float32))
 
 
 def accumulate_gram(moment: Tensor, x: Tensor) -> None:
     """Add ``x^T x`` to ``moment`` [cols, cols] float32 in place, on and below the diagonal;
     :func:`mirror_` completes it. ``x`` is [n, cols]."""
+    x = x.to(torch.float32)
     for start in range(0, len(moment), PANEL):
         stop = start + PANEL
         accumulate(moment[start:, start:stop], x[:, start:], x[:, start:stop])
