@@ -117,7 +117,7 @@ class SweepSpec:
     dampening_frac: float = 0.01
     block_size: int = 128
     dense_targets: bool = True
-    descent_rounds: int = 3
+    descent_rounds: int = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.dampening_frac <= 1:

@@ -308,6 +308,18 @@ def test_refitting_a_single_group_finds_the_minimum():
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
+def test_what_the_target_reaches_saves_a_product_and_changes_nothing(symmetric):
+    W, H = random_problem(4)
+    grid = fit_grid(W, 3, 8, symmetric, torch.float32)
+    codes = grid.expand().quantize(W)
+    codes[1] = grid.expand().zero_codes()[1]
+    plain = refit_scales(grid, codes, W, H, 0.5)
+    known = refit_scales(grid, codes, W, H, 0.5, W @ H + 0.5 * W)
+    torch.testing.assert_close(known.scale, plain.scale, rtol=1e-4, atol=1e-6)
+    assert torch.equal(known.scale[1], grid.scale[1])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
 def test_refitting_groups_one_after_the_other_helps(symmetric):
     W, H = random_problem(4, rows=16)
     grid = fit_grid(W, 3, 4, symmetric, torch.float32)

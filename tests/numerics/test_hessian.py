@@ -39,6 +39,29 @@ def test_accumulate_adds_batches():
     np.testing.assert_allclose(moment.numpy(), expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("cols", [1, 12, 256, 257, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gram_matrix_is_computed_by_half_and_mirrored(cols, dtype):
+    X = torch.randn(60, cols, generator=torch.Generator().manual_seed(cols)).to(dtype)
+    moment = torch.zeros(cols, cols)
+    for part in (slice(0, 7), slice(7, 60)):
+        hessian.accumulate_gram(moment, X[part])
+    hessian.mirror_(moment)
+    expected = X.double().numpy().T @ X.double().numpy()
+    np.testing.assert_allclose(moment.numpy(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_token_far_above_all_others_does_not_bury_them():
+    """As in the first token of a sequence: products in bfloat16 would lose all the others."""
+    X = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rest = X[1:].double().numpy()
+    X[0] = 300.0
+    moment = torch.zeros(12, 12)
+    hessian.accumulate_gram(moment, X)
+    hessian.mirror_(moment)
+    np.testing.assert_allclose(moment.numpy() - 90000.0, rest.T @ rest, atol=0.1)
+
+
 @pytest.mark.parametrize("frac", [0.0, 0.01, 0.3])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_factor_of_a_regular_hessian(frac, ordered):

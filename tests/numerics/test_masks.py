@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import reference
 from srcr.errors import InputError
 from srcr.numerics import masks, saliency
+from srcr.numerics.kernels import kth_smallest
 
 shapes = st.tuples(st.integers(1, 7), st.integers(1, 9))
 sparsities = st.floats(0, 0.999, allow_nan=False)
@@ -19,6 +20,22 @@ def random_scores(shape, seed, ties=False):
     if ties:
         return torch.randint(0, 3, shape, generator=generator).float()
     return torch.rand(shape, generator=generator)
+
+
+numbers = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, 1.5, -1.0])
+
+
+@given(values=st.lists(numbers, min_size=1, max_size=300), data=st.data())
+def test_the_kth_smallest(values, data):
+    k = data.draw(st.integers(0, len(values) - 1))
+    assert kth_smallest(torch.tensor(values), k) == sorted(values)[k]
+
+
+def test_the_kth_smallest_of_many():
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    ranked = values.sort().values
+    for k in (0, 1, 25_000, 99_999):
+        assert kth_smallest(values, k) == float(ranked[k])
 
 
 @given(shape=shapes, sparsity=sparsities, seed=seeds, ties=st.booleans())

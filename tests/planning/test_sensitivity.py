@@ -6,7 +6,6 @@ from srcr import Calibration, Level, QuantSpec, Resources, Space, Treatment
 from srcr.errors import InputError
 from srcr.methods.joint import compress_unit
 from srcr.models.topology import linear_weight, observe
-from srcr.planning.building import ROUNDS
 from srcr.planning.sensitivity import Loss, Table, UnitLosses, subset
 from srcr.testing import save_tiny_model, tiny_model
 from srcr.types import LayerStats, SweepSpec, from_dict, to_dict
@@ -47,8 +46,7 @@ def test_errors_and_kl_are_those_of_that_unit_alone(found):
     X = torch.cat(inputs).reshape(-1, 48)
     W = linear_weight(module).clone()
     plans = SPACE.unit_plans(srcr.planning.levels.Decision((name,)), LEVELS[0], observe(base))
-    sweep = SweepSpec(descent_rounds=ROUNDS)
-    made = compress_unit({name: W}, LayerStats(X.T @ X, len(X)), plans, sweep, torch.float32)
+    made = compress_unit({name: W}, LayerStats(X.T @ X, len(X)), plans, SweepSpec(), torch.float32)
     other = tiny_model("llama")
     other.load_state_dict(base.state_dict())
     linear_weight(other.get_submodule(name)).data.copy_(made[name].dequantize())

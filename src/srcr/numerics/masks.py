@@ -2,11 +2,11 @@
 
 import re
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from srcr.errors import InputError
+from srcr.numerics.kernels import kth_smallest
 
 UNSTRUCTURED = "unstructured"
 _NM = re.compile(r"([0-9]{1,3}):([0-9]{1,3})")
@@ -53,10 +53,7 @@ def keep_all_but_lowest(scores: Tensor, count: int) -> Tensor:
     flat = scores.reshape(-1)
     if count <= 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    if flat.device.type == "cpu":  # several times as fast as torch's
-        limit = torch.tensor(np.partition(flat.numpy(), count - 1)[count - 1])
-    else:
-        limit = flat.kthvalue(count).values
+    limit = kth_smallest(flat, count - 1)
     keep = flat > limit
     if flat.numel() - int(keep.count_nonzero()) > count:  # ties, of which only the first go
         tied = flat == limit

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,9 +25,6 @@ from srcr.types import (
     SweepSpec,
     to_dict,
 )
-
-#: Rounds of descent that a level gets, at most.
-ROUNDS = 1
 
 
 @dataclass(frozen=True)
@@ -144,8 +141,6 @@ def build(
     }
     for unit, levels in missing.items():
         missing[unit] = [level for level in levels if database.find(unit.names, level) is None]
-    # Enough to tell levels apart; what is found in the end is compressed again from the start.
-    sweep = replace(space.sweep, descent_rounds=min(ROUNDS, space.sweep.descent_rounds))
     left = {unit for unit, levels in missing.items() if levels}
     by_first = {unit.names[0]: unit for unit in units}
 
@@ -164,7 +159,7 @@ def build(
     def _fill(unit: Decision, weights: dict[str, Tensor], stats: LayerStats) -> None:
         first, *others = missing[unit]
         plans = [space.unit_plans(unit, level, source.topology) for level in missing[unit]]
-        inputs = LevelInputs(weights, stats, sweep, source.dtype, {})
+        inputs = LevelInputs(weights, stats, space.sweep, source.dtype, {})
         with named(unit.names[0]):
             database.put(
                 unit.names, first, compress_level(inputs, plans[0])

@@ -108,6 +108,15 @@ def select_columns(matrix: Tensor, order: Tensor) -> None:
     matrix.copy_(matrix.index_select(1, order))
 
 
+def kth_smallest(flat: Tensor, k: int) -> float:
+    """The number at place ``k`` (from 0) of ``flat`` [n] in rising order."""
+    if flat.device.type == "cpu" and flat.dtype == torch.float32:
+        from srcr.numerics.kernels import cpu_select
+
+        return cpu_select.kth_smallest(flat, k)
+    return float(flat.kthvalue(k + 1).values)
+
+
 def kernels_for(device: torch.device) -> Kernels | None:
     """The compiled steps for a device; None where there are none, and the reference has to do."""
     if device.type == "cpu":
