@@ -136,10 +136,12 @@ def _counted(folder: Path, most: int, most_bytes: int) -> Iterator[None]:
     """Modules built meanwhile may have so many parameters, and so many bytes of buffers."""
     register, register_buffer = nn.Module.register_parameter, nn.Module.register_buffer
     parameters = tables = 0
+    known: dict[int, nn.Parameter] = {}  # a tied one is registered again
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal parameters
-        if parameter is not None:
+        if parameter is not None and id(parameter) not in known:
+            known[id(parameter)] = parameter
             parameters += parameter.numel()
             if parameter.numel() == 0:
                 raise InputError(
