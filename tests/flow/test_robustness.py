@@ -183,6 +183,11 @@ def test_what_declares_more_than_it_holds_is_refused_before_memory_is_taken(
         refused(base, message)
 
 
+def test_a_model_that_is_mostly_its_tied_embedding_is_taken(tmp_path):
+    base = save_tiny_model(tmp_path / "base", "llama", vocab_size=9000, tie_word_embeddings=True)
+    open_weights(resolve(base))
+
+
 def test_remote_code_is_never_run(tmp_path):
     base = save_tiny_model(tmp_path / "base", "llama")
     (base / "evil.py").write_text("import pathlib; pathlib.Path('EVIL').touch()\nclass C: pass\n")
