@@ -128,8 +128,8 @@ class Cluster:
         self._ray = ray
         self._incumbent: Choice | None = None
         actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=RETRIES)(Worker)
-        shared = ray.put(bench)
-        self.actors = [actor.remote(shared) for _ in range(workers)]
+        self._bench = ray.put(bench)  # for as long as a worker may be started again
+        self.actors = [actor.remote(self._bench) for _ in range(workers)]
 
     def stand_at(self, choice: Choice) -> None:
         """The incumbent."""
