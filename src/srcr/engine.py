@@ -408,4 +408,5 @@ def walk(
             if index + 1 < count:
                 view.advance()
             del view  # and with it a block's weights and activations, before the next one is loaded
+            memory.release()
             yield result

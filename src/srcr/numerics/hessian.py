@@ -108,6 +108,7 @@ def factorize(H: Tensor, order: Tensor | None = None, dampening_frac: float = 0.
                 if is_finite(lower):
                     upper = _reversed_(lower.to(torch.float32))
                     return Factor(upper, order, diagonal, frac * mean, frac)
+            del lower  # before the next is made
         if frac >= MAX_DAMPENING:
             break
         frac = min(max(frac * 10, 1e-6), MAX_DAMPENING)
