@@ -324,7 +324,7 @@ class BlockView:
             if crossed is not None:
                 hessian.accumulate(crossed, dense_passes[index].run_to(number), x)
             elif cross:
-                for name, y in self._dense_outputs(dense_passes[index], number, weights):
+                for name, y in self._dense_outputs(dense_passes[index], number):
                     hessian.accumulate(pulled[name], y, x)
             if cross:
                 dense_passes[index].give_up()
@@ -339,20 +339,15 @@ class BlockView:
         full = {self.full_name(name): value for name, value in pulled.items()}
         return LayerStats(moment, n_tokens, crossed, full if small else None)
 
-    def _dense_outputs(
-        self, one: _Pass, unit: int, weights: dict[str, Tensor]
-    ) -> Iterator[tuple[str, Tensor]]:
-        """``X_d W^T`` [tokens, rows] of each linear of a unit: what the pass itself computes next, less the
-        bias; or, where it does not wait or goes another way, computed from its inputs."""
-        x, found = one.run_to(unit), {}
-        if one.waits:
-            found = one.outputs(unit, list(weights))
-        for name, W in weights.items():
-            if name in found:
-                bias = self.dense.get_submodule(name).bias
-                yield name, found[name] - bias if isinstance(bias, Tensor) else found[name]
-            else:
-                yield name, x @ W.T
+    def _dense_outputs(self, one: _Pass, unit: int) -> Iterator[tuple[str, Tensor]]:
+        """``X_d W^T`` [tokens, rows] of each linear of a unit: what it gives, less the bias. The pass itself
+        computes it next; where it does not wait, or goes another way, it is computed from its inputs."""
+        x, names = one.run_to(unit), self.units[unit].names
+        found = one.outputs(unit, names) if one.waits else {}
+        for name in names:
+            module = self.dense.get_submodule(name)
+            y = found[name] if name in found else module(x)
+            yield name, y - module.bias if isinstance(module.bias, Tensor) else y
 
     def advance(self) -> None:
         """Put the hidden states behind the block, in both streams, in place of those before it."""

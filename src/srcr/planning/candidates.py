@@ -80,8 +80,7 @@ class Candidates:
             start = first if known else 0
             hidden = known[start] if known else None
             logits = self._run(ids, start, hidden)[:, :-1].log_softmax(-1)
-            base = self._base(number, ids)
-            kl = float((base.exp() * (base - logits)).sum(dtype=torch.float64))
+            kl = _divergence(self._base(number, ids), logits)
             total, tokens = total + kl, tokens + ids.shape[0] * (ids.shape[1] - 1)
             if not total < float("inf"):
                 raise NumericalError(
@@ -100,8 +99,7 @@ class Candidates:
         self._put(choice)
         for number, ids in enumerate(self.batches):
             logits = self._run(ids, 0, None)[:, :-1].log_softmax(-1)
-            base = self._base(number, ids)
-            total += float((base.exp() * (base - logits)).sum(dtype=torch.float64))
+            total += _divergence(self._base(number, ids), logits)
             tokens += ids.shape[0] * (ids.shape[1] - 1)
             found.append(total / tokens)
         return found
@@ -218,3 +216,9 @@ class Candidates:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _divergence(base: Tensor, candidate: Tensor) -> float:
+    """KL(base || candidate) of log probabilities [n, len, vocabulary], summed over all tokens."""
+    each = (base.exp() * (base - candidate)).sum(-1)
+    return float(each.sum(dtype=torch.float64))
