@@ -25,7 +25,7 @@ Weights = Callable[[Decision, Level], Mapping[str, Tensor]]
 KEPT = 1 << 29
 #: A candidate that loses so many times as much as the incumbent after the first, second, ... batch is
 #: looked at no further.
-HOPELESS = (1.25, 1.1, 1.05)
+HOPELESS = (1.1, 1.05, 1.03)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from srcr.errors import InputError
 from srcr.models.load import load_tokenizer
 
 #: Sequences to search on, to choose on, and to measure on.
-SEARCH, CHOICE, TEST = 18, 64, 64
+SEARCH, CHOICE, TEST = 12, 64, 64
 #: Where a file has too few: this part of its sequences calibrates, the others share the rest.
 SHARE = 0.4
 
