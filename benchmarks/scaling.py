@@ -27,6 +27,7 @@ LENGTH, VOCABULARY = 256, 8000
 
 
 def middle(values: list[int]) -> int:
+    """The value that stands while others vary."""
     return sorted(values)[len(values) // 2]
 
 
@@ -38,18 +39,9 @@ def compress(width: int, layers: int, samples: int, work: Path) -> dict[str, Any
         [sys.executable, "-c", MAKE, str(folder), *map(str, sizes)], check=True, capture_output=True
     )
     (folder / "ids.safetensors.data").rename(data)
-    command = [
-        sys.executable,
-        "-m",
-        "srcr",
-        "compress",
-        str(folder),
-        "-o",
-        str(out),
-        "--sparsity",
-        "0.25",
-    ]
-    command += ["--calibration", str(data), "--samples", str(samples), "--seq-len", str(LENGTH)]
+    command = [sys.executable, "-m", "srcr", "compress", str(folder), "-o", str(out)]
+    command += ["--sparsity", "0.25", "--bits", "4", "--calibration", str(data)]
+    command += ["--samples", str(samples), "--seq-len", str(LENGTH)]
     found: dict[str, Any] = dict(measured(command))
     for path in (folder, out):
         shutil.rmtree(path)
