@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ from srcr.types import (
     to_dict,
 )
 
+#: Rounds of refitted scales and descent that a level of the database gets at most.
+DRAFT_ROUNDS = 1
+
 
 @dataclass(frozen=True)
 class Space:
@@ -34,6 +37,11 @@ class Space:
     levels: tuple[Level, ...]
     treatment: Treatment = Treatment()  # noqa: RUF009 - frozen
     sweep: SweepSpec = SweepSpec()  # noqa: RUF009 - frozen
+
+    def draft(self) -> SweepSpec:
+        """How a level of the database is solved: as ``sweep`` says, but polished once at most. Levels are
+        compared with each other; what comes of the comparison is compressed again."""
+        return replace(self.sweep, descent_rounds=min(DRAFT_ROUNDS, self.sweep.descent_rounds))
 
     def plan(self, levels: Mapping[str, Level], topology: Topology, seed: int) -> CompressionPlan:
         """The plan that gives each linear, by name, its level; group sizes settled."""
@@ -54,7 +62,7 @@ def context(
     for spec, key in (("prune", "sparsity"), ("quant", "num_bits")):
         treatment[spec].pop(key, None)
     parts: list[Any] = [
-        treatment, to_dict(space.sweep), base_sha256, calibration_sha256, device,
+        treatment, to_dict(space.draft()), base_sha256, calibration_sha256, device,
         str(running), versions(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -159,7 +167,7 @@ def build(
     def _fill(unit: Decision, weights: dict[str, Tensor], stats: LayerStats) -> None:
         first, *others = missing[unit]
         plans = [space.unit_plans(unit, level, source.topology) for level in missing[unit]]
-        inputs = LevelInputs(weights, stats, space.sweep, source.dtype, {})
+        inputs = LevelInputs(weights, stats, space.draft(), source.dtype, {})
         with named(unit.names[0]):
             database.put(
                 unit.names, first, compress_level(inputs, plans[0])
