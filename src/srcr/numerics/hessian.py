@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from srcr.errors import NumericalError
-from srcr.numerics.kernels import permute_columns
+from srcr.numerics.kernels import moments_for, permute_columns
 
 MAX_DAMPENING = 1.0
 #: Columns that the in-place factorisations handle at a time.
@@ -43,15 +43,23 @@ class Factor:
 def accumulate(moment: Tensor, left: Tensor, right: Tensor) -> None:
     """Add ``left^T right`` to ``moment`` [rows, cols] float32 in place; inputs are [n, rows] and [n, cols].
 
-    Always a product in float32: those of 16-bit inputs come in 16 bits, and a token with activations far
-    above all others (as the first of a sequence often has) would bury the rest under its own rounding.
+    Always summed in float32: libraries round products of 16-bit inputs to 16 bits, and a token with activations
+    far above all others (as the first of a sequence often has) would bury the rest under its own rounding.
     """
+    compiled = moments_for(left, right)
+    if compiled:
+        compiled.accumulate(moment, left, right)
+        return
     moment.addmm_(left.to(torch.float32).T, right.to(torch.float32))
 
 
 def accumulate_gram(moment: Tensor, x: Tensor) -> None:
     """Add ``x^T x`` to ``moment`` [cols, cols] float32 in place, on and below the diagonal;
     :func:`mirror_` completes it. ``x`` is [n, cols]."""
+    compiled = moments_for(x)
+    if compiled:
+        compiled.accumulate_gram(moment, x)
+        return
     x = x.to(torch.float32)
     for start in range(0, len(moment), PANEL):
         stop = start + PANEL
@@ -62,6 +70,8 @@ def mirror_(moment: Tensor) -> None:
     """What stands below the diagonal also above it, in place."""
     for start in range(0, len(moment), PANEL):
         stop = start + PANEL
+        corner = moment[start:stop, start:stop]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
         moment[start:stop, stop:] = moment[stop:, start:stop].T
 
 

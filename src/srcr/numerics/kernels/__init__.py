@@ -117,6 +117,27 @@ def kth_smallest(flat: Tensor, k: int) -> float:
     return float(flat.kthvalue(k + 1).values)
 
 
+class Moments(Protocol):
+    """Sums of products over the rows of bfloat16 matrices."""
+
+    def accumulate(self, moment: Tensor, left: Tensor, right: Tensor) -> None:
+        """As :func:`srcr.numerics.hessian.accumulate`."""
+        ...
+
+    def accumulate_gram(self, moment: Tensor, x: Tensor) -> None:
+        """As :func:`srcr.numerics.hessian.accumulate_gram`."""
+        ...
+
+
+def moments_for(*matrices: Tensor) -> Moments | None:
+    """Compiled sums of products of these matrices; None where there are none, or they are not bfloat16."""
+    if all(x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in matrices):
+        from srcr.numerics.kernels import cpu_moments
+
+        return cpu_moments if cpu_moments.available() else None
+    return None
+
+
 def kernels_for(device: torch.device) -> Kernels | None:
     """The compiled steps for a device; None where there are none, and the reference has to do."""
     if device.type == "cpu":

@@ -1,0 +1,148 @@
+"""Products of bfloat16 matrices over their rows, ``X^T Y``, exact products summed in float32, on CPUs that
+have AVX-512 BF16: compiled by Numba around the one instruction that libraries give no access to without
+rounding the result to bfloat16 (which moments do not survive, docs/decisions/008).
+
+The instruction (VDPBF16PS) adds two products to each of sixteen float32 sums, so both matrices are laid out
+by pairs of rows: panels [PANEL columns / pairs / PANEL], each entry the two numbers of one column.
+"""
+
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from torch import Tensor
+
+from srcr.numerics.kernels.cpu import _OPTIONS, _threads
+
+#: Numbers in a vector of float32.
+LANES = 16
+#: Columns of a panel: two vectors.
+PANEL = 2 * LANES
+#: Columns on the other side that the registers hold the sums of.
+TILE = 8
+#: Pairs of rows at a time: those of a panel stay in the innermost cache.
+PAIRS = 256
+
+llvm.initialize_native_asmparser()
+
+
+def available() -> bool:
+    """Whether this CPU has the instruction."""
+    return bool(llvm.get_host_cpu_features().get("avx512bf16", False))
+
+
+@intrinsic  # type: ignore[misc]
+def _tile(_: Any, left: Any, at: Any, right: Any, on: Any, pairs: Any, out: Any) -> Any:
+    """``out`` [TILE, PANEL] = sums over ``pairs`` of the TILE columns of ``left`` from ``at`` on, times the
+    PANEL columns of ``right`` from ``on`` on."""
+    signature = types.void(left, types.intp, right, types.intp, types.intp, out)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def data(index: int) -> Any:
+            made = context.make_array(signature.args[index])
+            return made(context, builder, value=args[index]).data
+
+        word = ir.IntType(32)
+        words, floats = ir.VectorType(word, LANES), ir.VectorType(ir.FloatType(), LANES)
+        step = ir.Constant(ir.IntType(64), PANEL)
+        sums = [cgutils.alloca_once(builder, floats) for _ in range(2 * TILE)]
+        for one in sums:
+            builder.store(ir.Constant(floats, [0.0] * LANES), one)
+        add = ir.FunctionType(floats, [words, words, floats])
+        with cgutils.for_range(builder, args[4]) as loop:
+            offset = builder.mul(loop.index, step)
+            a = builder.gep(data(0), [builder.add(args[1], offset)])
+            b = builder.gep(data(2), [builder.add(args[3], offset)])
+            b = builder.bitcast(b, words.as_pointer())
+            ys = [
+                builder.load(builder.gep(b, [ir.Constant(word, half)]), align=4)
+                for half in range(2)
+            ]
+            for row in range(TILE):
+                one = builder.load(builder.gep(a, [ir.Constant(word, row)]))
+                x = builder.insert_element(
+                    ir.Constant(words, ir.Undefined), one, ir.Constant(word, 0)
+                )
+                x = builder.shuffle_vector(
+                    x, ir.Constant(words, ir.Undefined), ir.Constant(words, [0] * LANES)
+                )
+                for half, y in enumerate(ys):
+                    place = sums[2 * row + half]
+                    found = builder.asm(
+                        add, "vdpbf16ps $2, $1, $0", "=v,v,v,0", [x, y, builder.load(place)], False
+                    )
+                    builder.store(found, place)
+        result = builder.bitcast(data(5), floats.as_pointer())
+        for index, one in enumerate(sums):
+            builder.store(
+                builder.load(one), builder.gep(result, [ir.Constant(word, index)]), align=4
+            )
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@njit(parallel=True, **_OPTIONS)
+def _pack(x):  # type: ignore[no-untyped-def]
+    """``x`` [n, cols] uint16 as panels [panels, pairs of rows, PANEL] uint32, zeros where it ends."""
+    n, cols = x.shape
+    panels, pairs = (cols + PANEL - 1) // PANEL, (n + 1) // 2
+    out = np.empty((panels, pairs, PANEL), np.uint32)
+    for pair in prange(pairs):
+        upper, lower = x[2 * pair], x[min(2 * pair + 1, n - 1)]
+        alone = np.uint32(0 if 2 * pair + 1 == n else 0xFFFF)
+        for panel in range(panels):
+            part = out[panel, pair]
+            wide = min(PANEL, cols - panel * PANEL)
+            first, second = upper[panel * PANEL :], lower[panel * PANEL :]
+            for k in range(wide):
+                part[k] = np.uint32(first[k]) | ((np.uint32(second[k]) & alone) << np.uint32(16))
+            for k in range(wide, PANEL):
+                part[k] = 0
+    return out
+
+
+@njit(parallel=True, **_OPTIONS)
+def _add_products(left, right, out, symmetric):  # type: ignore[no-untyped-def]
+    """Add the products of packed matrices to ``out``; where ``symmetric``, of the panels on and below the
+    diagonal."""
+    rows, cols = out.shape
+    panels, pairs, _ = left.shape
+    flat, other = left.reshape(-1), right.reshape(-1)
+    for turn in prange(panels):
+        i = panels - 1 - turn // 2 if turn % 2 else turn // 2  # long and short by turns
+        found = np.empty(TILE * PANEL, np.float32)
+        last = i + 1 if symmetric else right.shape[0]
+        for start in range(0, pairs, PAIRS):
+            steps = min(PAIRS, pairs - start)
+            for j in range(last):
+                on = (j * pairs + start) * PANEL
+                wide = min(PANEL, cols - j * PANEL)
+                for first in range(0, min(PANEL, rows - i * PANEL), TILE):
+                    _tile(flat, (i * pairs + start) * PANEL + first, other, on, steps, found)
+                    for r in range(min(TILE, rows - i * PANEL - first)):
+                        row = out[i * PANEL + first + r, j * PANEL : j * PANEL + wide]
+                        for k in range(wide):
+                            row[k] += found[r * PANEL + k]
+
+
+def _packed(x: Tensor) -> Any:
+    return _pack(x.contiguous().view(torch.int16).numpy().view(np.uint16))
+
+
+def accumulate(moment: Tensor, left: Tensor, right: Tensor) -> None:
+    """As :func:`srcr.numerics.hessian.accumulate`, of bfloat16 matrices."""
+    _threads()
+    _add_products(_packed(left), _packed(right), moment.numpy(), False)
+
+
+def accumulate_gram(moment: Tensor, x: Tensor) -> None:
+    """As :func:`srcr.numerics.hessian.accumulate_gram`, of a bfloat16 matrix."""
+    _threads()
+    panels = _packed(x)
+    _add_products(panels, panels, moment.numpy(), True)
