@@ -150,6 +150,7 @@ def commands(
         found["srcr"] = [sys.executable, "-m", "srcr", "compress", model, "-o", str(work / "srcr")]
         found["srcr"] += [*same, "--group-size", "-1", "--format", "dense", "--overwrite"]
         found["srcr"] += ["--samples", str(args.samples), "--seq-len", str(args.seq_len)]
+        found["srcr"] += shlex.split(args.srcr_args)
     if not args.skip_peer:
         found["peer"] = [args.peer_python, str(PEER_SCRIPT), model, "--out", str(work / "peer")]
         found["peer"] += [*same, "--threads", str(args.threads), *shlex.split(args.peer_args)]
@@ -208,6 +209,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peer-args", default="", help="more options for the peer's script")
+    parser.add_argument("--srcr-args", default="", help="more options for srcr compress")
     parser.add_argument("--skip-peer", action="store_true")
     parser.add_argument("--skip-srcr", action="store_true")
     parser.add_argument("--json", type=Path)

@@ -128,6 +128,34 @@ def test_statistics_are_those_of_the_model_compressed_so_far(family, waiting, ru
         assert torch.equal(parameter, dense.get_parameter(name)), "the source itself was changed"
 
 
+@pytest.mark.parametrize("waiting", [None, 1])
+@pytest.mark.parametrize("dense_batches", [1, 2])
+def test_where_the_dense_model_runs_on_some_batches_their_difference_stands_for_all(
+    waiting, dense_batches
+):
+    """``H + n / m (X_d - X)^T X`` over m tokens of n, from all over the batches."""
+    dense, model, ids = tiny_model("llama"), tiny_model("llama"), token_ids(8)
+    batches = ids.split(2)
+    some = torch.cat([batches[i] for i in ([0] if dense_batches == 1 else [0, 2])])
+
+    def visit(view):
+        for unit in view.units:
+            stats = view.statistics(unit, cross=True)
+            for name in unit.names:
+                full, W = view.full_name(name), view.weight(name)
+                x, part = inputs_of(model, full, ids), inputs_of(model, full, some)
+                shift = (inputs_of(dense, full, some) - part).T @ part * len(x) / len(part)
+                close(stats.hessian, x.T @ x)
+                close(stats.settle({full: W}).pulled[full], W @ (x.T @ x + shift), part=1e-3)
+                weight = altered(W, full)
+                view.replace(name, weight)
+                with torch.no_grad():
+                    linear_weight(model.get_submodule(full)).copy_(weight)
+
+    source = ModelWeights(tiny_model("llama"))
+    list(engine.walk(source, batches, visit, Steps(), dense_batches, engine.Room(waiting)))
+
+
 def test_without_cross_only_the_hessian_is_gathered():
     (first, _) = visit_all(
         tiny_model("llama"), token_ids(), lambda view: view.statistics(view.units[0], cross=False)

@@ -158,7 +158,7 @@ class TestPlan:
         values = {
             "sparsity": 0.0, "structure": "2:4", "bits": 4, "group_size": "auto", "symmetric": False,
             "prune_method": "wanda", "quant_method": "rtn", "mode": "joint", "dampening_frac": 0.0,
-            "dense_targets": False, "descent_rounds": 0,
+            "dense_targets": False, "dense_share": 0.5, "descent_rounds": 0,
         }  # fmt: skip
         with pytest.raises(InputError, match=f"leave --{name.replace('_', '-')} out"):
             Options(plan=path, **{name: values[name]}).treatment()

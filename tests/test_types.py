@@ -181,6 +181,9 @@ def test_group_sizes_out_of_range_are_named(value):
         ("dampening_frac", math.nan),
         ("block_size", 0),
         ("block_size", -1),
+        ("dense_share", 0),
+        ("dense_share", 1.5),
+        ("dense_share", math.nan),
         ("descent_rounds", -1),
     ],
 )
@@ -285,7 +288,7 @@ OTHERS = {
     LayerPlan: {"name": "c", "prune": None, "quant": None},
     SweepSpec: {
         "mode": "sequential-a", "dampening_frac": 0.1, "block_size": 64, "dense_targets": False,
-        "descent_rounds": 1,
+        "dense_share": 0.5, "descent_rounds": 1,
     },
     Target: {"tcr": 0.6, "stored_bytes": 1, "loaded_bytes": 1},
     CompressionPlan: {
@@ -336,9 +339,16 @@ def test_the_fingerprint_is_the_same_in_every_process():
     plan = CompressionPlan((), None, 7, SweepSpec())
     written = (
         '{"layers":[],"seed":7,"sweep":{"block_size":128,"dampening_frac":0.01,'
-        '"dense_targets":true,"descent_rounds":2,"mode":"joint"}}'
+        '"dense_share":1.0,"dense_targets":true,"descent_rounds":2,"mode":"joint"}}'
     )
     assert plan.fingerprint() == hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+def test_batches_that_the_dense_model_runs_on():
+    assert SweepSpec().dense_of(5) == 5
+    assert SweepSpec(dense_share=0.5).dense_of(5) == 3
+    assert SweepSpec(dense_share=0.01).dense_of(5) == 1
+    assert SweepSpec(dense_targets=False).dense_of(5) == 0
 
 
 @pytest.mark.parametrize("given", [{}, {"tcr": 0.5, "stored_bytes": 1}])

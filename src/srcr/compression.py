@@ -423,8 +423,8 @@ def _walk(
     found: list[LayerRecord] = []
     with progress.stage("compress", steps, quiet) as bar:
         watcher = _Watcher(bar, len(topology.blocks), errors)
-        dense_stream = plan.sweep.dense_targets
-        for layers in engine.walk(source, batches, visit, watcher, dense_stream, room):
+        dense = plan.sweep.dense_of(len(batches))
+        for layers in engine.walk(source, batches, visit, watcher, dense, room):
             found.extend(layers)
         bar.reach(steps, f"{len(topology.blocks)} blocks, {len(found)} layers")
     return found

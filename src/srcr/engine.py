@@ -7,7 +7,7 @@ will really see, against the outputs the dense model would have given.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -229,7 +229,8 @@ def _let_go(block: nn.Module, units: Sequence[Unit], passes: int) -> None:
 @dataclass(frozen=True, eq=False)
 class BlockView:
     """What a visit is handed: one block, twice (``dense`` as it was, ``work`` to be modified), and the
-    hidden states before it in both streams (``dense_states`` None where that stream is not asked for).
+    hidden states before it in both streams (``dense_states`` None where that stream is not asked for; they
+    may be those of the first few batches only).
 
     A visit takes the units in order: for each it may ask for :meth:`statistics`, then :meth:`replace`
     its weights. Where all passes wait, the weights of units behind are gone: both copies together never
@@ -264,10 +265,10 @@ class BlockView:
         work = copy_sharing_weights(dense)
         count = len(streams[1])
         waiting = count if room.waiting is None else room.waiting
-        for module in (dense, work):
+        for module, states in zip((dense, work), streams, strict=True):
             _halt_at(module, block.units)
-            if waiting >= count:
-                _let_go(module, block.units, count)
+            if waiting >= count and states is not None:
+                _let_go(module, block.units, len(states))
         dense_passes, passes = (
             [_Pass(module, states, i, arguments[i][index], i < waiting) for i in range(len(states))]
             if states is not None
@@ -296,7 +297,8 @@ class BlockView:
     def statistics(self, unit: Unit, cross: bool) -> LayerStats:
         """Moments of the unit's inputs, given all that was replaced before it; with ``cross`` also
         those between the dense model's inputs and the modified one's (or, where that is smaller, what
-        becomes of them: ``pulled``, with the dense weights).
+        becomes of them: ``pulled``, with the dense weights). Where the dense stream has some batches only,
+        what the inputs differ by is taken from those: ``X^T X + n / m (X_d - X)^T X`` of m tokens of n.
 
         Raises:
             NumericalError: an input is not finite.
@@ -312,7 +314,8 @@ class BlockView:
             if one.waits:  # first, so that the weights of units behind are gone before moments come
                 one.run_to(number)
         memory.release()
-        n_tokens, moment = 0, torch.zeros(width, width, device=device)
+        n_tokens = n_dense = 0  # the latter where the dense stream ends before the other
+        moment = torch.zeros(width, width, device=device)
         # W X_d^T X, or X_d^T X where that is smaller (one for all linears of the unit).
         small = cross and sum(len(W) for W in weights.values()) < width
         crossed = torch.zeros(width, width, device=device) if cross and not small else None
@@ -321,15 +324,24 @@ class BlockView:
             x = one.run_to(number)
             n_tokens += len(x)
             hessian.accumulate_gram(moment, x)
-            if crossed is not None:
-                hessian.accumulate(crossed, dense_passes[index].run_to(number), x)
-            elif cross:
-                for name, y in self._dense_outputs(dense_passes[index], number):
-                    hessian.accumulate(pulled[name], y, x)
-            if cross:
-                dense_passes[index].give_up()
+            if index < len(dense_passes):
+                other = dense_passes[index]
+                if crossed is not None:
+                    hessian.accumulate(crossed, other.run_to(number), x)
+                else:
+                    for name, y in self._dense_outputs(other, number):
+                        hessian.accumulate(pulled[name], y, x)
+                other.give_up()
+                if index + 1 == len(dense_passes) < len(self._passes):
+                    n_dense = n_tokens
+                    hessian.mirror_(moment)
+                    _add_dense(crossed, pulled, weights, moment, -1)
             one.give_up()
         hessian.mirror_(moment)
+        if n_dense:
+            for found in pulled.values() if crossed is None else [crossed]:
+                found.mul_(n_tokens / n_dense)
+            _add_dense(crossed, pulled, weights, moment, 1)
         both = [moment, *pulled.values()] if crossed is None else [moment, crossed]
         if not all(hessian.is_finite(found) for found in both):  # in either stream
             raise NumericalError(
@@ -362,6 +374,28 @@ class BlockView:
                 states[index] = one.output()
 
 
+def _add_dense(
+    crossed: Tensor | None,
+    pulled: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    moment: Tensor,
+    sign: int,
+) -> None:
+    """Add what ``crossed`` or ``pulled`` would be if both streams were the same, in place."""
+    if crossed is not None:
+        crossed.add_(moment, alpha=sign)
+    for name, found in pulled.items():
+        found.addmm_(weights[name].to(torch.float32), moment, alpha=sign)
+
+
+def _spread(batches: Sequence[Tensor], first: int) -> list[Tensor]:
+    """The same batches, so ordered that the ``first`` so many come from all over."""
+    chosen = {i * len(batches) // first for i in range(first)} if first else set()
+    return [ids for i, ids in enumerate(batches) if i in chosen] + [
+        ids for i, ids in enumerate(batches) if i not in chosen
+    ]
+
+
 Visit = Callable[[BlockView], R]
 
 
@@ -371,16 +405,17 @@ def walk(
     batches: Sequence[Tensor],
     visit: Visit[R],
     watcher: Watcher,
-    dense_stream: bool = True,
+    dense_batches: int | None = None,
     room: Room = Room(),
 ) -> Iterator[R]:
     """Visit every decoder block in order and yield what each visit returns.
 
     ``batches`` are token ids [n, len]. Inputs of the first block are computed once; after a visit the
-    modified block runs on so that later blocks see what it really gives. Without ``dense_stream`` the
-    dense blocks are not run beside them, and no visit may ask for cross moments. ``room`` trades memory
-    for time and disk.
+    modified block runs on so that later blocks see what it really gives. Dense blocks run beside them on
+    ``dense_batches`` of the batches, from all over (None: on all); without any, no visit may ask for cross
+    moments. ``room`` trades memory for time and disk.
     """
+    dense = len(batches) if dense_batches is None else min(dense_batches, len(batches))
     with ExitStack() as stack:
 
         def states() -> States:
@@ -388,14 +423,14 @@ def walk(
                 return []
             return stack.enter_context(Spool(room.folder, source.device))
 
-        streams = (states() if dense_stream else None, states())
+        streams = (states() if dense else None, states())
         arguments = []
-        for ids in batches:
+        for number, ids in enumerate(_spread(batches, dense)):
             hidden, others = source.embed(ids)
             arguments.append(others)
-            for stream in streams:
-                if stream is not None:
-                    stream.append(hidden)
+            streams[1].append(hidden)
+            if streams[0] is not None and number < dense:
+                streams[0].append(hidden)
         count = len(source.topology.blocks)
         for index in range(count):
             view = BlockView.open(source, index, streams, arguments, watcher, room)

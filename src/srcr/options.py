@@ -28,7 +28,7 @@ STRUCTURED = ("channels", "heads", "layers")
 #: Options that say what a plan says.
 DECIDED_BY_A_PLAN = (
     "sparsity", "structure", "bits", "group_size", "symmetric", "prune_method", "quant_method",
-    "mode", "dampening_frac", "dense_targets", "descent_rounds",
+    "mode", "dampening_frac", "dense_targets", "dense_share", "descent_rounds",
 )  # fmt: skip
 
 
@@ -48,6 +48,7 @@ class Options:
     mode: Mode | None = None
     dampening_frac: float | None = None
     dense_targets: bool | None = None
+    dense_share: float | None = None
     descent_rounds: int | None = None
     plan: str | None = None
     calibration: str | None = None
@@ -95,6 +96,7 @@ class Options:
             "mode": self.mode,
             "dampening_frac": self.dampening_frac,
             "dense_targets": self.dense_targets,
+            "dense_share": self.dense_share,
             "descent_rounds": self.descent_rounds,
         }
         given = {name: value for name, value in chosen.items() if value is not None}

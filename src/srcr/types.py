@@ -7,6 +7,7 @@ refuse unknown keys; anything written goes through :func:`to_dict` or :func:`to_
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -109,7 +110,8 @@ class SweepSpec:
     """How every layer is solved: ``mode`` (one pass, or the paper's sequences), ``dampening_frac``
     of the mean diagonal added to the Hessian, ``block_size`` columns a block, ``dense_targets``
     (reproduce the dense model's outputs rather than the compressed model's own), ``descent_rounds`` of
-    refitted scales and coordinate descent after the sweep."""
+    refitted scales and coordinate descent after the sweep, ``dense_share`` of the calibration batches on
+    which the dense model runs for its targets."""
 
     __pydantic_config__ = _STRICT
 
@@ -118,14 +120,24 @@ class SweepSpec:
     block_size: int = 128
     dense_targets: bool = True
     descent_rounds: int = 2
+    dense_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.dampening_frac <= 1:
             raise InputError(f"dampening_frac {self.dampening_frac} must be between 0 and 1")
         if self.block_size < 1:
             raise InputError(f"block_size {self.block_size} must be positive")
+        if not 0 < self.dense_share <= 1:
+            raise InputError(
+                f"dense_share {self.dense_share} must be above 0 and at most 1 (dense_targets: false runs "
+                "the dense model on nothing)"
+            )
         if self.descent_rounds < 0:
             raise InputError(f"descent_rounds {self.descent_rounds} must not be negative")
+
+    def dense_of(self, batches: int) -> int:
+        """On how many of so many batches the dense model runs."""
+        return math.ceil(self.dense_share * batches) if self.dense_targets else 0
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,9 @@ class Factor:
 def accumulate(moment: Tensor, left: Tensor, right: Tensor) -> None:
     """Add ``left^T right`` to ``moment`` [rows, cols] float32 in place; inputs are [n, rows] and [n, cols].
 
-    Always summed in float32: libraries round products of 16-bit inputs to 16 bits, and a token with activations
-    far above all others (as the first of a sequence often has) would bury the rest under its own rounding.
+    Always summed in float32: libraries round products of 16-bit inputs to 16 bits, and a token with
+    activations far above all others (as the first of a sequence often has) would bury the rest under its
+    own rounding.
     """
     compiled = moments_for(left, right)
     if compiled:

@@ -176,6 +176,6 @@ def build(
                 database.put(unit.names, level, made)
 
     if left:
-        for _ in engine.walk(source, batches, visit, watcher, dense_stream=False, room=room):
+        for _ in engine.walk(source, batches, visit, watcher, dense_batches=0, room=room):
             if not left:
                 break

@@ -36,8 +36,7 @@ def available() -> bool:
     return bool(llvm.get_host_cpu_features().get("avx512bf16", False))
 
 
-@intrinsic  # type: ignore[misc]
-def _tile(_: Any, left: Any, at: Any, right: Any, on: Any, pairs: Any, out: Any) -> Any:
+def _sums(_: Any, left: Any, at: Any, right: Any, on: Any, pairs: Any, out: Any) -> Any:
     """``out`` [TILE, PANEL] = sums over ``pairs`` of the TILE columns of ``left`` from ``at`` on, times the
     PANEL columns of ``right`` from ``on`` on."""
     signature = types.void(left, types.intp, right, types.intp, types.intp, out)
@@ -50,7 +49,7 @@ def _tile(_: Any, left: Any, at: Any, right: Any, on: Any, pairs: Any, out: Any)
         word = ir.IntType(32)
         words, floats = ir.VectorType(word, LANES), ir.VectorType(ir.FloatType(), LANES)
         step = ir.Constant(ir.IntType(64), PANEL)
-        sums = [cgutils.alloca_once(builder, floats) for _ in range(2 * TILE)]
+        sums = [cgutils.alloca_once(builder, floats) for _ in range(2 * TILE)]  # type: ignore[no-untyped-call]
         for one in sums:
             builder.store(ir.Constant(floats, [0.0] * LANES), one)
         add = ir.FunctionType(floats, [words, words, floats])
@@ -85,6 +84,9 @@ def _tile(_: Any, left: Any, at: Any, right: Any, on: Any, pairs: Any, out: Any)
         return context.get_dummy_value()
 
     return signature, generate
+
+
+_tile: Any = intrinsic(_sums)
 
 
 @njit(parallel=True, **_OPTIONS)
