@@ -13,8 +13,10 @@ from srcr.compression import DEFAULT_SAMPLES, Calibration
 from srcr.errors import InputError
 from srcr.models.load import load_tokenizer
 
-#: Sequences to search on, to choose on, and to measure on.
+#: Sequences to search on at least, to choose on, and to measure on.
 SEARCH, CHOICE, TEST = 12, 64, 64
+#: Parameters below which a model is searched on more sequences, up to twice as many: they cost little there.
+SMALL = 2_000_000
 #: Where a file has too few: this part of its sequences calibrates, the others share the rest.
 SHARE = 0.4
 
@@ -33,6 +35,11 @@ class Texts:
         return self.calibration, self.search, self.choice, self.test
 
 
+def search_sequences(parameters: int) -> int:
+    """On how many sequences the candidates of a model of this size are measured."""
+    return max(SEARCH, min(2 * SEARCH, SEARCH * SMALL // parameters))
+
+
 def load_texts(
     calibration: Calibration,
     model: Any,
@@ -46,7 +53,8 @@ def load_texts(
         InputError: as :func:`srcr.calibration.load_tokens`; fewer than eight sequences.
     """
     first = calibration.samples or DEFAULT_SAMPLES
-    total = first + SEARCH + CHOICE + TEST
+    search = search_sequences(sum(p.numel() for p in model.parameters()))
+    total = first + search + CHOICE + TEST
     fixed = calibration.source.endswith(".safetensors")
     tokens = load_tokens(
         calibration.source, model, load_tokenizer(folder), None if fixed else total, calibration.seq_len,
@@ -58,7 +66,7 @@ def load_texts(
             f"{calibration.source} has {len(ids)} sequences: a search calibrates, searches, chooses and "
             "measures on different ones, and needs at least 8"
         )
-    sizes = [first, SEARCH, CHOICE, TEST]
+    sizes = [first, search, CHOICE, TEST]
     if len(ids) < total:
         sizes[0] = min(first, int(SHARE * len(ids)))
         sizes[1:] = [(len(ids) - sizes[0]) // 3] * 3
