@@ -1,8 +1,9 @@
-"""Settings that every test shares."""
+"""Settings and the real model that every test shares."""
 
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -11,3 +12,12 @@ torch.set_num_threads(2)
 
 settings.register_profile("srcr", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("srcr")
+
+
+@pytest.fixture(scope="session")
+def stories():
+    """A real model: 260 thousand parameters, with a tokenizer."""
+    folder = Path(__file__).parents[2] / "shared/models/stories260K"
+    if not folder.is_dir():
+        pytest.skip("../shared/models/stories260K (a real model) is not here")
+    return folder

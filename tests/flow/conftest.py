@@ -77,15 +77,6 @@ def srcr_process():
 
 
 @pytest.fixture(scope="session")
-def stories():
-    """A real model: 260 thousand parameters, with a tokenizer."""
-    folder = SHARED / "models/stories260K"
-    if not folder.is_dir():
-        pytest.skip("../shared/models/stories260K (a real model) is not here")
-    return folder
-
-
-@pytest.fixture(scope="session")
 def stories_text():
     """A real text of the kind that the model was trained on."""
     path = SHARED / "data/tinystories_sample.txt"

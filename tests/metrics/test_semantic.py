@@ -1,7 +1,6 @@
 """Semantic consistency: greedy continuations against transformers' own, scores against their meaning."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,11 +86,8 @@ def test_continuations_are_those_of_transformers_on_the_bundled_model(bundled_mo
     assert torch.equal(semantic.continuations(model, ids, 24, stop), generate(model, ids, 24, stop))
 
 
-def test_continuations_are_those_of_transformers_on_a_real_model():
-    folder = Path(__file__).parents[3] / "shared/models/stories260K"
-    if not folder.is_dir():
-        pytest.skip("../shared/models/stories260K (a real model) is not here")
-    model = load(folder, torch.float32)
+def test_continuations_are_those_of_transformers_on_a_real_model(stories):
+    model = load(stories, torch.float32)
     spec = SemanticSpec(n=16, prompt_len=16, max_new_tokens=24)
     ids = semantic.load_prompts(spec, "self", model, None).input_ids
     stop = semantic.stop_tokens(model)

@@ -18,8 +18,7 @@ from srcr.errors import InputError
 from srcr.metrics.tasks import PAPER, resolve_tasks, run_tasks
 from srcr.models.load import load_model, load_tokenizer
 
-SHARED = Path(__file__).parents[3] / "shared"
-DATA, STORIES = SHARED / "data", SHARED / "models" / "stories260K"
+DATA = Path(__file__).parents[3] / "shared/data"
 COMPARED = 16
 needs_shared = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not there")
 
@@ -40,8 +39,8 @@ def tiny() -> tuple[torch.nn.Module, Any]:
 
 
 @pytest.fixture(scope="module")
-def stories() -> tuple[torch.nn.Module, Any]:
-    return load_model(STORIES, torch.float32), load_tokenizer(STORIES)
+def loaded(stories: Path) -> tuple[torch.nn.Module, Any]:
+    return load_model(stories, torch.float32), load_tokenizer(stories)
 
 
 @pytest.fixture
@@ -163,7 +162,7 @@ def test_the_harness_agrees_on_every_bundled_item(
 @needs_shared
 @pytest.mark.usefixtures("harness")
 def test_pairs_choices_and_generation_from_a_local_folder(
-    tmp_path: Path, stories: tuple[torch.nn.Module, Any]
+    tmp_path: Path, loaded: tuple[torch.nn.Module, Any]
 ) -> None:
     blimp = (DATA / "blimp" / "anaphor_number_agreement.jsonl").read_text().splitlines()
     pairs = [json.loads(line) for line in blimp]
@@ -192,17 +191,17 @@ def test_pairs_choices_and_generation_from_a_local_folder(
 
     tasks = resolve_tasks([f"{tmp_path}/"])
     heard: list[float] = []
-    results = run_tasks(tasks, *stories, 6, on_progress=lambda done, _: heard.append(done))
+    results = run_tasks(tasks, *loaded, 6, on_progress=lambda done, _: heard.append(done))
     assert heard == sorted(heard)
     assert len(heard) > 2 * len(tasks)  # within a task, too
-    assert results == run_tasks(tasks, *stories, limit=6)  # loaded once, run on several models
+    assert results == run_tasks(tasks, *loaded, limit=6)  # loaded once, run on several models
     assert {name: (r.metric, r.chance, len(r.correct)) for name, r in results.items()} == {
         "boolean": ("acc", 0.5, 6),
         "boolean_said": ("exact_match", 0.0, 6),
         "gsm8k": ("exact_match", 0.0, 6),  # of the first filter alone
         "pairs": ("acc", 0.5, 6),
     }
-    assert results["pairs"].correct == tuple(_better(*stories, pair) for pair in pairs[:6])
+    assert results["pairs"].correct == tuple(_better(*loaded, pair) for pair in pairs[:6])
     assert all(set(result.correct) <= {0.0, 1.0} for result in results.values())
 
 
@@ -251,7 +250,7 @@ def test_names_are_checked_before_anything_is_loaded() -> None:
 
 @pytest.mark.usefixtures("harness", "offline")
 def test_folders_that_cannot_be_used_are_refused(
-    tmp_path: Path, stories: tuple[torch.nn.Module, Any]
+    tmp_path: Path, loaded: tuple[torch.nn.Module, Any]
 ) -> None:
     with pytest.raises(InputError, match="does not exist"):
         resolve_tasks([f"{tmp_path}/nowhere/"])
@@ -276,7 +275,7 @@ def test_folders_that_cannot_be_used_are_refused(
     config = {"doc_to_text": "{{text}}", "doc_to_target": "{{answer}}"}
     write_task(tmp_path, "words", rows, **generation(4096, **config))
     with pytest.raises(InputError, match="'words' cannot run on this model"):
-        run_tasks(resolve_tasks([f"{tmp_path}/"]), *stories)
+        run_tasks(resolve_tasks([f"{tmp_path}/"]), *loaded)
     (tmp_path / "words.jsonl").unlink()
     with pytest.raises(InputError, match=r"'words' cannot be loaded: .*words.jsonl"):
         resolve_tasks([f"{tmp_path}/"])
