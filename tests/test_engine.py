@@ -156,6 +156,19 @@ def test_where_the_dense_model_runs_on_some_batches_their_difference_stands_for_
     list(engine.walk(source, batches, visit, Steps(), dense_batches, engine.Room(waiting)))
 
 
+def test_cross_moments_without_the_dense_stream_are_refused():
+    source = ModelWeights(tiny_model("llama"))
+    walk = engine.walk(
+        source,
+        token_ids().split(2),
+        lambda view: view.statistics(view.units[0], cross=True),
+        Steps(),
+        dense_batches=0,
+    )
+    with pytest.raises(AssertionError, match="dense stream"):
+        next(walk)
+
+
 def test_without_cross_only_the_hessian_is_gathered():
     (first, _) = visit_all(
         tiny_model("llama"), token_ids(), lambda view: view.statistics(view.units[0], cross=False)

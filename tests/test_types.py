@@ -345,10 +345,10 @@ def test_the_fingerprint_is_the_same_in_every_process():
 
 
 def test_batches_that_the_dense_model_runs_on():
-    assert SweepSpec().dense_of(5) == 5
-    assert SweepSpec(dense_share=0.5).dense_of(5) == 3
-    assert SweepSpec(dense_share=0.01).dense_of(5) == 1
-    assert SweepSpec(dense_targets=False).dense_of(5) == 0
+    assert SweepSpec().dense_batches(5) == 5
+    assert SweepSpec(dense_share=0.5).dense_batches(5) == 3
+    assert SweepSpec(dense_share=0.01).dense_batches(5) == 1
+    assert SweepSpec(dense_targets=False).dense_batches(5) == 0
 
 
 @pytest.mark.parametrize("given", [{}, {"tcr": 0.5, "stored_bytes": 1}])

@@ -423,7 +423,7 @@ def _walk(
     found: list[LayerRecord] = []
     with progress.stage("compress", steps, quiet) as bar:
         watcher = _Watcher(bar, len(topology.blocks), errors)
-        dense = plan.sweep.dense_of(len(batches))
+        dense = plan.sweep.dense_batches(len(batches))
         for layers in engine.walk(source, batches, visit, watcher, dense, room):
             found.extend(layers)
         bar.reach(steps, f"{len(topology.blocks)} blocks, {len(found)} layers")

@@ -227,6 +227,36 @@ def _let_go(block: nn.Module, units: Sequence[Unit], passes: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
+class _Crossed:
+    """Sums over both streams for linears ``weights`` W that share an input: ``whole`` X_d^T X, one for all;
+    or, where those are smaller (``whole`` None), ``pulled`` W X_d^T X of each."""
+
+    weights: Mapping[str, Tensor]
+    whole: Tensor | None
+    pulled: dict[str, Tensor]
+
+    @classmethod
+    def zeros(cls, weights: Mapping[str, Tensor]) -> "_Crossed":
+        first = next(iter(weights.values()))
+        width, device = first.shape[1], first.device
+        if sum(len(W) for W in weights.values()) < width:
+            pulled = {name: torch.zeros(W.shape, device=device) for name, W in weights.items()}
+            return cls(weights, None, pulled)
+        return cls(weights, torch.zeros(width, width, device=device), {})
+
+    def sums(self) -> list[Tensor]:
+        """Whichever there are."""
+        return list(self.pulled.values()) if self.whole is None else [self.whole]
+
+    def add_dense(self, moment: Tensor, sign: int) -> None:
+        """Add what the sums would be if both streams were the same, of this ``moment``."""
+        if self.whole is not None:
+            self.whole.add_(moment, alpha=sign)
+        for name, found in self.pulled.items():
+            found.addmm_(self.weights[name].to(torch.float32), moment, alpha=sign)
+
+
+@dataclass(frozen=True, eq=False)
 class BlockView:
     """What a visit is handed: one block, twice (``dense`` as it was, ``work`` to be modified), and the
     hidden states before it in both streams (``dense_states`` None where that stream is not asked for; they
@@ -308,48 +338,56 @@ class BlockView:
         weights = {name: linear_weight(self.dense.get_submodule(name)) for name in unit.names}
         self._held.clear()  # the passes may run on behind the unit, and let go of its weights
         self._held.update(weights)
-        width, device = weights[unit.names[0]].shape[1], weights[unit.names[0]].device
         dense_passes = self._dense_passes if cross else []
+        assert dense_passes or not cross, "cross moments need the dense stream"
         for one in (*self._passes, *dense_passes):
             if one.waits:  # first, so that the weights of units behind are gone before moments come
                 one.run_to(number)
         memory.release()
-        n_tokens = n_dense = 0  # the latter where the dense stream ends before the other
-        moment = torch.zeros(width, width, device=device)
-        # W X_d^T X, or X_d^T X where that is smaller (one for all linears of the unit).
-        small = cross and sum(len(W) for W in weights.values()) < width
-        crossed = torch.zeros(width, width, device=device) if cross and not small else None
-        pulled = {name: torch.zeros(W.shape, device=device) for name, W in weights.items() if small}
-        for index, one in enumerate(self._passes):
+        first = weights[unit.names[0]]
+        moment = torch.zeros(first.shape[1], first.shape[1], device=first.device)
+        crossed = _Crossed.zeros(weights) if cross else None
+        n_dense = 0
+        for one, dense in zip(self._passes, dense_passes, strict=False):
+            x = one.run_to(number)
+            n_dense += len(x)
+            hessian.accumulate_gram(moment, x)
+            if crossed is not None:
+                self._add_crossed(crossed, dense, number, x)
+            dense.give_up()
+            one.give_up()
+        n_tokens, alone = n_dense, self._passes[len(dense_passes) :]
+        if crossed is not None and alone:  # what the streams differ by, so far
+            hessian.mirror_(moment)
+            crossed.add_dense(moment, -1)
+        for one in alone:
             x = one.run_to(number)
             n_tokens += len(x)
             hessian.accumulate_gram(moment, x)
-            if index < len(dense_passes):
-                other = dense_passes[index]
-                if crossed is not None:
-                    hessian.accumulate(crossed, other.run_to(number), x)
-                else:
-                    for name, y in self._dense_outputs(other, number):
-                        hessian.accumulate(pulled[name], y, x)
-                other.give_up()
-                if index + 1 == len(dense_passes) < len(self._passes):
-                    n_dense = n_tokens
-                    hessian.mirror_(moment)
-                    _add_dense(crossed, pulled, weights, moment, -1)
             one.give_up()
         hessian.mirror_(moment)
-        if n_dense:
-            for found in pulled.values() if crossed is None else [crossed]:
+        if crossed is not None and alone:
+            for found in crossed.sums():
                 found.mul_(n_tokens / n_dense)
-            _add_dense(crossed, pulled, weights, moment, 1)
-        both = [moment, *pulled.values()] if crossed is None else [moment, crossed]
+            crossed.add_dense(moment, 1)
+        both = [moment, *(crossed.sums() if crossed else [])]
         if not all(hessian.is_finite(found) for found in both):  # in either stream
             raise NumericalError(
                 f"the inputs of {self.full_name(unit.names[0])} are not finite: the model overflows on "
                 "this calibration data"
             )
-        full = {self.full_name(name): value for name, value in pulled.items()}
-        return LayerStats(moment, n_tokens, crossed, full if small else None)
+        if crossed is None or crossed.whole is not None:
+            return LayerStats(moment, n_tokens, crossed.whole if crossed else None)
+        pulled = {self.full_name(name): found for name, found in crossed.pulled.items()}
+        return LayerStats(moment, n_tokens, None, pulled)
+
+    def _add_crossed(self, crossed: "_Crossed", dense: _Pass, unit: int, x: Tensor) -> None:
+        """Add a batch, of which ``x`` [tokens, width] is what the modified unit is given."""
+        if crossed.whole is not None:
+            hessian.accumulate(crossed.whole, dense.run_to(unit), x)
+            return
+        for name, y in self._dense_outputs(dense, unit):
+            hessian.accumulate(crossed.pulled[name], y, x)
 
     def _dense_outputs(self, one: _Pass, unit: int) -> Iterator[tuple[str, Tensor]]:
         """``X_d W^T`` [tokens, rows] of each linear of a unit: what it gives, less the bias. The pass itself
@@ -374,26 +412,10 @@ class BlockView:
                 states[index] = one.output()
 
 
-def _add_dense(
-    crossed: Tensor | None,
-    pulled: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    moment: Tensor,
-    sign: int,
-) -> None:
-    """Add what ``crossed`` or ``pulled`` would be if both streams were the same, in place."""
-    if crossed is not None:
-        crossed.add_(moment, alpha=sign)
-    for name, found in pulled.items():
-        found.addmm_(weights[name].to(torch.float32), moment, alpha=sign)
-
-
 def _spread(batches: Sequence[Tensor], first: int) -> list[Tensor]:
     """The same batches, so ordered that the ``first`` so many come from all over."""
-    chosen = {i * len(batches) // first for i in range(first)} if first else set()
-    return [ids for i, ids in enumerate(batches) if i in chosen] + [
-        ids for i, ids in enumerate(batches) if i not in chosen
-    ]
+    chosen = {i * len(batches) // first for i in range(first)}
+    return [batches[i] for i in sorted(range(len(batches)), key=lambda i: i not in chosen)]
 
 
 Visit = Callable[[BlockView], R]

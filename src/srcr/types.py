@@ -135,7 +135,7 @@ class SweepSpec:
         if self.descent_rounds < 0:
             raise InputError(f"descent_rounds {self.descent_rounds} must not be negative")
 
-    def dense_of(self, batches: int) -> int:
+    def dense_batches(self, batches: int) -> int:
         """On how many of so many batches the dense model runs."""
         return math.ceil(self.dense_share * batches) if self.dense_targets else 0
 

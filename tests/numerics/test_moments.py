@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srcr.numerics import hessian
-from srcr.numerics.kernels import moments_for
+from srcr.numerics.kernels import cpu_moments, moments_for
 
-cpu_moments = pytest.importorskip("srcr.numerics.kernels.cpu_moments")
 pytestmark = pytest.mark.skipif(
     not cpu_moments.available(), reason="this CPU has no AVX-512 BF16: float32 is used instead"
 )

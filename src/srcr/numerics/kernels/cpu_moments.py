@@ -6,6 +6,7 @@ The instruction (VDPBF16PS) adds two products to each of sixteen float32 sums, s
 by pairs of rows: panels [PANEL columns / pairs / PANEL], each entry the two numbers of one column.
 """
 
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -31,62 +32,59 @@ PAIRS = 256
 llvm.initialize_native_asmparser()
 
 
+@cache
 def available() -> bool:
     """Whether this CPU has the instruction."""
     return bool(llvm.get_host_cpu_features().get("avx512bf16", False))
 
 
-def _sums(_: Any, left: Any, at: Any, right: Any, on: Any, pairs: Any, out: Any) -> Any:
-    """``out`` [TILE, PANEL] = sums over ``pairs`` of the TILE columns of ``left`` from ``at`` on, times the
-    PANEL columns of ``right`` from ``on`` on."""
-    signature = types.void(left, types.intp, right, types.intp, types.intp, out)
+def _emit_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """The LLVM code of :data:`_tile`: a loop over pairs of rows with all its sums in registers."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def data(index: int) -> Any:
-            made = context.make_array(signature.args[index])
-            return made(context, builder, value=args[index]).data
+    def pointer(index: int) -> Any:
+        """To the numbers of an array among the arguments."""
+        made = context.make_array(signature.args[index])
+        return made(context, builder, value=args[index]).data
 
-        word = ir.IntType(32)
-        words, floats = ir.VectorType(word, LANES), ir.VectorType(ir.FloatType(), LANES)
-        step = ir.Constant(ir.IntType(64), PANEL)
-        sums = [cgutils.alloca_once(builder, floats) for _ in range(2 * TILE)]  # type: ignore[no-untyped-call]
-        for one in sums:
-            builder.store(ir.Constant(floats, [0.0] * LANES), one)
-        add = ir.FunctionType(floats, [words, words, floats])
-        with cgutils.for_range(builder, args[4]) as loop:
-            offset = builder.mul(loop.index, step)
-            a = builder.gep(data(0), [builder.add(args[1], offset)])
-            b = builder.gep(data(2), [builder.add(args[3], offset)])
-            b = builder.bitcast(b, words.as_pointer())
-            ys = [
-                builder.load(builder.gep(b, [ir.Constant(word, half)]), align=4)
-                for half in range(2)
-            ]
-            for row in range(TILE):
-                one = builder.load(builder.gep(a, [ir.Constant(word, row)]))
-                x = builder.insert_element(
-                    ir.Constant(words, ir.Undefined), one, ir.Constant(word, 0)
-                )
-                x = builder.shuffle_vector(
-                    x, ir.Constant(words, ir.Undefined), ir.Constant(words, [0] * LANES)
-                )
-                for half, y in enumerate(ys):
-                    place = sums[2 * row + half]
-                    found = builder.asm(
-                        add, "vdpbf16ps $2, $1, $0", "=v,v,v,0", [x, y, builder.load(place)], False
-                    )
-                    builder.store(found, place)
-        result = builder.bitcast(data(5), floats.as_pointer())
-        for index, one in enumerate(sums):
-            builder.store(
-                builder.load(one), builder.gep(result, [ir.Constant(word, index)]), align=4
-            )
-        return context.get_dummy_value()
+    def number(value: int) -> Any:
+        return ir.Constant(ir.IntType(32), value)
 
-    return signature, generate
+    words = ir.VectorType(ir.IntType(32), LANES)  # each two bfloat16 numbers
+    floats = ir.VectorType(ir.FloatType(), LANES)
+    anything, everywhere = ir.Constant(words, ir.Undefined), ir.Constant(words, [0] * LANES)
+    multiply_add = ir.FunctionType(floats, [words, words, floats])
+    _, at, _, on, pairs, _ = args
+    sums = [cgutils.alloca_once(builder, floats) for _ in range(2 * TILE)]  # type: ignore[no-untyped-call]
+    for place in sums:
+        builder.store(ir.Constant(floats, [0.0] * LANES), place)
+    with cgutils.for_range(builder, pairs) as loop:
+        offset = builder.mul(loop.index, ir.Constant(ir.IntType(64), PANEL))
+        left = builder.gep(pointer(0), [builder.add(at, offset)])
+        right = builder.gep(pointer(2), [builder.add(on, offset)])
+        right = builder.bitcast(right, words.as_pointer())
+        halves = [builder.load(builder.gep(right, [number(half)]), align=4) for half in range(2)]
+        for row in range(TILE):
+            one = builder.load(builder.gep(left, [number(row)]))
+            x = builder.insert_element(anything, one, number(0))
+            x = builder.shuffle_vector(x, anything, everywhere)
+            for half, y in enumerate(halves):
+                place = sums[2 * row + half]
+                given = [x, y, builder.load(place)]
+                more = builder.asm(multiply_add, "vdpbf16ps $2, $1, $0", "=v,v,v,0", given, False)
+                builder.store(more, place)
+    result = builder.bitcast(pointer(5), floats.as_pointer())
+    for index, place in enumerate(sums):
+        builder.store(builder.load(place), builder.gep(result, [number(index)]), align=4)
+    return context.get_dummy_value()
 
 
-_tile: Any = intrinsic(_sums)
+def _typed_tile(_: Any, left: Any, at: Any, right: Any, on: Any, pairs: Any, out: Any) -> Any:
+    return types.void(left, types.intp, right, types.intp, types.intp, out), _emit_tile
+
+
+#: ``(left, at, right, on, pairs, out)``: ``out`` [TILE, PANEL] = sums over so many pairs of rows of the TILE
+#: columns of ``left`` from ``at`` on, times the PANEL columns of ``right`` from ``on`` on; both packed, flat.
+_tile: Any = intrinsic(_typed_tile)
 
 
 @njit(parallel=True, **_OPTIONS)
