@@ -22,23 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 IMPORTS = "import srcr; srcr.compress; import srcr.numerics.kernels.cpu, transformers.models.llama"
-MAKE = """
-import sys, torch
-from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
-folder, layers, width, ffn, vocabulary, samples, length = sys.argv[1], *map(int, sys.argv[2:])
-heads = width // 64
-config = LlamaConfig(
-    vocab_size=vocabulary, hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers,
-    num_attention_heads=heads, num_key_value_heads=max(1, heads // 4), max_position_embeddings=4096,
-    tie_word_embeddings=True,
-)
-torch.manual_seed(0)
-torch.set_default_dtype(torch.bfloat16)
-model = LlamaForCausalLM(config)
-model.save_pretrained(folder, max_shard_size="1GB")
-save_file({"input_ids": torch.randint(0, vocabulary, (samples, length))}, folder + "/ids.safetensors.data")
-"""
+MAKE = Path(__file__).with_name("random_llama.py")
 
 #: Runs the command line that follows a file's name, and writes there what each step took.
 WATCHED = """
@@ -110,16 +94,11 @@ def compress(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     name = f"llama-{layers}x{options.width}x{options.ffn}-{options.samples}x{options.seq_len}"
     folder = options.work / name
     if not (folder / "config.json").exists():
-        sizes = [
-            layers,
-            options.width,
-            options.ffn,
-            options.vocabulary,
-            options.samples,
-            options.seq_len,
-        ]
-        subprocess.run([sys.executable, "-c", MAKE, str(folder), *map(str, sizes)], check=True)
-        (folder / "ids.safetensors.data").rename(options.work / f"{name}.safetensors")
+        make = [sys.executable, str(MAKE), str(folder), "--layers", str(layers)]
+        make += ["--ids", str(options.work / f"{name}.safetensors")]
+        for key in ("width", "ffn", "vocabulary", "samples", "seq_len"):
+            make += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
+        subprocess.run(make, check=True)
     out = options.work / "out"
     shutil.rmtree(out, ignore_errors=True)
     steps = options.work / "steps.json"

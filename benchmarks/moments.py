@@ -8,10 +8,8 @@ converted to float32 first, and (the full product, rounded to bfloat16: no use f
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import torch
 from rich.console import Console
@@ -19,16 +17,7 @@ from rich.table import Table
 
 from srcr.numerics import hessian
 from srcr.numerics.kernels import cpu_moments
-
-
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """The median, the first run left out."""
-    found = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - began)
-    return median(found[1:])
+from sweep import seconds
 
 
 def measured(width: int, args: argparse.Namespace) -> dict[str, float]:
@@ -43,7 +32,11 @@ def measured(width: int, args: argparse.Namespace) -> dict[str, float]:
         "cross float32": lambda: hessian.accumulate(cross, X.float(), Y.float()),
         "full bfloat16": lambda: X.T @ X,
     }
-    return {"width": width, **{name: seconds(way, args.repeats) for name, way in ways.items()}}
+    row: dict[str, float] = {"width": width}
+    for name, way in ways.items():
+        way()  # compiled, or its memory taken, the first time
+        row[name] = seconds(way, args.repeats, X.device)
+    return row
 
 
 def main() -> None:

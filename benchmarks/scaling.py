@@ -34,11 +34,10 @@ def middle(values: list[int]) -> int:
 def compress(width: int, layers: int, samples: int, work: Path) -> dict[str, Any]:
     """One model, made, compressed and removed."""
     folder, data, out = work / "model", work / "ids.safetensors", work / "out"
-    sizes = [layers, width, 4 * width, VOCABULARY, samples, LENGTH]
-    subprocess.run(
-        [sys.executable, "-c", MAKE, str(folder), *map(str, sizes)], check=True, capture_output=True
-    )
-    (folder / "ids.safetensors.data").rename(data)
+    make = [sys.executable, str(MAKE), str(folder), "--layers", str(layers), "--width", str(width)]
+    make += ["--ffn", str(4 * width), "--vocabulary", str(VOCABULARY), "--ids", str(data)]
+    make += ["--samples", str(samples), "--seq-len", str(LENGTH)]
+    subprocess.run(make, check=True, capture_output=True)
     command = [sys.executable, "-m", "srcr", "compress", str(folder), "-o", str(out)]
     command += ["--sparsity", "0.25", "--bits", "4", "--calibration", str(data)]
     command += ["--samples", str(samples), "--seq-len", str(LENGTH)]
