@@ -57,8 +57,8 @@ def chosen(need, *given):
     room, said = choose(need, *given)
     highest["before the blocks"] = memory.resident(torch.device("cpu"))
     highest["estimate"] = highest["before the blocks"] + need.of(room)
-    count = need.batches if room.waiting is None else room.waiting
-    highest["of it activations"] = count * need.waiting + (0 if room.folder else need.batches * need.states)
+    states = 0 if room.folder else (need.batches + need.dense) * need.states
+    highest["of it activations"] = need.passes(room) * need.waiting + states
     return room, said
 compression.choose_room = chosen
 threading.Thread(target=watch, daemon=True).start()

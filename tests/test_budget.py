@@ -1,5 +1,7 @@
 """What a run needs, by shapes, and what a budget leaves it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from srcr.testing import FAMILIES, tiny_model
 
 CPU = torch.device("cpu")
 BASE = 400_000_000
-NEED = budget.Needs(once=170, again=270, waiting=30, states=10, batches=4)
+NEED = budget.Needs(once=170, again=270, waiting=30, states=10, batches=4, dense=0)
 
 
 @pytest.fixture
@@ -27,10 +29,15 @@ def test_what_each_room_takes(tmp_path):
     assert NEED.of(Room(1)) == 270 + 30 + 4 * 10
     assert NEED.of(Room(0)) == 270 + 4 * 10
     assert NEED.of(Room(0, tmp_path)) == 270
+    both = replace(NEED, dense=2)
+    assert both.of(Room()) == 170 + 6 * 30 + 6 * 10
+    assert both.of(Room(3)) == 270 + 5 * 30 + 6 * 10
+    assert both.of(Room(1)) == 270 + 2 * 30 + 6 * 10
+    assert both.of(Room(0, tmp_path)) == 270
 
 
 def test_the_fastest_room_that_fits_is_taken(base, tmp_path):
-    need = budget.Needs(*(10**6 * n for n in (80, 90, 30, 10)), 4)
+    need = budget.Needs(*(10**6 * n for n in (80, 90, 30, 10)), 4, 2)
     for room in (Room(), Room(3), Room(1), Room(0), Room(0, tmp_path)):
         found, said = budget.choose_room(need, base + need.of(room), CPU, tmp_path)
         assert found == room
@@ -40,7 +47,7 @@ def test_the_fastest_room_that_fits_is_taken(base, tmp_path):
 
 
 def test_a_budget_that_cannot_be_met_names_one_that_can(base, tmp_path):
-    need = budget.Needs(*(10**6 * n for n in (270, 270, 30, 10)), 4)
+    need = budget.Needs(*(10**6 * n for n in (270, 270, 30, 10)), 4, 0)
     with pytest.raises(InputError) as caught:
         budget.choose_room(need, base + need.of(Room(0, tmp_path)) - 1, CPU, tmp_path)
     said = str(caught.value)
@@ -52,7 +59,7 @@ def test_a_budget_that_cannot_be_met_names_one_that_can(base, tmp_path):
 def test_without_a_budget_nothing_is_refused(base, monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "available", lambda device: 10**6)
     assert budget.choose_room(NEED, None, CPU, tmp_path) == (Room(), None)
-    need = budget.Needs(*(10**6 * n for n in (270, 270, 30, 10)), 4)
+    need = budget.Needs(*(10**6 * n for n in (270, 270, 30, 10)), 4, 0)
     room, said = budget.choose_room(need, None, CPU, tmp_path)
     assert room == Room(0, tmp_path)
     assert "about 670MB of memory, and 1MB are free" in said
@@ -65,12 +72,16 @@ def test_needs_grow_with_the_data_and_not_with_the_depth(family):
         tiny_model(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": 4})
     )
     few, many = ([torch.zeros(2, 32)] * n for n in (2, 20))
-    one, two = (budget.needs(topology, few, streams, torch.float32) for streams in (1, 2))
+    one, two = (budget.needs(topology, few, dense, torch.float32) for dense in (0, 2))
     assert budget.needs(deeper, few, 2, torch.float32) == two
-    assert (two.waiting, two.states) == (2 * one.waiting, 2 * one.states)
-    assert two.states == 2 * 64 * 4 * 32
-    more = budget.needs(topology, many, 2, torch.float32)
-    assert more.of(Room()) - two.of(Room()) == 18 * (two.waiting + two.states)
+    assert (two.waiting, two.states) == (one.waiting, one.states)
+    assert two.of(Room()) - one.of(Room()) == 2 * (one.waiting + one.states)
+    assert two.states == 64 * 4 * 32
+    more = budget.needs(topology, many, 20, torch.float32)
+    assert more.of(Room()) - two.of(Room()) == 36 * (two.waiting + two.states)
+    part = budget.needs(topology, many, 5, torch.float32)
+    assert part.once > more.once  # moments of the tokens that the dense model saw
+    assert part.of(Room()) - part.once == 25 * (more.waiting + more.states)
     weights = sum(r * c for name, (r, c) in topology.shapes.items() if ".0." in name)
     assert two.once > 4 * weights
     half = budget.needs(topology, few, 2, torch.bfloat16)

@@ -130,10 +130,10 @@ def test_statistics_are_those_of_the_model_compressed_so_far(family, waiting, ru
 
 @pytest.mark.parametrize("waiting", [None, 1])
 @pytest.mark.parametrize("dense_batches", [1, 2])
-def test_where_the_dense_model_runs_on_some_batches_their_difference_stands_for_all(
+def test_where_the_dense_model_runs_on_some_batches_their_moments_stand_apart(
     waiting, dense_batches
 ):
-    """``H + n / m (X_d - X)^T X`` over m tokens of n, from all over the batches."""
+    """Those of the batches from all over on which it runs, beside the Hessian of all."""
     dense, model, ids = tiny_model("llama"), tiny_model("llama"), token_ids(8)
     batches = ids.split(2)
     some = torch.cat([batches[i] for i in ([0] if dense_batches == 1 else [0, 2])])
@@ -144,9 +144,11 @@ def test_where_the_dense_model_runs_on_some_batches_their_difference_stands_for_
             for name in unit.names:
                 full, W = view.full_name(name), view.weight(name)
                 x, part = inputs_of(model, full, ids), inputs_of(model, full, some)
-                shift = (inputs_of(dense, full, some) - part).T @ part * len(x) / len(part)
+                assert stats.n_tokens == len(x)
                 close(stats.hessian, x.T @ x)
-                close(stats.settle({full: W}).pulled[full], W @ (x.T @ x + shift), part=1e-3)
+                close(stats.matched, part.T @ part)
+                pulled = W @ inputs_of(dense, full, some).T @ part
+                close(stats.settle({full: W}).pulled[full], pulled)
                 weight = altered(W, full)
                 view.replace(name, weight)
                 with torch.no_grad():
@@ -173,7 +175,7 @@ def test_without_cross_only_the_hessian_is_gathered():
     (first, _) = visit_all(
         tiny_model("llama"), token_ids(), lambda view: view.statistics(view.units[0], cross=False)
     )
-    assert first.cross is None
+    assert first.cross is first.pulled is first.matched is None
 
 
 def test_what_a_visit_replaces_is_what_later_blocks_see():

@@ -339,16 +339,24 @@ def test_the_fingerprint_is_the_same_in_every_process():
     plan = CompressionPlan((), None, 7, SweepSpec())
     written = (
         '{"layers":[],"seed":7,"sweep":{"block_size":128,"dampening_frac":0.01,'
-        '"dense_share":1.0,"dense_targets":true,"descent_rounds":2,"mode":"joint"}}'
+        '"dense_targets":true,"descent_rounds":2,"mode":"joint"}}'
     )
     assert plan.fingerprint() == hashlib.sha256(written.encode()).hexdigest()[:16]
 
 
 def test_batches_that_the_dense_model_runs_on():
-    assert SweepSpec().dense_batches(5) == 5
-    assert SweepSpec(dense_share=0.5).dense_batches(5) == 3
-    assert SweepSpec(dense_share=0.01).dense_batches(5) == 1
-    assert SweepSpec(dense_targets=False).dense_batches(5) == 0
+    assert SweepSpec(dense_share=1.0).dense_batches(5, 5000, 100) == 5
+    assert SweepSpec(dense_share=0.5).dense_batches(5, 5000, 100) == 3
+    assert SweepSpec(dense_share=0.01).dense_batches(5, 5000, 10_000) == 1
+    assert SweepSpec(dense_targets=False).dense_batches(5, 5000, 100) == 0
+
+
+def test_the_dense_model_runs_on_a_quarter_or_on_eight_tokens_an_input():
+    assert SweepSpec().dense_batches(8, 65536, 300) == 2
+    assert SweepSpec().dense_batches(8, 65536, 2048) == 2
+    assert SweepSpec().dense_batches(8, 65536, 3072) == 3
+    assert SweepSpec().dense_batches(8, 65536, 8192) == 8
+    assert SweepSpec().dense_batches(1, 2048, 8192) == 1
 
 
 @pytest.mark.parametrize("given", [{}, {"tcr": 0.5, "stored_bytes": 1}])

@@ -26,28 +26,34 @@ SLACK = 100_000_000
 class Needs:
     """Bytes beside what the process has before the first block. ``once``: the weights and moments of a
     block, at its widest, where all passes wait and weights behind them go; ``again``: where some are begun
-    again and need them all; ``waiting``: activations that a batch's passes keep while they wait;
-    ``states``: hidden states of a batch between blocks; ``batches``: how many there are."""
+    again and need them all; ``waiting``: activations that a pass over a batch keeps while it waits;
+    ``states``: hidden states of a batch between blocks; ``batches``: how many there are; ``dense``: over how
+    many of them, the first, the dense model runs as well."""
 
     once: int
     again: int
     waiting: int
     states: int
     batches: int
+    dense: int
+
+    def passes(self, room: Room) -> int:
+        """How many forward passes wait."""
+        waiting = self.batches if room.waiting is None else min(room.waiting, self.batches)
+        return waiting + min(waiting, self.dense)
 
     def of(self, room: Room) -> int:
         """What a run takes that is given this room."""
-        waiting = self.batches if room.waiting is None else min(room.waiting, self.batches)
-        states = 0 if room.folder else self.batches * self.states
-        block = self.once if waiting == self.batches else self.again
-        return block + waiting * self.waiting + states
+        streams, passes = self.batches + self.dense, self.passes(room)
+        block = self.once if passes == streams else self.again
+        return block + passes * self.waiting + (0 if room.folder else streams * self.states)
 
 
 def needs(
-    topology: Topology, batches: Sequence[torch.Tensor], streams: int, running: torch.dtype
+    topology: Topology, batches: Sequence[torch.Tensor], dense: int, running: torch.dtype
 ) -> Needs:
-    """An estimate for token ids [n, len] of each batch, in one or two ``streams`` that run in this
-    precision."""
+    """An estimate for token ids [n, len] of each batch, on ``dense`` of which the dense model runs beside
+    the compressed one, both in this precision."""
     size = running.itemsize
     tokens = max(ids.numel() for ids in batches)
     once = again = waiting = 0
@@ -59,18 +65,21 @@ def needs(
         # Residual and normed states; then what the widest unit is given, or what attention works on.
         rows = [sum(rows for rows, _ in unit) for unit in units]
         kept = 2 * hidden + max(*(unit[0][1] for unit in units), rows[0] + hidden)
-        waiting = max(waiting, size * streams * tokens * kept)
+        waiting = max(waiting, size * tokens * kept)
         batch = size * tokens * 2 * (hidden + max(rows))
         sizes = [sum(rows * cols for rows, cols in unit) for unit in units]
         for number, unit in enumerate(units):
             done = 2 * sum(sizes[:number])  # codes and masks
-            work = max(_solving(unit), batch + FLOAT * (unit[0][1] ** 2 + sizes[number])) + SLACK
+            moments = FLOAT * unit[0][1] ** 2
+            work = max(_solving(unit), batch + moments + FLOAT * sizes[number]) + SLACK
+            if 0 < dense < len(batches):  # moments of the tokens that the dense model saw
+                work += moments
             if size < FLOAT:  # those that are solved, in float32
                 work += FLOAT * sizes[number]
             once = max(once, size * sum(sizes[number:]) + done + work)
             again = max(again, size * (sum(sizes) + sum(sizes[:number])) + done + work)
     hidden = topology.shapes[topology.blocks[0].linears()[0]][1]
-    return Needs(once, again, waiting, streams * tokens * size * hidden, len(batches))
+    return Needs(once, again, waiting, tokens * size * hidden, len(batches), dense)
 
 
 def _solving(unit: Sequence[tuple[int, int]]) -> int:

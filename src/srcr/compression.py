@@ -233,8 +233,9 @@ def compress(
             progress.console().print(f"already done: {output.path}")
         return done
     batches = torch.split(tokens.input_ids, max(1, BATCH_TOKENS // tokens.input_ids.shape[1]))
-    streams = 2 if plan.sweep.dense_targets else 1
-    need = needs(source.topology, batches, streams, source.running)
+    widest = max(cols for _, cols in source.topology.shapes.values())
+    dense = plan.sweep.dense_batches(len(batches), tokens.input_ids.numel(), widest)
+    need = needs(source.topology, batches, dense, source.running)
     room, said = choose_room(need, budget, where, partial_path(output.path))
     if said and not quiet:
         progress.console().print(f"note: {said}")
@@ -245,7 +246,7 @@ def compress(
         partial = journal.folder
         write_config(partial, folder, plan, source.topology, fmt)
         (partial / PLAN).write_text(to_yaml(plan), encoding="utf-8")
-        layers = _walk(source, plan, batches, room, fmt, journal, quiet)
+        layers = _walk(source, plan, batches, dense, room, fmt, journal, quiet)
         with progress.stage("write", 3, quiet) as bar:
             bar.note("weights")
             pack(journal, source)
@@ -394,6 +395,7 @@ def _walk(
     source: ModelWeights,
     plan: CompressionPlan,
     batches: Sequence[torch.Tensor],
+    dense_batches: int,
     room: engine.Room,
     fmt: Format,
     journal: Journal,
@@ -423,8 +425,7 @@ def _walk(
     found: list[LayerRecord] = []
     with progress.stage("compress", steps, quiet) as bar:
         watcher = _Watcher(bar, len(topology.blocks), errors)
-        dense = plan.sweep.dense_batches(len(batches))
-        for layers in engine.walk(source, batches, visit, watcher, dense, room):
+        for layers in engine.walk(source, batches, visit, watcher, dense_batches, room):
             found.extend(layers)
         bar.reach(steps, f"{len(topology.blocks)} blocks, {len(found)} layers")
     return found

@@ -226,34 +226,14 @@ def _let_go(block: nn.Module, units: Sequence[Unit], passes: int) -> None:
         module.register_forward_hook(hook)
 
 
-@dataclass(frozen=True, eq=False)
-class _Crossed:
-    """Sums over both streams for linears ``weights`` W that share an input: ``whole`` X_d^T X, one for all;
-    or, where those are smaller (``whole`` None), ``pulled`` W X_d^T X of each."""
-
-    weights: Mapping[str, Tensor]
-    whole: Tensor | None
-    pulled: dict[str, Tensor]
-
-    @classmethod
-    def zeros(cls, weights: Mapping[str, Tensor]) -> "_Crossed":
-        first = next(iter(weights.values()))
-        width, device = first.shape[1], first.device
-        if sum(len(W) for W in weights.values()) < width:
-            pulled = {name: torch.zeros(W.shape, device=device) for name, W in weights.items()}
-            return cls(weights, None, pulled)
-        return cls(weights, torch.zeros(width, width, device=device), {})
-
-    def sums(self) -> list[Tensor]:
-        """Whichever there are."""
-        return list(self.pulled.values()) if self.whole is None else [self.whole]
-
-    def add_dense(self, moment: Tensor, sign: int) -> None:
-        """Add what the sums would be if both streams were the same, of this ``moment``."""
-        if self.whole is not None:
-            self.whole.add_(moment, alpha=sign)
-        for name, found in self.pulled.items():
-            found.addmm_(self.weights[name].to(torch.float32), moment, alpha=sign)
+def _cross_sums(weights: Mapping[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Zeros to sum up in, for linears W that share an input: X_d^T X, one for all; or, where those are
+    smaller, W X_d^T X of each (and None for the other)."""
+    first = next(iter(weights.values()))
+    width, device = first.shape[1], first.device
+    if sum(len(W) for W in weights.values()) < width:
+        return None, {name: torch.zeros(W.shape, device=device) for name, W in weights.items()}
+    return torch.zeros(width, width, device=device), {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,7 +308,7 @@ class BlockView:
         """Moments of the unit's inputs, given all that was replaced before it; with ``cross`` also
         those between the dense model's inputs and the modified one's (or, where that is smaller, what
         becomes of them: ``pulled``, with the dense weights). Where the dense stream has some batches only,
-        what the inputs differ by is taken from those: ``X^T X + n / m (X_d - X)^T X`` of m tokens of n.
+        these are of its tokens, and there is a ``matched`` Hessian of them beside that of all.
 
         Raises:
             NumericalError: an input is not finite.
@@ -346,48 +326,36 @@ class BlockView:
         memory.release()
         first = weights[unit.names[0]]
         moment = torch.zeros(first.shape[1], first.shape[1], device=first.device)
-        crossed = _Crossed.zeros(weights) if cross else None
-        n_dense = 0
+        whole, pulled = _cross_sums(weights) if cross else (None, {})
+        n_tokens, matched, alone = 0, None, self._passes[len(dense_passes) :]
         for one, dense in zip(self._passes, dense_passes, strict=False):
             x = one.run_to(number)
-            n_dense += len(x)
+            n_tokens += len(x)
             hessian.accumulate_gram(moment, x)
-            if crossed is not None:
-                self._add_crossed(crossed, dense, number, x)
+            if whole is not None:
+                hessian.accumulate(whole, dense.run_to(number), x)
+            else:
+                for name, y in self._dense_outputs(dense, number):
+                    hessian.accumulate(pulled[name], y, x)
             dense.give_up()
             one.give_up()
-        n_tokens, alone = n_dense, self._passes[len(dense_passes) :]
-        if crossed is not None and alone:  # what the streams differ by, so far
+        if dense_passes and alone:
             hessian.mirror_(moment)
-            crossed.add_dense(moment, -1)
+            matched = moment.clone()
         for one in alone:
             x = one.run_to(number)
             n_tokens += len(x)
             hessian.accumulate_gram(moment, x)
             one.give_up()
         hessian.mirror_(moment)
-        if crossed is not None and alone:
-            for found in crossed.sums():
-                found.mul_(n_tokens / n_dense)
-            crossed.add_dense(moment, 1)
-        both = [moment, *(crossed.sums() if crossed else [])]
-        if not all(hessian.is_finite(found) for found in both):  # in either stream
+        sums = [moment, *pulled.values(), *([] if whole is None else [whole])]
+        if not all(hessian.is_finite(found) for found in sums):  # in either stream
             raise NumericalError(
                 f"the inputs of {self.full_name(unit.names[0])} are not finite: the model overflows on "
                 "this calibration data"
             )
-        if crossed is None or crossed.whole is not None:
-            return LayerStats(moment, n_tokens, crossed.whole if crossed else None)
-        pulled = {self.full_name(name): found for name, found in crossed.pulled.items()}
-        return LayerStats(moment, n_tokens, None, pulled)
-
-    def _add_crossed(self, crossed: "_Crossed", dense: _Pass, unit: int, x: Tensor) -> None:
-        """Add a batch, of which ``x`` [tokens, width] is what the modified unit is given."""
-        if crossed.whole is not None:
-            hessian.accumulate(crossed.whole, dense.run_to(unit), x)
-            return
-        for name, y in self._dense_outputs(dense, unit):
-            hessian.accumulate(crossed.pulled[name], y, x)
+        named = {self.full_name(name): found for name, found in pulled.items()}
+        return LayerStats(moment, n_tokens, whole, named or None, matched)
 
     def _dense_outputs(self, one: _Pass, unit: int) -> Iterator[tuple[str, Tensor]]:
         """``X_d W^T`` [tokens, rows] of each linear of a unit: what it gives, less the bias. The pass itself

@@ -105,13 +105,20 @@ class LayerPlan:
         return self.prune.sparsity if self.prune else 0.0
 
 
+#: The dense model runs on at least this share of the calibration batches where nothing else is said, and
+#: on at least so many tokens for every input of the widest linear: the regression on its inputs has that many
+#: unknowns (docs/decisions/009).
+DENSE_SHARE, DENSE_TOKENS = 0.25, 8
+
+
 @dataclass(frozen=True)
 class SweepSpec:
     """How every layer is solved: ``mode`` (one pass, or the paper's sequences), ``dampening_frac``
     of the mean diagonal added to the Hessian, ``block_size`` columns a block, ``dense_targets``
     (reproduce the dense model's outputs rather than the compressed model's own), ``descent_rounds`` of
     refitted scales and coordinate descent after the sweep, ``dense_share`` of the calibration batches on
-    which the dense model runs for its targets."""
+    which the dense model runs for its targets (None: a quarter, or as many as make :data:`DENSE_TOKENS`
+    tokens for every input of the widest linear)."""
 
     __pydantic_config__ = _STRICT
 
@@ -120,14 +127,14 @@ class SweepSpec:
     block_size: int = 128
     dense_targets: bool = True
     descent_rounds: int = 2
-    dense_share: float = 1.0
+    dense_share: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.dampening_frac <= 1:
             raise InputError(f"dampening_frac {self.dampening_frac} must be between 0 and 1")
         if self.block_size < 1:
             raise InputError(f"block_size {self.block_size} must be positive")
-        if not 0 < self.dense_share <= 1:
+        if self.dense_share is not None and not 0 < self.dense_share <= 1:
             raise InputError(
                 f"dense_share {self.dense_share} must be above 0 and at most 1 (dense_targets: false runs "
                 "the dense model on nothing)"
@@ -135,9 +142,15 @@ class SweepSpec:
         if self.descent_rounds < 0:
             raise InputError(f"descent_rounds {self.descent_rounds} must not be negative")
 
-    def dense_batches(self, batches: int) -> int:
-        """On how many of so many batches the dense model runs."""
-        return math.ceil(self.dense_share * batches) if self.dense_targets else 0
+    def dense_batches(self, batches: int, tokens: int, width: int) -> int:
+        """On how many of so many batches, of ``tokens`` in all, the dense model runs, where the widest
+        linear has so many inputs."""
+        if not self.dense_targets:
+            return 0
+        share = self.dense_share
+        if share is None:
+            share = min(1.0, max(DENSE_SHARE, DENSE_TOKENS * width / tokens))
+        return math.ceil(share * batches)
 
 
 @dataclass(frozen=True)
@@ -183,19 +196,21 @@ class CompressionPlan:
 class LayerStats:
     """``hessian`` [cols, cols] = X^T X of the inputs X that the compressed model sees, ``cross``
     [cols, cols] = X_d^T X with the dense model's inputs X_d (None: same as the Hessian), or in its place
-    ``pulled``: ``W cross`` [rows, cols] of each linear W by name."""
+    ``pulled``: ``W cross`` [rows, cols] of each linear W by name. Where the dense model saw some of the
+    tokens only, those two are of these, and ``matched`` [cols, cols] is X^T X of them too (None: of all)."""
 
     hessian: Tensor
     n_tokens: int
     cross: Tensor | None = None
     pulled: dict[str, Tensor] | None = None
+    matched: Tensor | None = None
 
     def settle(self, weights: Mapping[str, Tensor]) -> "LayerStats":
         """The same with ``pulled`` for these weights and without ``cross``, whose memory can go."""
         if self.cross is None:
             return self
         pulled = {name: W @ self.cross for name, W in weights.items()}
-        return LayerStats(self.hessian, self.n_tokens, None, pulled)
+        return LayerStats(self.hessian, self.n_tokens, None, pulled, self.matched)
 
 
 @dataclass(frozen=True, eq=False)

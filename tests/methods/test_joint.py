@@ -1,5 +1,6 @@
 """Pruner and quantizer put together, in one pass and in sequence."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -415,6 +416,22 @@ def test_every_round_of_descent_lowers_the_damped_error(prune, quant):
     assert all(after <= before * (1 + 1e-4) for before, after in pairwise(errors))
     assert errors[3] < errors[0]
     assert prune is None or all(torch.equal(mask, kept[0]) for mask in kept)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dense_targets_of_some_tokens_are_regressed_on_those(mode):
+    X_dense, W = inputs(70, tokens=150), weight(71, 12)
+    X = X_dense + 0.2 * inputs(72, tokens=150)
+    part, part_dense = X[:60], X_dense[:60]
+    stats = replace(moments(X), cross=part_dense.T @ part, matched=part.T @ part)
+    damp = 0.01 * float(stats.matched.diagonal().mean())
+    target = reference.dense_target(W.double().numpy(), part.numpy(), part_dense.numpy(), damp)
+    target = torch.from_numpy(target).float()
+    prune, quant = PruneSpec("sparsegpt", 0.3), QuantSpec("gptq", 4, 8)
+    found = compress(W, stats, prune, quant, SweepSpec(mode))
+    expected = compress(target, moments(X), prune, quant, SweepSpec(mode))
+    assert (found.codes != expected.codes).float().mean() < 0.02  # but for rounding
+    torch.testing.assert_close(found.grid.scale, expected.grid.scale, rtol=1e-3, atol=0)
 
 
 def test_dense_targets_change_nothing_where_inputs_agree():

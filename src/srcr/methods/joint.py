@@ -91,26 +91,35 @@ def compress_unit(
     shared = factors is not None
     factors = {} if factors is None else factors
     groups = _together(weights, plans)
+    targets: dict[str, Tensor] = {}
+    if spec.dense_targets and stats.matched is not None:
+        targets = _targets(weights, stats, spec)
     for names in groups:
+        stack = _stack(names, weights, plans, dtype)
         last = names is groups[-1] and not shared
-        result |= _compress_stack(names, weights, stats, plans, spec, dtype, factors, last)
+        result |= _compress_stack(stack, stats, spec, factors, targets, last)
     return {name: result[name] for name in weights if name in result}
 
 
-def _compress_stack(
+def _targets(weights: dict[str, Tensor], stats: LayerStats, spec: SweepSpec) -> dict[str, Tensor]:
+    """The dense targets of every linear, where the dense model saw some of the tokens only: by a factor of
+    their own Hessian, which goes before another is made."""
+    assert stats.matched is not None
+    assert stats.pulled is not None
+    factor = hessian.factorize(stats.matched, None, spec.dampening_frac)
+    return {
+        name: hessian.dense_target(W, stats.pulled.pop(name), factor) for name, W in weights.items()
+    }
+
+
+def _stack(
     names: Sequence[str],
     weights: dict[str, Tensor],
-    stats: LayerStats,
     plans: dict[str, LayerPlan],
-    spec: SweepSpec,
     dtype: torch.dtype,
-    factors: Factors,
-    last: bool,
-) -> dict[str, CompressedWeight]:
-    """:func:`compress_unit` of linears with the same treatment; ``factors`` are shared with others, and go
-    as soon as the ``last`` has no more use for them."""
+) -> _Stack:
     plan = plans[names[0]]
-    stack = _Stack(
+    return _Stack(
         tuple(names),
         _stacked([weights[name] for name in names]),
         tuple(weights[name].shape[0] for name in names),
@@ -120,7 +129,19 @@ def _compress_stack(
         _group_size(plan, weights[names[0]].shape[1]),
         dtype,
     )
-    ordered = plan.quant is None or plan.quant.actorder == "static"
+
+
+def _compress_stack(
+    stack: _Stack,
+    stats: LayerStats,
+    spec: SweepSpec,
+    factors: Factors,
+    targets: dict[str, Tensor],
+    last: bool,
+) -> dict[str, CompressedWeight]:
+    """:func:`compress_unit` of linears with the same treatment; ``factors`` are shared with others, and go
+    as soon as the ``last`` has no more use for them. ``targets`` are used up."""
+    ordered = stack.quant is None or stack.quant.actorder == "static"
     key = ordered, stack.pattern[1] if stack.pattern else 1
     if stack.compensates and key not in factors:
         masks.check_width(stack.pattern, stack.W.shape[1])
@@ -128,7 +149,7 @@ def _compress_stack(
         factors[key] = hessian.factorize(stats.hessian, order, spec.dampening_frac)
     factor = factors[key] if stack.compensates else None
     _tidy(stack)
-    swept, grid, target, goal = _solve(stack, stats, factor, spec)
+    swept, grid, target, goal = _solve(stack, stats, factor, targets, spec)
     energy = None
     if factor is not None and goal is not None:
         order, damp = factor.order, factor.damp
@@ -179,7 +200,11 @@ def _group_size(plan: LayerPlan, cols: int) -> int:
 
 
 def _solve(
-    stack: _Stack, stats: LayerStats, factor: hessian.Factor | None, spec: SweepSpec
+    stack: _Stack,
+    stats: LayerStats,
+    factor: hessian.Factor | None,
+    targets: dict[str, Tensor],
+    spec: SweepSpec,
 ) -> tuple[obs.Swept, Grid | None, Tensor, Tensor | None]:
     """The compressed stack, its grid, the weights it was made to imitate, and those that it is to be
     polished towards (None: it is not)."""
@@ -187,7 +212,9 @@ def _solve(
     if factor is None:
         return *_direct(stack, diagonal), stack.W, None
     target = stack.W
-    if spec.dense_targets and stats.pulled is not None:
+    if targets:
+        target = _stacked([targets.pop(name) for name in stack.names])
+    elif spec.dense_targets and stats.pulled is not None:
         pulled = _stacked([stats.pulled.pop(name) for name in stack.names])
         target = hessian.dense_target(stack.W, pulled, factor)
         _tidy(stack)

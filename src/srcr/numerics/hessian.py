@@ -15,6 +15,9 @@ from srcr.errors import NumericalError
 from srcr.numerics.kernels import moments_for, permute_columns
 
 MAX_DAMPENING = 1.0
+#: How far targets go from the dense weights towards those of the regression, which knows the calibration
+#: data too well: found by measuring (docs/decisions/009).
+TARGET_STEP = 0.8
 #: Columns that the in-place factorisations handle at a time.
 BLOCK = 512
 #: Columns at a time of a symmetric product, of which about half is computed.
@@ -191,16 +194,17 @@ def invert_lower_(L: Tensor) -> None:
 def dense_target(W: Tensor, pulled: Tensor, factor: Factor) -> Tensor:
     r"""The weights that best reproduce the dense model's outputs from the compressed model's inputs.
 
-    Minimises ``|X W'^T - X_d W^T|^2 + damp |W' - W|^2`` with X the inputs the compressed model sees
-    and X_d those of the dense one: ``W' = W (X_d^T X + damp I)(X^T X + damp I)^-1`` (the closed form
-    behind GPTAQ, arXiv 2504.02692). ``W`` is [rows, cols], ``pulled = W X_d^T X`` [rows, cols]; its
-    memory becomes the result's.
+    ``|X W'^T - X_d W^T|^2 + damp |W' - W|^2`` with X the inputs the compressed model sees and X_d those of
+    the dense one is least at ``W' = W (X_d^T X + damp I)(X^T X + damp I)^-1`` (the closed form behind
+    GPTAQ, arXiv 2504.02692); returned is ``W + TARGET_STEP (W' - W)``. ``W`` is [rows, cols], ``pulled =
+    W X_d^T X`` [rows, cols], whose memory becomes the result's; ``factor`` is that of ``X^T X``, of the
+    same tokens.
     """
     upper, order = factor.upper, factor.order
     for part in row_parts(W):
         right = pulled[part].add(W[part], alpha=factor.damp)[:, order]
         pulled[part] = (right @ upper.T) @ upper
-    return permute_columns(pulled, torch.argsort(order))
+    return permute_columns(pulled, torch.argsort(order)).lerp_(W, 1 - TARGET_STEP)
 
 
 def output_error(delta: Tensor, H: Tensor) -> float:

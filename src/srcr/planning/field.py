@@ -128,7 +128,7 @@ def fill_database(
     budget = None if resources.memory is None else parse_size(resources.memory)
     batches = torch.split(ids.input_ids, max(1, BATCH_TOKENS // ids.input_ids.shape[1]))
     room, said = choose_room(
-        needs(topology, batches, 1, running), budget, torch.device(field.device), folder
+        needs(topology, batches, 0, running), budget, torch.device(field.device), folder
     )
     if said and not quiet:
         progress.console().print(f"note: {said}")
