@@ -18,6 +18,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import torch
 
 import srcr
+from srcr.numerics import hessian
 
 #: sparsity, bits, symmetric
 CONFIGURATIONS = {
@@ -34,6 +35,7 @@ VARIANTS = {
     "all": FULL,
     "no descent": replace(FULL, descent_rounds=0),
     "no dense targets": replace(FULL, dense_targets=False),
+    "dense share 1": replace(FULL, dense_share=1.0),
     "dense share 0.5": replace(FULL, dense_share=0.5),
     "dense share 0.25": replace(FULL, dense_share=0.25),
     "dense share 0.125": replace(FULL, dense_share=0.125),
@@ -62,8 +64,15 @@ def main() -> None:
     parser.add_argument(
         "--config", action="append", choices=list(CONFIGURATIONS), help="[default: all]"
     )
+    parser.add_argument(
+        "--target-step",
+        type=float,
+        help="of dense targets, in place of srcr's own (docs/decisions/009)",
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.target_step is not None:
+        hessian.TARGET_STEP = options.target_step
     torch.set_num_threads(options.threads)
     variants = options.variants.split(",")
     calibration = srcr.Calibration(options.calibration, options.samples, options.seq_len)
