@@ -95,7 +95,7 @@ def main() -> None:
             reports = srcr.evaluate(options.model, folders, text, seed=options.seed, quiet=True)
         kls = [report["divergence"]["kl"]["value"] for report in reports]
         found[name] = dict(zip(variants, kls, strict=True))
-        cells = " | ".join(f"{kl:.4f}" for kl in kls)
+        cells = " | ".join(f"{kl:.4f}" if kl >= 0.01 else f"{kl:.6f}" for kl in kls)
         print(f"| {name} | {record.rates.tcr:.4f} | {cells} |", flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
