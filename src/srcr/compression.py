@@ -84,7 +84,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Where calibration data comes from. ``samples`` None: 128 (or what a tensor file has)."""
+    """Where calibration data comes from. ``samples`` None: 128 (or all of a shorter tensor file)."""
 
     source: str = "self"
     samples: int | None = None

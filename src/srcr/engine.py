@@ -332,16 +332,12 @@ class BlockView:
             x = one.run_to(number)
             n_tokens += len(x)
             hessian.accumulate_gram(moment, x)
-            if whole is not None:
-                hessian.accumulate(whole, dense.run_to(number), x)
-            else:
-                for name, y in self._dense_outputs(dense, number):
-                    hessian.accumulate(pulled[name], y, x)
+            self._add_cross(whole, pulled, dense, number, x)
             dense.give_up()
             one.give_up()
         if dense_passes and alone:
-            hessian.mirror_(moment)
             matched = moment.clone()
+            hessian.mirror_(matched)
         for one in alone:
             x = one.run_to(number)
             n_tokens += len(x)
@@ -356,6 +352,17 @@ class BlockView:
             )
         named = {self.full_name(name): found for name, found in pulled.items()}
         return LayerStats(moment, n_tokens, whole, named or None, matched)
+
+    def _add_cross(
+        self, whole: Tensor | None, pulled: dict[str, Tensor], dense: _Pass, unit: int, x: Tensor
+    ) -> None:
+        """Add a batch, of which ``x`` [tokens, width] is what the modified unit is given, to the sums of
+        :func:`_cross_sums`."""
+        if whole is not None:
+            hessian.accumulate(whole, dense.run_to(unit), x)
+            return
+        for name, y in self._dense_outputs(dense, unit):
+            hessian.accumulate(pulled[name], y, x)
 
     def _dense_outputs(self, one: _Pass, unit: int) -> Iterator[tuple[str, Tensor]]:
         """``X_d W^T`` [tokens, rows] of each linear of a unit: what it gives, less the bias. The pass itself

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -210,7 +210,7 @@ class LayerStats:
         if self.cross is None:
             return self
         pulled = {name: W @ self.cross for name, W in weights.items()}
-        return LayerStats(self.hessian, self.n_tokens, None, pulled, self.matched)
+        return replace(self, cross=None, pulled=pulled)
 
 
 @dataclass(frozen=True, eq=False)

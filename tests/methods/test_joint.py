@@ -434,6 +434,24 @@ def test_dense_targets_of_some_tokens_are_regressed_on_those(mode):
     torch.testing.assert_close(found.grid.scale, expected.grid.scale, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("prune", "quant"), [("magnitude", None), ("wanda", None), (None, "rtn"), ("wanda", "rtn")]
+)
+def test_methods_that_do_not_compensate_factorise_nothing(prune, quant):
+    """Moments that nothing could be factorised from, and a unit with a linear that is left alone."""
+    broken = torch.full((COLS, COLS), float("nan"))
+    stats = replace(moments(inputs(73)), cross=torch.eye(COLS), matched=broken)
+    plan = LayerPlan(
+        "layer", PruneSpec(prune, 0.25) if prune else None, QuantSpec(quant) if quant else None
+    )
+    weights = {"layer": weight(74), "other": weight(75)}
+    found = compress_unit(
+        weights, stats, {"layer": plan, "other": LayerPlan("other")}, SweepSpec(), torch.float32
+    )
+    assert list(found) == ["layer"]
+    assert_exact(found["layer"], 0.25 if prune else 0)
+
+
 def test_dense_targets_change_nothing_where_inputs_agree():
     X = inputs(83)
     prune, quant = PruneSpec("sparsegpt", 0.3), QuantSpec("gptq", 4, 8)

@@ -90,25 +90,27 @@ def compress_unit(
     result: dict[str, CompressedWeight] = {}
     shared = factors is not None
     factors = {} if factors is None else factors
-    groups = _together(weights, plans)
-    targets: dict[str, Tensor] = {}
-    if spec.dense_targets and stats.matched is not None:
-        targets = _targets(weights, stats, spec)
-    for names in groups:
-        stack = _stack(names, weights, plans, dtype)
-        last = names is groups[-1] and not shared
+    stacks = [_stack(names, weights, plans, dtype) for names in _together(weights, plans)]
+    targets = _targets(stacks, weights, stats, spec)
+    while stacks:  # each goes as soon as it is done
+        stack = stacks.pop(0)
+        last = not stacks and not shared
         result |= _compress_stack(stack, stats, spec, factors, targets, last)
     return {name: result[name] for name in weights if name in result}
 
 
-def _targets(weights: dict[str, Tensor], stats: LayerStats, spec: SweepSpec) -> dict[str, Tensor]:
-    """The dense targets of every linear, where the dense model saw some of the tokens only: by a factor of
-    their own Hessian, which goes before another is made."""
-    assert stats.matched is not None
+def _targets(
+    stacks: Sequence[_Stack], weights: dict[str, Tensor], stats: LayerStats, spec: SweepSpec
+) -> dict[str, Tensor]:
+    """The dense targets of every linear that is compensated, where the dense model saw some of the tokens
+    only: by a factor of their own Hessian, which goes before another is made. Otherwise none."""
+    names = [name for stack in stacks if stack.compensates for name in stack.names]
+    if not (names and spec.dense_targets and stats.matched is not None):
+        return {}
     assert stats.pulled is not None
     factor = hessian.factorize(stats.matched, None, spec.dampening_frac)
     return {
-        name: hessian.dense_target(W, stats.pulled.pop(name), factor) for name, W in weights.items()
+        name: hessian.dense_target(weights[name], stats.pulled.pop(name), factor) for name in names
     }
 
 
