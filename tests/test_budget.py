@@ -56,9 +56,17 @@ def test_a_budget_that_cannot_be_met_names_one_that_can(base, tmp_path):
     budget.choose_room(need, memory.parse_size(smallest), CPU, tmp_path)
 
 
+def test_where_memory_is_plenty_small_steps_keep_theirs(base, tmp_path):
+    need = budget.Needs(*(10**6 * n for n in (80, 90, 30, 10)), 4, 2)
+    enough = need.of(Room())
+    for limit, small in ((enough, 0), (int(1.4 * enough), 0), (int(1.6 * enough), budget.SMALL)):
+        assert budget.choose_room(need, base + limit, CPU, tmp_path) == (Room(small=small), None)
+
+
 def test_without_a_budget_nothing_is_refused(base, monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "available", lambda device: 10**6)
-    assert budget.choose_room(NEED, None, CPU, tmp_path) == (Room(), None)
+    room, said = budget.choose_room(NEED, None, CPU, tmp_path)
+    assert (room.waiting, room.folder, said) == (None, None, None)
     need = budget.Needs(*(10**6 * n for n in (270, 270, 30, 10)), 4, 0)
     room, said = budget.choose_room(need, None, CPU, tmp_path)
     assert room == Room(0, tmp_path)

@@ -20,6 +20,10 @@ from srcr.numerics.kernels import kernels_for
 FLOAT = 4
 #: What allocators and libraries keep besides, found by measuring.
 SLACK = 100_000_000
+#: How much more than it needs a run has to have, before what it frees is left to the allocator ...
+SPACIOUS = 1.5
+#: ... after steps on matrices of at most so many numbers: a small model's run is a tenth shorter for it.
+SMALL = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ def choose_room(
             f"{memory.readable(free)} are free: it may fail"
         )
     if room == Room():
-        return room, None
+        spacious = base + SPACIOUS * need.of(room) <= limit
+        return Room(small=SMALL if spacious else 0), None
     where = "on disk" if room.folder else "in memory"
     return room, (
         f"memory {memory.readable(limit)}: hidden states {where}, forward passes of "

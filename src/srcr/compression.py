@@ -1,5 +1,6 @@
 """compress(): load, calibrate, walk the blocks, write, verify, record."""
 
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from srcr.formats.checkpoint import (
     write_json,
 )
 from srcr.formats.journal import Journal
-from srcr.memory import parse_size, peak, readable, release, resident
+from srcr.memory import parse_size, peak, readable, resident
 from srcr.methods import get_pruner, get_quantizer
 from srcr.methods.joint import compress_unit
 from srcr.metrics.rates import (
@@ -415,7 +416,7 @@ def _walk(
             found = _compress_unit(view, unit, plan, planned, source.dtype)
             done |= found
             errors.extend(weight.error for weight in found.values())
-            release()
+            room.tidy(max((math.prod(topology.shapes[name]) for name in found), default=0))
         layers = [_layer(name, topology, planned[name], done[name], source.dtype) for name in done]
         tensors = block_tensors(source, view.index, done, fmt)
         path = journal.add(tensors, layers=[to_dict(layer) for layer in layers])

@@ -234,7 +234,7 @@ class CompressedWeight:
             return self.values.to(torch.float32)
         assert self.codes is not None
         assert self.grid is not None
-        return self.grid.expand().dequantize(self.codes.to(torch.float32))
+        return self.grid.dequantize(self.codes)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from srcr.compression import Calibration, Output, Recipe, compress
 from srcr.errors import InputError, SrcrError, VerificationError
 from srcr.files import RECORD
-from srcr.formats import compressed_tensors, get_format
+from srcr.formats import checkpoint, compressed_tensors, get_format
 from srcr.formats.checkpoint import (
     check_output,
     partial_path,
@@ -305,6 +305,15 @@ class TestVerify:
         path.write_text(path.read_text().replace('"num_bits": 4', '"num_bits": 8'))
         with pytest.raises(SrcrError):
             self.run(written)
+
+
+def test_logits_are_compared_where_that_takes_no_more_memory_than_there_was(monkeypatch, tmp_path):
+    (tmp_path / WEIGHTS).write_bytes(bytes(1000))
+    monkeypatch.setattr(checkpoint.memory, "peak", lambda: 5000)
+    for resident, little, fits in ((3000, 0, True), (3001, 0, False), (5000, 2000, True)):
+        monkeypatch.setattr(checkpoint.memory, "resident", lambda _, size=resident: size)
+        monkeypatch.setattr(checkpoint, "LITTLE", little)
+        assert checkpoint.logits_fit(tmp_path) == fits
 
 
 def test_unknown_and_later_formats():

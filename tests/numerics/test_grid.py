@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from srcr.numerics import hessian
 from srcr.numerics.grid import (
+    CHUNK,
     ERROR_NORM,
     Grid,
     code_range,
@@ -108,6 +109,7 @@ def test_dequantize_is_the_product_the_engine_computes(case):
     scale = grid.scale.repeat_interleave(grid.group_size, 1).to(grid.dtype)
     expected = (codes - zero).to(torch.int32).to(grid.dtype) * scale
     assert torch.equal(column.dequantize(codes), expected.float())
+    assert torch.equal(grid.dequantize(codes.to(torch.int8)), expected.float())
     assert torch.equal(rounded(grid, W).to(grid.dtype).float(), rounded(grid, W))
 
 
@@ -168,6 +170,18 @@ def test_the_plain_range_is_off_by_half_a_step_at_most(W, num_bits, symmetric):
     # Moving 0 onto the grid may shift an asymmetric range by another half step.
     steps = 0.5 if symmetric else 1.0
     assert bool((error <= grid.expand().scale * (steps + 1e-3)).all())
+
+
+def test_many_weights_are_dequantized_in_parts():
+    grid = Grid(
+        torch.rand(5, 3).add(0.1),
+        torch.randint(-8, 8, (5, 3)).float(),
+        4,
+        CHUNK // 4,
+        torch.float32,
+    )
+    codes = torch.randint(-8, 8, (5, 3 * grid.group_size), dtype=torch.int8)
+    assert torch.equal(grid.dequantize(codes), grid.expand().dequantize(codes.float()))
 
 
 @given(grids())

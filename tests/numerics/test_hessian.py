@@ -156,6 +156,18 @@ def test_a_hessian_that_is_not_finite_is_refused(bad):
         hessian.factorize(H)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_number_that_is_not_finite_is_found_wherever_it_is(bad, dtype):
+    tensor = torch.randn(37, 41).to(dtype)
+    assert hessian.is_finite(tensor)
+    for at in (0, 1, 700, tensor.numel() - 1):
+        spoilt = tensor.clone()
+        spoilt.view(-1)[at] = bad
+        assert not hessian.is_finite(spoilt)
+    assert hessian.is_finite(tensor[:0])
+
+
 def test_factorize_does_not_change_the_hessian():
     X = inputs(6, tokens=2)
     H = X.T @ X

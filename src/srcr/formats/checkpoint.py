@@ -33,6 +33,8 @@ from srcr.types import CompressedWeight, CompressionPlan
 MAX_SHARD = "1GB"
 #: What loading a model through transformers takes, as a multiple of the original's files.
 LOADING = 2
+#: Bytes that are nothing beside what Python with torch takes.
+LITTLE = 1 << 26
 
 
 def check_output(out: Path, model: Path, overwrite: bool, resume: bool = False) -> None:
@@ -281,10 +283,10 @@ def verify_block(
 
 def logits_fit(base: Path) -> bool:
     """Whether transformers can load a model as large as ``base`` in no more memory than this process has
-    taken already: so what a run takes does not depend on how deep the model is."""
+    taken already, or in very little: so what a run takes does not depend on how deep the model is."""
     memory.release()
-    here = torch.device("cpu")
-    return memory.resident(here) + LOADING * file_bytes(base) <= memory.peak()
+    taken = memory.peak() - memory.resident(torch.device("cpu"))
+    return LOADING * file_bytes(base) <= max(taken, LITTLE)
 
 
 class _Compressed:

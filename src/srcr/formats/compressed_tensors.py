@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from torch import Tensor
 
 from srcr.errors import InputError
@@ -64,6 +63,8 @@ def tensors(
     name: str, weight: CompressedWeight, dtype: torch.dtype, transposed: bool
 ) -> dict[str, Tensor]:
     """Packed codes, scale in ``dtype``, shape, packed zero-points; a plain weight if unquantized."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
     if weight.codes is None or weight.grid is None:
         return {f"{name}.weight": weight.dequantize().to(dtype).contiguous()}
     grid = weight.grid
@@ -125,6 +126,8 @@ def read(
     files: Sequence[Path] | None = None,
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Codes unpacked, and dequantized in the precision of the scale."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
     config = read_config(path)
     with TensorFiles(path, files) as stored:
         for name in names:
@@ -142,7 +145,7 @@ def read(
                 zero = zero.to(torch.float32)
             size = shape[1] // scale.shape[1]
             grid = Grid(scale.to(torch.float32), zero, bits, size, scale.dtype)
-            yield name, grid.expand().dequantize(codes.to(torch.float32)), codes
+            yield name, grid.dequantize(codes), codes
 
 
 def num_bits(config: dict[str, Any], name: str) -> int:

@@ -55,7 +55,7 @@ def descend(
     rows, cols = target.shape
     weight = swept.weight.clone()
     if grid is not None and swept.codes is not None:
-        weight = grid.expand().dequantize(swept.codes.to(torch.float32))
+        weight = grid.dequantize(swept.codes)
     delta = target - weight
     pull = permute_columns((delta @ H).add_(delta, alpha=damp), order)
     weight = permute_columns(weight, order)

@@ -55,6 +55,15 @@ class Grid:
         cols = self.scale.shape[1] * self.group_size
         return self.columns(torch.arange(cols, device=self.scale.device))
 
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """Weights of ``codes`` [rows, cols] as the engine computes them (:meth:`Column.dequantize`)."""
+        out = torch.empty(codes.shape, device=codes.device)
+        step = max(1, CHUNK // max(1, codes.shape[1]))  # what comes in between stays in the cache
+        for start in range(0, len(codes), step):
+            some = slice(start, start + step)
+            out[some] = self.rows(some).expand().dequantize(codes[some].to(torch.float32))
+        return out
+
     def rows(self, rows: slice) -> "Grid":
         """The grid of some rows."""
         zero = None if self.zero_point is None else self.zero_point[rows]
@@ -236,15 +245,14 @@ def refit_scales(
     other (exact for a single group): ``s += (E H) c^T / (c H c^T)`` over the group's codes c. With ``reach``,
     which is ``target (H + damp I)``, a single group needs one product less.
     """
-    column = grid.expand()
-    steps = column.centre(codes.to(torch.float32))
-    error = target - column.dequantize(codes.to(torch.float32))
+    steps = grid.expand().centre(codes.to(torch.float32))
+    error = target - grid.dequantize(codes)
     scale = grid.scale.clone()
     size = grid.group_size
     for group in range(scale.shape[1]):
         part = slice(group * size, (group + 1) * size)
         c = steps[:, part]
-        pull = error @ H[:, part] + damp * error[:, part]
+        pull = (error @ H[:, part]).add_(error[:, part], alpha=damp)
         along = (pull * c).sum(dim=1)
         if reach is not None and scale.shape[1] == 1:  # c H = (target - E) H / s
             energy = ((reach - pull) * c).sum(dim=1) / scale[:, 0]

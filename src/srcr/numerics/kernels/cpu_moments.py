@@ -28,6 +28,10 @@ PANEL = 2 * LANES
 TILE = 8
 #: Pairs of rows at a time: those of a panel stay in the innermost cache.
 PAIRS = 256
+#: Rows that are packed at a time: as many numbers as the last cache holds.
+ROWS = 2048
+#: Panels on either side of a square of the result, which stays in the second cache.
+SQUARE = 2
 
 llvm.initialize_native_asmparser()
 
@@ -109,26 +113,34 @@ def _pack(x):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, **_OPTIONS)
 def _add_products(left, right, out, symmetric):  # type: ignore[no-untyped-def]
-    """Add the products of packed matrices to ``out``; where ``symmetric``, of the panels on and below the
-    diagonal."""
+    """Add the products of packed matrices to ``out``, square by square; where ``symmetric``, of the panels
+    on and below the diagonal."""
     rows, cols = out.shape
     panels, pairs, _ = left.shape
     flat, other = left.reshape(-1), right.reshape(-1)
-    for turn in prange(panels):
-        i = panels - 1 - turn // 2 if turn % 2 else turn // 2  # long and short by turns
+    across = (right.shape[0] + SQUARE - 1) // SQUARE
+    down = (panels + SQUARE - 1) // SQUARE
+    squares = down * (down + 1) // 2 if symmetric else down * across
+    for turn in prange(squares):
+        if symmetric:
+            below = int((np.sqrt(8.0 * turn + 1) - 1) / 2)
+            beside = turn - below * (below + 1) // 2
+        else:
+            below, beside = turn // across, turn % across
+        below, beside = below * SQUARE, beside * SQUARE
         found = np.empty(TILE * PANEL, np.float32)
-        last = i + 1 if symmetric else right.shape[0]
         for start in range(0, pairs, PAIRS):
             steps = min(PAIRS, pairs - start)
-            for j in range(last):
+            for j in range(beside, min(beside + SQUARE, right.shape[0])):
                 on = (j * pairs + start) * PANEL
                 wide = min(PANEL, cols - j * PANEL)
-                for first in range(0, min(PANEL, rows - i * PANEL), TILE):
-                    _tile(flat, (i * pairs + start) * PANEL + first, other, on, steps, found)
-                    for r in range(min(TILE, rows - i * PANEL - first)):
-                        row = out[i * PANEL + first + r, j * PANEL : j * PANEL + wide]
-                        for k in range(wide):
-                            row[k] += found[r * PANEL + k]
+                for i in range(max(below, j) if symmetric else below, min(below + SQUARE, panels)):
+                    for first in range(0, min(PANEL, rows - i * PANEL), TILE):
+                        _tile(flat, (i * pairs + start) * PANEL + first, other, on, steps, found)
+                        for r in range(min(TILE, rows - i * PANEL - first)):
+                            row = out[i * PANEL + first + r, j * PANEL : j * PANEL + wide]
+                            for k in range(wide):
+                                row[k] += found[r * PANEL + k]
 
 
 def _packed(x: Tensor) -> Any:
@@ -138,11 +150,13 @@ def _packed(x: Tensor) -> Any:
 def accumulate(moment: Tensor, left: Tensor, right: Tensor) -> None:
     """As :func:`srcr.numerics.hessian.accumulate`, of bfloat16 matrices."""
     _threads()
-    _add_products(_packed(left), _packed(right), moment.numpy(), False)
+    for some, others in zip(torch.split(left, ROWS), torch.split(right, ROWS), strict=True):
+        _add_products(_packed(some), _packed(others), moment.numpy(), False)
 
 
 def accumulate_gram(moment: Tensor, x: Tensor) -> None:
     """As :func:`srcr.numerics.hessian.accumulate_gram`, of a bfloat16 matrix."""
     _threads()
-    panels = _packed(x)
-    _add_products(panels, panels, moment.numpy(), True)
+    for some in torch.split(x, ROWS):
+        panels = _packed(some)
+        _add_products(panels, panels, moment.numpy(), True)
