@@ -61,6 +61,8 @@ def test_where_memory_is_plenty_small_steps_keep_theirs(base, tmp_path):
     enough = need.of(Room())
     for limit, small in ((enough, 0), (int(1.4 * enough), 0), (int(1.6 * enough), budget.SMALL)):
         assert budget.choose_room(need, base + limit, CPU, tmp_path) == (Room(small=small), None)
+    large = replace(need, largest=budget.MODEST + 1)
+    assert budget.choose_room(large, base + 2 * enough, CPU, tmp_path) == (Room(), None)
 
 
 def test_without_a_budget_nothing_is_refused(base, monkeypatch, tmp_path):
@@ -92,6 +94,7 @@ def test_needs_grow_with_the_data_and_not_with_the_depth(family):
     assert part.of(Room()) - part.once == 25 * (more.waiting + more.states)
     weights = sum(r * c for name, (r, c) in topology.shapes.items() if ".0." in name)
     assert two.once > 4 * weights
+    assert two.largest == max(c * max(r, c) for r, c in topology.shapes.values())
     half = budget.needs(topology, few, 2, torch.bfloat16)
     assert (2 * half.waiting, 2 * half.states) == (two.waiting, two.states)
     assert two.again - two.once > 0

@@ -24,6 +24,9 @@ SLACK = 100_000_000
 SPACIOUS = 1.5
 #: ... after steps on matrices of at most so many numbers: a small model's run is a tenth shorter for it.
 SMALL = 1 << 22
+#: With a matrix of more numbers the holes that small steps leave between large ones add up, by hundreds of
+#: megabytes: such a model gives everything back.
+MODEST = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Needs:
     block, at its widest, where all passes wait and weights behind them go; ``again``: where some are begun
     again and need them all; ``waiting``: activations that a pass over a batch keeps while it waits;
     ``states``: hidden states of a batch between blocks; ``batches``: how many there are; ``dense``: over how
-    many of them, the first, the dense model runs as well."""
+    many of them, the first, the dense model runs as well. ``largest``: numbers of the largest matrix."""
 
     once: int
     again: int
@@ -40,6 +43,7 @@ class Needs:
     states: int
     batches: int
     dense: int
+    largest: int = 0
 
     def passes(self, room: Room) -> int:
         """How many forward passes wait."""
@@ -60,7 +64,7 @@ def needs(
     the compressed one, both in this precision."""
     size = running.itemsize
     tokens = max(ids.numel() for ids in batches)
-    once = again = waiting = 0
+    once = again = waiting = largest = 0
     for block in topology.blocks:
         units = [
             [topology.shapes[f"{block.name}.{name}"] for name in unit.names] for unit in block.units
@@ -75,6 +79,7 @@ def needs(
         for number, unit in enumerate(units):
             done = 2 * sum(sizes[:number])  # codes and masks
             moments = FLOAT * unit[0][1] ** 2
+            largest = max(largest, unit[0][1] ** 2, *(rows * cols for rows, cols in unit))
             work = max(_solving(unit), batch + moments + FLOAT * sizes[number]) + SLACK
             if 0 < dense < len(batches):  # moments of the tokens that the dense model saw
                 work += moments
@@ -83,7 +88,7 @@ def needs(
             once = max(once, size * sum(sizes[number:]) + done + work)
             again = max(again, size * (sum(sizes) + sum(sizes[:number])) + done + work)
     hidden = topology.shapes[topology.blocks[0].linears()[0]][1]
-    return Needs(once, again, waiting, tokens * size * hidden, len(batches), dense)
+    return Needs(once, again, waiting, tokens * size * hidden, len(batches), dense, largest)
 
 
 def _solving(unit: Sequence[tuple[int, int]]) -> int:
@@ -126,7 +131,7 @@ def choose_room(
             f"{memory.readable(free)} are free: it may fail"
         )
     if room == Room():
-        spacious = base + SPACIOUS * need.of(room) <= limit
+        spacious = need.largest <= MODEST and base + SPACIOUS * need.of(room) <= limit
         return Room(small=SMALL if spacious else 0), None
     where = "on disk" if room.folder else "in memory"
     return room, (
