@@ -55,9 +55,10 @@ def keep_all_but_lowest(scores: Tensor, count: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     limit = kth_smallest(flat, count - 1)
     keep = flat > limit
-    if flat.numel() - int(keep.count_nonzero()) > count:  # ties, of which only the first go
-        tied = flat == limit
-        keep |= tied & (tied.cumsum(0) > count - (flat < limit).sum())
+    pruned = flat.numel() - int(keep.count_nonzero())
+    if pruned > count:  # ties, of which only the first go: mostly few
+        tied = (flat == limit).nonzero().view(-1)
+        keep[tied[count - (pruned - len(tied)) :]] = True
     return keep.view(scores.shape)
 
 
