@@ -24,8 +24,7 @@ SLACK = 100_000_000
 SPACIOUS = 1.5
 #: ... after steps on matrices of at most so many numbers: a small model's run is a tenth shorter for it.
 SMALL = 1 << 22
-#: With a matrix of more numbers the holes that small steps leave between large ones add up, by hundreds of
-#: megabytes: such a model gives everything back.
+#: A model with a matrix of more numbers gives everything back: it is short of memory, not of time.
 MODEST = 1 << 24
 
 
