@@ -56,12 +56,12 @@ def test_a_budget_that_cannot_be_met_names_one_that_can(base, tmp_path):
     budget.choose_room(need, memory.parse_size(smallest), CPU, tmp_path)
 
 
-def test_where_memory_is_plenty_small_steps_keep_theirs(base, tmp_path):
+def test_where_memory_is_plenty_a_small_model_keeps_what_it_frees(base, tmp_path):
     need = budget.Needs(*(10**6 * n for n in (80, 90, 30, 10)), 4, 2)
     enough = need.of(Room())
-    for limit, small in ((enough, 0), (int(1.4 * enough), 0), (int(1.6 * enough), budget.SMALL)):
-        assert budget.choose_room(need, base + limit, CPU, tmp_path) == (Room(small=small), None)
-    large = replace(need, largest=budget.MODEST + 1)
+    for limit, keeps in ((enough, False), (int(1.4 * enough), False), (int(1.6 * enough), True)):
+        assert budget.choose_room(need, base + limit, CPU, tmp_path) == (Room(keeps=keeps), None)
+    large = replace(need, largest=budget.SMALL + 1)
     assert budget.choose_room(large, base + 2 * enough, CPU, tmp_path) == (Room(), None)
 
 

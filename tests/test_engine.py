@@ -319,26 +319,22 @@ def test_what_the_engine_may_hold_changes_no_bit(family, tmp_path):
         engine.Room(0),
         engine.Room(0, tmp_path),
         engine.Room(3, tmp_path),
-        engine.Room(small=1 << 22),
+        engine.Room(keeps=True),
     ):
         found = everything(model, ids, room)
         assert len(found) == len(expected)
         assert all(map(torch.equal, found, expected)), room
 
 
-def test_memory_goes_back_to_the_system_between_steps_on_large_matrices(monkeypatch):
+def test_memory_goes_back_to_the_system_unless_it_is_kept(monkeypatch):
+    """Before the moments of each unit, and behind each block."""
     model, ids, given_back = tiny_model("llama"), token_ids(), []
-    widest = max(
-        cols * max(rows, cols) for rows, cols in ModelWeights(model).topology.shapes.values()
-    )
     monkeypatch.setattr(engine.memory, "release", lambda: given_back.append(1))
-    everything(model, ids, engine.Room(small=widest))
+    everything(model, ids, engine.Room(keeps=True))
     assert not given_back
-    everything(model, ids, engine.Room(small=widest - 1))
-    some = len(given_back)
-    assert some
     everything(model, ids, engine.Room())
-    assert len(given_back) - some > some
+    blocks = ModelWeights(model).topology.blocks
+    assert len(given_back) == sum(len(block.units) + 1 for block in blocks)
 
 
 def test_states_on_disk_leave_no_file(tmp_path):

@@ -20,12 +20,10 @@ from srcr.numerics.kernels import kernels_for
 FLOAT = 4
 #: What allocators and libraries keep besides, found by measuring.
 SLACK = 100_000_000
-#: How much more than it needs a run has to have, before what it frees is left to the allocator ...
+#: What a run frees is left to the allocator where it may have so much more than it needs ...
 SPACIOUS = 1.5
-#: ... after steps on matrices of at most so many numbers: a small model's run is a tenth shorter for it.
+#: ... and no matrix has more numbers than this: with larger ones it gains no time.
 SMALL = 1 << 22
-#: A model with a matrix of more numbers gives everything back: it is short of memory, not of time.
-MODEST = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,8 @@ def choose_room(
             f"{memory.readable(free)} are free: it may fail"
         )
     if room == Room():
-        spacious = need.largest <= MODEST and base + SPACIOUS * need.of(room) <= limit
-        return Room(small=SMALL if spacious else 0), None
+        spacious = base + SPACIOUS * need.of(room) <= limit
+        return Room(keeps=spacious and need.largest <= SMALL), None
     where = "on disk" if room.folder else "in memory"
     return room, (
         f"memory {memory.readable(limit)}: hidden states {where}, forward passes of "

@@ -1,6 +1,5 @@
 """compress(): load, calibrate, walk the blocks, write, verify, record."""
 
-import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -416,7 +415,7 @@ def _walk(
             found = _compress_unit(view, unit, plan, planned, source.dtype)
             done |= found
             errors.extend(weight.error for weight in found.values())
-            room.tidy(max((math.prod(topology.shapes[name]) for name in found), default=0))
+            room.tidy()
         layers = [_layer(name, topology, planned[name], done[name], source.dtype) for name in done]
         tensors = block_tensors(source, view.index, done, fmt)
         path = journal.add(tensors, layers=[to_dict(layer) for layer in layers])

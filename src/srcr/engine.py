@@ -41,16 +41,16 @@ class Watcher(Protocol):
 class Room:
     """What the engine may hold; results do not depend on it. ``waiting``: in how many batches forward
     passes may wait within a block (None: in all); the others are begun again for every unit.
-    ``folder``: where hidden states lie between blocks (None: in memory). ``small``: the most numbers of a
-    matrix, up to which what a step has freed is left to the allocator."""
+    ``folder``: where hidden states lie between blocks (None: in memory). ``keeps``: whether
+    what a step has freed is left to the allocator, for the next."""
 
     waiting: int | None = None
     folder: Path | None = None
-    small: int = 0
+    keeps: bool = False
 
-    def tidy(self, numbers: int) -> None:
-        """Between steps that work on matrices of so many numbers: give back to the system what is free."""
-        if numbers > self.small:
+    def tidy(self) -> None:
+        """Between steps, whose needs differ: give back to the system what is free, unless it is kept."""
+        if not self.keeps:
             memory.release()
 
 
@@ -341,8 +341,8 @@ class BlockView:
         for one in (*self._passes, *dense_passes):
             if one.waits:  # first, so that the weights of units behind are gone before moments come
                 one.run_to(number)
+        self.room.tidy()
         first = weights[unit.names[0]]
-        self.room.tidy(first.shape[1] ** 2)
         moment = torch.zeros(first.shape[1], first.shape[1], device=first.device)
         whole, pulled = _cross_sums(weights) if cross else (None, {})
         n_tokens, matched, alone = 0, None, self._passes[len(dense_passes) :]
@@ -446,13 +446,12 @@ def walk(
             streams[1].append(hidden)
             if streams[0] is not None and number < dense:
                 streams[0].append(hidden)
-        count, shapes = len(source.topology.blocks), source.topology.shapes.values()
-        largest = max(cols * max(rows, cols) for rows, cols in shapes)  # of weights and moments
+        count = len(source.topology.blocks)
         for index in range(count):
             view = BlockView.open(source, index, streams, arguments, watcher, room)
             result = visit(view)
             if index + 1 < count:
                 view.advance()
             del view  # and with it a block's weights and activations, before the next one is loaded
-            room.tidy(largest)
+            room.tidy()
             yield result

@@ -63,6 +63,7 @@ def tensors(
     name: str, weight: CompressedWeight, dtype: torch.dtype, transposed: bool
 ) -> dict[str, Tensor]:
     """Packed codes, scale in ``dtype``, shape, packed zero-points; a plain weight if unquantized."""
+    # Here, as in read(): who writes dense checkpoints need not wait for it.
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     if weight.codes is None or weight.grid is None:

@@ -5,7 +5,7 @@ rounded to the precision they are stored in *before* any code is chosen, and deq
 in that precision, because that is what the engine that loads the checkpoint will do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Error exponent of the scale search: large errors count more than squared (as in GPTQ's own search).
 ERROR_NORM = 2.4
-#: Weights that the search looks at together: so many stay in the cache over all its tries.
+#: Weights that are worked on together: so many stay in the cache from step to step.
 CHUNK = 1 << 18
 #: Ranges tried by the search, as fractions of the largest surviving weight.
 SHRINKS = tuple(1.0 - 0.02 * i for i in range(36))
@@ -58,9 +58,7 @@ class Grid:
     def dequantize(self, codes: Tensor) -> Tensor:
         """Weights of ``codes`` [rows, cols] as the engine computes them (:meth:`Column.dequantize`)."""
         out = torch.empty(codes.shape, device=codes.device)
-        step = max(1, CHUNK // max(1, codes.shape[1]))  # what comes in between stays in the cache
-        for start in range(0, len(codes), step):
-            some = slice(start, start + step)
+        for some in _chunks(codes):
             out[some] = self.rows(some).expand().dequantize(codes[some].to(torch.float32))
         return out
 
@@ -141,6 +139,13 @@ def fit_grid(
     return rows(W, num_bits, group_size, symmetric, dtype, importance, keep, shrinks)
 
 
+def _chunks(matrix: Tensor) -> Iterator[slice]:
+    """The rows of a matrix, about :data:`CHUNK` numbers at a time."""
+    step = max(1, CHUNK // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), step):
+        yield slice(start, start + step)
+
+
 def fit_rows(
     W: Tensor,
     num_bits: int,
@@ -153,13 +158,12 @@ def fit_rows(
 ) -> Grid:
     """:func:`fit_grid` with these ranges tried beside the plain one: the reference of the compiled
     search."""
-    step = max(1, CHUNK // W.shape[1])
     parts = [
         _fit_chunk(
-            W[start : start + step], num_bits, group_size, symmetric, dtype, importance,
-            None if keep is None else keep[start : start + step], shrinks,
+            W[some], num_bits, group_size, symmetric, dtype, importance,
+            None if keep is None else keep[some], shrinks,
         )
-        for start in range(0, len(W), step)
+        for some in _chunks(W)
     ]  # fmt: skip
     zeros = [part.zero_point for part in parts if part.zero_point is not None]
     return Grid(

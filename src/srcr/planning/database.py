@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -111,8 +112,6 @@ def entry_bytes(size: int, level: Level, groups: int) -> int:
 
 
 def _tensors(made: Mapping[str, CompressedWeight]) -> dict[str, Tensor]:
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-
     found: dict[str, Tensor] = {}
     for name, weight in made.items():
         if weight.codes is None or weight.grid is None:
@@ -129,8 +128,6 @@ def _tensors(made: Mapping[str, CompressedWeight]) -> dict[str, Tensor]:
 
 
 def _dequantized(name: str, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-
     if f"{name}:values" in stored:
         return stored[f"{name}:values"].to(dtype).to(torch.float32)
     rows, cols, bits = stored[f"{name}:shape"].tolist()

@@ -111,18 +111,28 @@ def _pack(x):  # type: ignore[no-untyped-def]
     return out
 
 
+@njit(inline="always", **_OPTIONS)
+def _add(found, out, row, col):  # type: ignore[no-untyped-def]
+    """Add a tile's sums to ``out`` from ``row`` and ``col`` on, as far as that reaches."""
+    wide = min(PANEL, out.shape[1] - col)
+    for r in range(min(TILE, out.shape[0] - row)):
+        some = out[row + r, col : col + wide]
+        for k in range(wide):
+            some[k] += found[r * PANEL + k]
+
+
 @njit(parallel=True, **_OPTIONS)
 def _add_products(left, right, out, symmetric):  # type: ignore[no-untyped-def]
     """Add the products of packed matrices to ``out``, square by square; where ``symmetric``, of the panels
     on and below the diagonal."""
-    rows, cols = out.shape
+    rows = out.shape[0]
     panels, pairs, _ = left.shape
     flat, other = left.reshape(-1), right.reshape(-1)
     across = (right.shape[0] + SQUARE - 1) // SQUARE
     down = (panels + SQUARE - 1) // SQUARE
     squares = down * (down + 1) // 2 if symmetric else down * across
     for turn in prange(squares):
-        if symmetric:
+        if symmetric:  # squares row by row of the lower triangle
             below = int((np.sqrt(8.0 * turn + 1) - 1) / 2)
             beside = turn - below * (below + 1) // 2
         else:
@@ -133,14 +143,11 @@ def _add_products(left, right, out, symmetric):  # type: ignore[no-untyped-def]
             steps = min(PAIRS, pairs - start)
             for j in range(beside, min(beside + SQUARE, right.shape[0])):
                 on = (j * pairs + start) * PANEL
-                wide = min(PANEL, cols - j * PANEL)
                 for i in range(max(below, j) if symmetric else below, min(below + SQUARE, panels)):
+                    at = (i * pairs + start) * PANEL
                     for first in range(0, min(PANEL, rows - i * PANEL), TILE):
-                        _tile(flat, (i * pairs + start) * PANEL + first, other, on, steps, found)
-                        for r in range(min(TILE, rows - i * PANEL - first)):
-                            row = out[i * PANEL + first + r, j * PANEL : j * PANEL + wide]
-                            for k in range(wide):
-                                row[k] += found[r * PANEL + k]
+                        _tile(flat, at + first, other, on, steps, found)
+                        _add(found, out, i * PANEL + first, j * PANEL)
 
 
 def _packed(x: Tensor) -> Any:
