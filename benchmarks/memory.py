@@ -21,7 +21,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-IMPORTS = "import srcr; srcr.compress; import srcr.numerics.kernels.cpu, transformers.models.llama"
+IMPORTS = """
+import gc
+gc.set_threshold(100_000, 50, 50)
+import srcr
+srcr.compress
+import srcr.numerics.kernels.cpu, transformers.models.llama.modeling_llama
+"""
 MAKE = Path(__file__).with_name("random_llama.py")
 
 #: Runs the command line that follows a file's name, and writes there what each step took.

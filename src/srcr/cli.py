@@ -4,6 +4,7 @@ Results go to stdout (a table, or one JSON object with ``--json``), everything e
 0 done, 2 bad usage or input, 1 failed.
 """
 
+import atexit
 import ctypes
 import gc
 import json
@@ -581,8 +582,10 @@ for _name, _what in {
 
 #: Bytes that are worth a call of the system: twice what is worked on at a time (``hessian.PART``).
 LARGE = 1 << 24
-#: Its number in glibc's malloc.h.
-M_MMAP_THRESHOLD = -3
+#: Free bytes that may stay at the end of the heap for what comes next, until a step gives them back.
+NEXT = 1 << 28
+#: Their numbers in glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -612,24 +615,37 @@ def main() -> None:
         _fail(f"{error}; use fewer --samples, a shorter --seq-len, or --device cpu", 1)
 
 
-def _return_large_memory() -> None:
+def _tune_allocator() -> None:
     """From now on glibc gives back to the system what is larger than ``LARGE`` as soon as it is free. It
     would keep up to 32 MB a piece for later, among which what stays in use leaves holes: after some blocks of
-    a large model, hundreds of megabytes."""
+    a large model, hundreds of megabytes. What is free at the end of the heap it keeps, up to ``NEXT``:
+    activations come and go there, and the system would clear the same pages over and over."""
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+            libc = ctypes.CDLL(None)
+            libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+            libc.mallopt(M_TRIM_THRESHOLD, NEXT)
 
 
 def process() -> None:
     """The command as a process of its own: :func:`main`, without the cost of garbage collection.
 
     Importing torch and transformers makes some hundred thousand objects that live to the end. Looking
-    through them again and again, and once more at exit, takes seconds and frees nothing.
+    through them again and again takes seconds and frees nothing, and so does taking them apart at the exit.
     """
-    gc.set_threshold(100_000, 50, 50)
-    _return_large_memory()
+    gc.set_threshold(500_000, 50, 50)
+    _tune_allocator()
+    code = 1
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(leave)  # the first to be registered is the last to be called
     try:
         main()
-    finally:
-        gc.freeze()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise

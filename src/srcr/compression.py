@@ -64,7 +64,7 @@ from srcr.types import (
 #: Group size taken where it divides a width and none was asked for.
 AUTO_GROUP = 128
 #: Tokens of calibration that go through a block at a time.
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 4096
 
 
 LOGITS_SKIPPED = (

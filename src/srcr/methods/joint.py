@@ -28,6 +28,7 @@ from srcr.numerics import hessian, masks, obs
 from srcr.numerics.descent import descend
 from srcr.numerics.grid import Column, Grid, refit_scales
 from srcr.numerics.hessian import row_parts
+from srcr.numerics.products import product
 from srcr.types import CompressedWeight, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
 
 #: By whether columns are swept in activation order, and M of N:M.
@@ -290,7 +291,7 @@ def _polish(
     energy = torch.empty(len(target), device=target.device)
     for part in row_parts(target):
         some, wanted = swept.rows(part), target[part]
-        reach = wanted @ stats.hessian
+        reach = product(wanted, stats.hessian)
         energy[part] = (reach * wanted).sum(dim=1)
         reach.add_(wanted, alpha=damp)
         fitted = None if grid is None else grid.rows(part)

@@ -14,6 +14,7 @@ from torch import Tensor
 from srcr.numerics.grid import Grid
 from srcr.numerics.kernels import Descent, StepColumns, kernels_for, permute_columns
 from srcr.numerics.obs import Swept, fix
+from srcr.numerics.products import product
 
 
 def step_columns(state: Descent, start: int, stop: int) -> None:
@@ -57,7 +58,7 @@ def descend(
     if grid is not None and swept.codes is not None:
         weight = grid.dequantize(swept.codes)
     delta = target - weight
-    pull = permute_columns((delta @ H).add_(delta, alpha=damp), order)
+    pull = permute_columns(product(delta, H).add_(delta, alpha=damp), order)
     weight = permute_columns(weight, order)
     codes, keep = (
         None if t is None else permute_columns(t.clone(), order) for t in (swept.codes, swept.keep)

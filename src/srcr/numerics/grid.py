@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from srcr.numerics.products import product
+
 if TYPE_CHECKING:
     from srcr.numerics.kernels import FitRows
 
@@ -256,12 +258,12 @@ def refit_scales(
     for group in range(scale.shape[1]):
         part = slice(group * size, (group + 1) * size)
         c = steps[:, part]
-        pull = (error @ H[:, part]).add_(error[:, part], alpha=damp)
+        pull = product(error, H[part].T).add_(error[:, part], alpha=damp)
         along = (pull * c).sum(dim=1)
         if reach is not None and scale.shape[1] == 1:  # c H = (target - E) H / s
             energy = ((reach - pull) * c).sum(dim=1) / scale[:, 0]
         else:
-            energy = ((c @ H[part, part] + damp * c) * c).sum(dim=1)
+            energy = ((product(c, H[part, part]) + damp * c) * c).sum(dim=1)
         step = along / energy.clamp_min(torch.finfo(torch.float32).tiny)
         fitted = stored(scale[:, group] + step, grid.dtype)
         # A row of zero codes says nothing of its scale.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from srcr.errors import NumericalError
 from srcr.numerics.kernels import moments_for, permute_columns
+from srcr.numerics.products import product
 
 MAX_DAMPENING = 1.0
 #: How far targets go from the dense weights towards those of the regression, which knows the calibration
@@ -204,14 +205,14 @@ def dense_target(W: Tensor, pulled: Tensor, factor: Factor) -> Tensor:
     upper, order = factor.upper, factor.order
     for part in row_parts(W):
         right = pulled[part].add(W[part], alpha=factor.damp)[:, order]
-        pulled[part] = (right @ upper.T) @ upper
+        pulled[part] = product(product(right, upper.T), upper)
     return permute_columns(pulled, torch.argsort(order)).lerp_(W, 1 - TARGET_STEP)
 
 
 def output_error(delta: Tensor, H: Tensor) -> float:
     """``tr(delta H delta^T)``: the squared output error of a weight change ``delta`` [rows, cols]."""
     return sum(
-        float((delta[part] @ H).mul_(delta[part]).sum(dtype=torch.float64))
+        float(product(delta[part], H).mul_(delta[part]).sum(dtype=torch.float64))
         for part in row_parts(delta)
     )
 

@@ -1,0 +1,31 @@
+"""Products of float32 matrices, by the faster of the two libraries that torch has on a CPU."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+#: Where a side is shorter, setting out takes longer than the product.
+SHORT = 64
+
+
+@cache
+def _by_onednn() -> bool:
+    """Whether oneDNN multiplies float32 here: it compiles its own code for AVX-512, which MKL, what torch
+    takes otherwise, does not use on AMD's CPUs (docs/decisions/005)."""
+    return (
+        bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def product(A: Tensor, B: Tensor) -> Tensor:
+    """``A @ B`` for matrices [m, k] and [k, n] of one type."""
+    suits = A.dtype == torch.float32 and A.device.type == "cpu" and _by_onednn()
+    if not suits or min(*A.shape, B.shape[1]) < SHORT:
+        return A @ B
+    if not (B.is_contiguous() or B.T.is_contiguous()):
+        B = B.contiguous()
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(A.contiguous(), B.T, None, "none", [], "")
+    return found
