@@ -23,7 +23,7 @@ from rich.table import Table
 
 IMPORTS = """
 import gc
-gc.set_threshold(100_000, 50, 50)
+gc.set_threshold(1_000_000, 50, 50)
 import srcr
 srcr.compress
 import srcr.numerics.kernels.cpu, transformers.models.llama.modeling_llama

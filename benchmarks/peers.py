@@ -2,7 +2,13 @@
 
     python benchmarks/peers.py MODEL... --peer-python PEER/bin/python --json out.json
 
-Run it with srcr's interpreter; `peer_llmcompressor.py` says how to make the peer's environment.
+Run it with the interpreter of an environment that has srcr and what it needs, as the peer's has; transformers
+imports more where more is installed (accelerate, scipy), which takes time and memory:
+
+    python3 -m venv SRCR
+    SRCR/bin/pip install -c constraints.txt .
+
+`peer_llmcompressor.py` says how to make the peer's environment.
 Each model writes its own calibration text, and evaluation text from another seed. Each run is its
 own process, from start to exit, both sides with the same number of threads, in alternating order;
 time and memory are medians over the repeats. Both sides write dense checkpoints with one scale an

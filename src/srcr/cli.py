@@ -633,7 +633,7 @@ def process() -> None:
     Importing torch and transformers makes some hundred thousand objects that live to the end. Looking
     through them again and again takes seconds and frees nothing, and so does taking them apart at the exit.
     """
-    gc.set_threshold(500_000, 50, 50)
+    gc.set_threshold(1_000_000, 50, 50)
     _tune_allocator()
     code = 1
 

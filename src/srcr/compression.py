@@ -63,7 +63,7 @@ from srcr.types import (
 
 #: Group size taken where it divides a width and none was asked for.
 AUTO_GROUP = 128
-#: Tokens of calibration that go through a block at a time.
+#: Tokens of calibration that go through a block at a time (docs/decisions/006).
 BATCH_TOKENS = 4096
 
 
