@@ -1,4 +1,4 @@
-"""Compare srcr with llm-compressor: wall time, peak memory and divergence on the same data.
+"""Compare srcr with llm-compressor, or GPTQModel: wall time, peak memory and divergence on the same data.
 
     python benchmarks/peers.py MODEL... --peer-python PEER/bin/python --json out.json
 
@@ -8,7 +8,7 @@ imports more where more is installed (accelerate, scipy), which takes time and m
     python3 -m venv SRCR
     SRCR/bin/pip install -c constraints.txt .
 
-`peer_llmcompressor.py` says how to make the peer's environment.
+`peer_llmcompressor.py` and `peer_gptqmodel.py` (`--peer gptqmodel`) say how to make the peer's environment.
 Each model writes its own calibration text, and evaluation text from another seed. Each run is its
 own process, from start to exit, both sides with the same number of threads, in alternating order;
 time and memory are medians over the repeats. Both sides write dense checkpoints with one scale an
@@ -43,7 +43,9 @@ from rich.console import Console
 from rich.table import Table
 
 T = TypeVar("T")
-PEER_SCRIPT = Path(__file__).with_name("peer_llmcompressor.py")
+PEERS = {
+    name: Path(__file__).with_name(f"peer_{name}.py") for name in ("llmcompressor", "gptqmodel")
+}
 CALIBRATION_SEED, EVALUATION_SEED = 1, 2
 WRITING_BATCH, READING_BATCH = 64, 4
 
@@ -158,7 +160,13 @@ def commands(
         found["srcr"] += ["--samples", str(args.samples), "--seq-len", str(args.seq_len)]
         found["srcr"] += shlex.split(args.srcr_args)
     if not args.skip_peer:
-        found["peer"] = [args.peer_python, str(PEER_SCRIPT), model, "--out", str(work / "peer")]
+        found["peer"] = [
+            args.peer_python,
+            str(PEERS[args.peer]),
+            model,
+            "--out",
+            str(work / "peer"),
+        ]
         found["peer"] += [*same, "--threads", str(args.threads), *shlex.split(args.peer_args)]
     return found
 
@@ -189,23 +197,24 @@ def compare(
     return row
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]], peer: str) -> None:
     table = Table("model", "config", "side", "wall s", "peak MiB", "KL", "zeros")
     for row in rows:
         name = [Path(row["model"]).name, row["config"] + (" asym" if row["asymmetric"] else "")]
-        for side in ("srcr", "peer"):
+        for side, shown in (("srcr", "srcr"), ("peer", peer)):
             if r := row.get(side):
                 wall, peak = f"{r['seconds']:.2f}", f"{r['peak_bytes'] / 2**20:.0f}"
-                table.add_row(*name, side, wall, peak, f"{r['kl']:.4f}", f"{r['zeros']:.3f}")
+                table.add_row(*name, shown, wall, peak, f"{r['kl']:.4f}", f"{r['zeros']:.3f}")
         if r := row.get("ratio"):
             ratios = [f"{r[k]:.3f}" for k in ("seconds", "peak_bytes", "kl")]
-            table.add_row(*name, "srcr / peer", *ratios, "", style="bold", end_section=True)
+            table.add_row(*name, f"srcr / {peer}", *ratios, "", style="bold", end_section=True)
     Console().print(table)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--peer", choices=list(PEERS), default="llmcompressor")
     parser.add_argument("--peer-python", help="interpreter of the peer's environment")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--seq-len", type=int, default=256)
@@ -248,7 +257,7 @@ def main() -> None:
                     versions = {n: version(n) for n in ("torch", "transformers")}
                     record = {"settings": settings, "machine": machine, "versions": versions}
                     args.json.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
-    show(rows)
+    show(rows, args.peer)
 
 
 if __name__ == "__main__":
