@@ -10,9 +10,9 @@ wants torch 2.14.1):
 
 GPTQ with one scale an output row, columns by falling diagonal, on every linear layer but the output head; it
 does not prune. GPTQModel imports torchvision for models that see, without asking for it: where there is
-none, its place is taken by an empty module, for these models do not. The model needs a tokenizer, which
-is loaded and not used, and inputs that are multiples of 32. The output is a plain dense checkpoint in the model's own precision. Stdout gets one
-JSON object, everything else goes to stderr.
+none, its place is taken by an empty module, for these models do not. The model needs a tokenizer, which is
+loaded and not used, and linears whose inputs are a multiple of 32. The output is a plain dense checkpoint in
+the model's own precision. Stdout gets one JSON object, everything else goes to stderr.
 """
 
 import argparse
