@@ -22,6 +22,7 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.numerics.grid import Grid
 from srcr.numerics.masks import UNSTRUCTURED, parse_structure
+from srcr.numerics.products import product
 
 Mode = Literal["joint", "sequential-a", "sequential-b"]
 T = TypeVar("T")
@@ -209,7 +210,7 @@ class LayerStats:
         """The same with ``pulled`` for these weights and without ``cross``, whose memory can go."""
         if self.cross is None:
             return self
-        pulled = {name: W @ self.cross for name, W in weights.items()}
+        pulled = {name: product(W, self.cross) for name, W in weights.items()}
         return replace(self, cross=None, pulled=pulled)
 
 
