@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 IMPORTS = """
-import gc
-gc.set_threshold(1_000_000, 50, 50)
-import srcr
-srcr.compress
-import srcr.numerics.kernels.cpu, transformers.models.llama.modeling_llama
-import os
-os._exit(0)
+from srcr import cli
+def imports():
+    import srcr
+    srcr.compress
+    import srcr.numerics.kernels.cpu, transformers.models.llama.modeling_llama
+cli.main = imports
+cli.process()
 """
 MAKE = Path(__file__).with_name("random_llama.py")
 

@@ -18,32 +18,23 @@ the model's own precision. Stdout gets one JSON object, everything else goes to 
 import argparse
 import contextlib
 import importlib
-import json
-import os
-import resource
 import shutil
 import sys
+import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
-STARTED = time.perf_counter()
+import peer
+
 PACKAGES = ("gptqmodel", "transformers", "torch")
 VISION = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True, help=".safetensors with input_ids [n, len]")
-    parser.add_argument("--sparsity", type=float, default=0.0, help="none but 0")
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--asymmetric", action="store_true")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = peer.parser(__doc__.splitlines()[0])
+    parser.set_defaults(batch_size=16)
     args = parser.parse_args()
     if args.sparsity:
         parser.error(
@@ -81,12 +72,16 @@ def compress(args: argparse.Namespace) -> dict[str, Any]:
         device="cpu",
         offload_to_disk=False,
     )
-    model = GPTQModel.load(args.model, config)
+    model = GPTQModel.load(str(Path(args.model).resolve()), config)
     tokens = load_file(args.calibration)["input_ids"]
     rows = [{"input_ids": r[None], "attention_mask": torch.ones_like(r)[None]} for r in tokens]
 
     began = time.perf_counter()
-    model.quantize(rows, batch_size=args.batch_size)
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        contextlib.chdir(logs),
+    ):  # it writes some beside itself
+        model.quantize(rows, batch_size=args.batch_size)
     seconds = time.perf_counter() - began
 
     packed = {n: m for n, m in model.model.named_modules() if isinstance(m, TorchLinear)}
@@ -94,7 +89,6 @@ def compress(args: argparse.Namespace) -> dict[str, Any]:
     for path in Path(args.model).iterdir():
         if path.suffix != ".safetensors":
             shutil.copyfile(path, args.out / path.name)
-    zeros = total = 0
     for path in Path(args.model).glob("*.safetensors"):
         state = load_file(path)
         with safe_open(path, "pt") as file:
@@ -105,27 +99,11 @@ def compress(args: argparse.Namespace) -> dict[str, Any]:
                 if found.shape != weight.shape:
                     raise SystemExit(f"{name}: {list(found.shape)} instead of {list(weight.shape)}")
                 state[name] = found
-                zeros, total = zeros + int((found == 0).sum()), total + found.numel()
         save_file(state, args.out / path.name, metadata)
     if packed:
         raise SystemExit(f"not in the model's files: {sorted(packed)}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
-        "compression_seconds": seconds,
-        "process_seconds": time.perf_counter() - STARTED,
-        "peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024,
-        "zeros": zeros / total,
-        "versions": {name: version(name) for name in PACKAGES},
-    }
-
-
-def main() -> None:
-    args = arguments()
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    with contextlib.redirect_stdout(sys.stderr):  # GPTQModel logs to stdout
-        result = compress(args)
-    print(json.dumps(result), flush=True)
+    return {"compression_seconds": seconds}
 
 
 if __name__ == "__main__":
-    main()
+    peer.run(arguments(), compress, PACKAGES)

@@ -15,35 +15,22 @@ plain dense checkpoint. Stdout gets one JSON object, everything else goes to std
 """
 
 import argparse
-import contextlib
-import json
-import os
-import resource
 import shutil
-import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-STARTED = time.perf_counter()
+import peer
+
 PACKAGES = ("llmcompressor", "compressed-tensors", "transformers", "torch")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True, help=".safetensors with input_ids [n, len]")
-    parser.add_argument("--sparsity", type=float, default=0.0)
-    parser.add_argument("--bits", type=int, default=4, help="16 means no quantization")
-    parser.add_argument("--asymmetric", action="store_true")
+    parser = peer.parser(__doc__.splitlines()[0])
     parser.add_argument("--pipeline", choices=["sequential", "independent"], default="sequential")
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     if args.sparsity == 0 and args.bits == 16:
-        parser.error("--sparsity 0 with --bits 16 leaves nothing to do")
+        parser.error("--sparsity 0 with --bits 16 (no quantization) leaves nothing to do")
     return args
 
 
@@ -99,23 +86,11 @@ def compress(args: argparse.Namespace) -> dict[str, Any]:
 
     linears = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != head]
     zeros = sum(int((m.weight == 0).sum()) for m in linears)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "compression_seconds": seconds,
-        "process_seconds": time.perf_counter() - STARTED,
-        "peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024,
         "zeros": zeros / sum(m.weight.numel() for m in linears),
-        "versions": {name: version(name) for name in PACKAGES},
     }
 
 
-def main() -> None:
-    args = arguments()
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    with contextlib.redirect_stdout(sys.stderr):  # llm-compressor logs to stdout
-        result = compress(args)
-    print(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main()
+    peer.run(arguments(), compress, PACKAGES)

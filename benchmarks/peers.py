@@ -160,13 +160,8 @@ def commands(
         found["srcr"] += ["--samples", str(args.samples), "--seq-len", str(args.seq_len)]
         found["srcr"] += shlex.split(args.srcr_args)
     if not args.skip_peer:
-        found["peer"] = [
-            args.peer_python,
-            str(PEERS[args.peer]),
-            model,
-            "--out",
-            str(work / "peer"),
-        ]
+        script = str(PEERS[args.peer])
+        found["peer"] = [args.peer_python, script, model, "--out", str(work / "peer")]
         found["peer"] += [*same, "--threads", str(args.threads), *shlex.split(args.peer_args)]
     return found
 
