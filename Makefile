@@ -1,5 +1,6 @@
 # make quickstart: environment, install, compress the bundled model, evaluate it, report.
 # make test:       environment, lint, types, every test.
+# make test-fast:  the tests that take less than two minutes together, while working.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= out/bundled-25-4bit
 
-.PHONY: quickstart test format clean
+.PHONY: quickstart lint test test-fast format clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,11 +30,17 @@ quickstart: $(VENV)/.installed
 	@echo "evaluation:            $(OUT)/evaluation.json"
 	@echo "report to open:        $(OUT)/report.html"
 
-test: $(VENV)/.dev
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+
+test: lint
 	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -30,7 +30,7 @@ CONFIGURATIONS = {
     "25 % + 4 bits, asymmetric": (0.25, 4, False),
     "2 bits, asymmetric": (0.0, 2, False),
 }
-FULL = srcr.SweepSpec()
+FULL = srcr.SolverSpec()
 VARIANTS = {
     "all": FULL,
     "no descent": replace(FULL, descent_rounds=0),
@@ -77,7 +77,8 @@ def main() -> None:
     variants = options.variants.split(",")
     calibration = srcr.Calibration(options.calibration, options.samples, options.seq_len)
     text = srcr.EvaluationText(options.text, options.eval_samples, options.seq_len)
-    found: dict[str, dict[str, float]] = {}
+    run = srcr.RunOptions(options.seed, quiet=True)
+    results: dict[str, dict[str, float]] = {}
     print("| configuration | TCr | " + " | ".join(variants) + " |")
     print("|" + "---|" * (len(variants) + 2))
     for name in options.config or CONFIGURATIONS:
@@ -89,16 +90,14 @@ def main() -> None:
             for variant, folder in zip(variants, folders, strict=True):
                 recipe = srcr.Recipe(prune, quant, VARIANTS[variant])
                 out = srcr.Output(folder, format="dense")
-                record = srcr.compress(
-                    options.model, recipe, calibration, out, options.seed, quiet=True
-                )
-            reports = srcr.evaluate(options.model, folders, text, seed=options.seed, quiet=True)
-        kls = [report["divergence"]["kl"]["value"] for report in reports]
-        found[name] = dict(zip(variants, kls, strict=True))
+                record = srcr.compress(options.model, recipe, calibration, out, run)
+            evaluations = srcr.evaluate(options.model, folders, text, options=run)
+        kls = [each.divergence.kl.value for each in evaluations if each.divergence]
+        results[name] = dict(zip(variants, kls, strict=True))
         cells = " | ".join(f"{kl:.4f}" if kl >= 0.01 else f"{kl:.6f}" for kl in kls)
         print(f"| {name} | {record.rates.tcr:.4f} | {cells} |", flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

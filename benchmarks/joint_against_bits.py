@@ -21,7 +21,8 @@ import torch
 
 import srcr
 from srcr import bundled
-from srcr.models.load import load_model, load_tokenizer, resolve
+from srcr.models.load import load_tokenizer, resolve
+from srcr.serialize import to_dict
 
 CONFIGURATIONS: dict[str, tuple[float, int, str]] = {
     "4 bits": (0.0, 4, "joint"),
@@ -48,8 +49,8 @@ def task_items(model: str, blimp: Path | None) -> dict[str, list[bundled.Item]]:
 
 def accuracies(folder: Path, items: dict[str, list[bundled.Item]]) -> dict[str, float]:
     """Share of right choices on each set."""
-    model, tokenizer = load_model(folder, torch.float32), load_tokenizer(folder)
-    scored = {name: bundled.score(model, tokenizer, some) for name, some in items.items()}
+    model, tokenizer = srcr.load(folder, torch.float32), load_tokenizer(folder)
+    scored = {name: bundled.score(model, tokenizer, part) for name, part in items.items()}
     return {name: sum(right) / len(right) for name, right in scored.items()}
 
 
@@ -58,18 +59,20 @@ def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     items = task_items(model, options.blimp)
     rows = [{"model": model, "configuration": "base", "tasks": accuracies(resolve(model), items)}]
     calibration = srcr.Calibration("self", options.samples, options.seq_len)
+    quiet = srcr.RunOptions(quiet=True)
     with tempfile.TemporaryDirectory() as work:
         folders = []
         for i, (sparsity, bits, mode) in enumerate(CONFIGURATIONS.values()):
             prune = srcr.PruneSpec(sparsity=sparsity) if sparsity else None
             quant = srcr.QuantSpec(num_bits=bits, group_size=-1)
-            recipe = srcr.Recipe(prune, quant, srcr.SweepSpec(mode=mode))
+            recipe = srcr.Recipe(prune, quant, srcr.SolverSpec(mode=mode))
             folders.append(Path(work) / str(i))
-            srcr.compress(model, recipe, calibration, srcr.Output(folders[-1]), quiet=True)
+            srcr.compress(model, recipe, calibration, folders[-1], quiet)
             print(f"{model}: {list(CONFIGURATIONS)[i]} compressed", flush=True)
         text = srcr.EvaluationText("self", options.eval_samples, options.seq_len)
-        reports = srcr.evaluate(model, folders, text, quiet=True)
-        for name, folder, report in zip(CONFIGURATIONS, folders, reports, strict=True):
+        evaluations = srcr.evaluate(model, folders, text, options=quiet)
+        for name, folder, each in zip(CONFIGURATIONS, folders, evaluations, strict=True):
+            report = to_dict(each)
             rows.append(
                 {"model": model, "configuration": name, "rates": report["rates"],
                  "divergence": report["divergence"], "tasks": accuracies(folder, items)}
@@ -112,13 +115,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = []
+    every = []
     for model in options.models:
         rows = measure(model, options)
-        found += rows
+        every += rows
         print(f"\n### {Path(model).name}\n\n{markdown(rows)}\n", flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(every, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

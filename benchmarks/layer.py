@@ -20,17 +20,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from srcr.methods.joint import compress_unit
-from srcr.types import LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
+from srcr.numerics.hessian import LayerStatistics
+from srcr.plans.plan import LayerPlan
+from srcr.plans.specs import PruneSpec, QuantSpec, SolverSpec
+from srcr.solver.problem import LayerProblem
+from srcr.solver.solve import solve
 
 #: Functions whose time is shown, with all that they call.
 PARTS = (
-    "settle", "factorize", "dense_target", "_preview", "fit_grid", "sweep", "select", "_polish",
-    "refit_scales", "descend", "_split",
+    "factorize", "dense_target_", "fit_grid", "sweep", "select", "polish_", "refit_scales", "descend",
+    "_split",
 )  # fmt: skip
 
 
-def made_up(rows: int, cols: int, tokens: int) -> tuple[dict[str, torch.Tensor], LayerStats]:
+def made_up(rows: int, cols: int, tokens: int) -> tuple[dict[str, torch.Tensor], LayerStatistics]:
     """A weight and the moments of its inputs."""
     torch.manual_seed(0)
     sizes = torch.randn(cols).mul_(0.7).exp_()
@@ -38,19 +41,20 @@ def made_up(rows: int, cols: int, tokens: int) -> tuple[dict[str, torch.Tensor],
     dense = (base + torch.randn(tokens, cols)) * sizes
     X = dense + 0.05 * torch.randn(tokens, cols) * sizes
     W = torch.randn(rows, cols) / cols**0.5
-    return {"w": W}, LayerStats(X.T @ X, tokens, dense.T @ X)
+    return {"w": W}, LayerStatistics(X.T @ X, {"w": W @ dense.T @ X})
 
 
 def measure(rows: int, cols: int, options: argparse.Namespace) -> dict[str, Any]:
     """CPU seconds of one shape: in all, and of the parts."""
-    weights, stats = made_up(rows, cols, options.tokens)
+    weights, statistics = made_up(rows, cols, options.tokens)
     prune = PruneSpec(sparsity=options.sparsity) if options.sparsity else None
     quant = QuantSpec(num_bits=options.bits, group_size=options.group_size)
     plans = {"w": LayerPlan("w", prune, quant)}
     profile = cProfile.Profile(time.process_time)
     began = time.process_time()
     profile.enable()
-    found = compress_unit(weights, stats, plans, SweepSpec(), torch.bfloat16)
+    problem = LayerProblem(weights, plans, statistics, SolverSpec(), torch.bfloat16)
+    solution = solve(problem)
     profile.disable()
     total = time.process_time() - began
     calls = pstats.Stats(profile)
@@ -58,7 +62,7 @@ def measure(rows: int, cols: int, options: argparse.Namespace) -> dict[str, Any]
     for (file, _, name), (_, _, _, cumulative, _) in calls.stats.items():  # type: ignore[attr-defined]
         if "srcr" in file and name in PARTS:
             parts[name] = parts.get(name, 0.0) + cumulative
-    return {"rows": rows, "cols": cols, "cpu": total, "error": found["w"].error, **parts}
+    return {"rows": rows, "cols": cols, "cpu": total, "error": solution["w"].error, **parts}
 
 
 def main() -> None:
@@ -76,15 +80,15 @@ def main() -> None:
     shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes.split(",")]
     warm = argparse.Namespace(**{**vars(options), "tokens": 512})
     measure(8, 256, warm)  # compile first
-    found = [measure(rows, cols, options) for rows, cols in shapes]
+    results = [measure(rows, cols, options) for rows, cols in shapes]
     table = Table("", *(f"{rows} x {cols}" for rows, cols in shapes), "all")
     for key in ("cpu", *PARTS):
-        row = [one.get(key, 0.0) for one in found]
+        row = [result.get(key, 0.0) for result in results]
         table.add_row(key, *(f"{value:.2f}" for value in (*row, sum(row))))
-    table.add_row("output error", *(f"{one['error']:.6f}" for one in found), "")
+    table.add_row("output error", *(f"{result['error']:.6f}" for result in results), "")
     Console().print(table)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,19 +28,11 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from srcr.formats import compressed_tensors, dense
-from srcr.formats.checkpoint import write_config
-from srcr.methods.joint import compress_unit
-from srcr.models.topology import linear_weight, observe
-from srcr.testing import FAMILIES, tiny_model, write_weights
-from srcr.types import (
-    CompressedWeight,
-    CompressionPlan,
-    LayerPlan,
-    LayerStats,
-    QuantSpec,
-    SweepSpec,
-)
+from srcr.formats import get_format
+from srcr.models.checkpoint import open_model
+from srcr.plans.plan import CompressionPlan, LayerPlan
+from srcr.plans.specs import QuantSpec
+from srcr.testing import FAMILIES, compressed_checkpoint, tiny_model
 
 EXPECTED = "expected.safetensors"  # in a folder of its own: transformers must not see it
 BITS = tuple(range(2, 9))
@@ -64,8 +56,8 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
             model(torch.arange(8)[None])
         parameters = dict(model.named_parameters())
         for name, expected in load_file(folder / "expected.safetensors").items():
-            found = parameters[name]
-            if found.dtype != expected.dtype or not torch.equal(found, expected):
+            loaded = parameters[name]
+            if loaded.dtype != expected.dtype or not torch.equal(loaded, expected):
                 problem = f"other weights: {name}"
                 break
     except Exception as error:
@@ -81,7 +73,7 @@ class Case:
     row: str
     name: str
     model: Callable[[], Any]
-    quant: Callable[[int], QuantSpec]  # of the number of a linear's unit
+    quant: Callable[[int], QuantSpec]  # of the number of a linear's group
     change: Callable[[dict[str, Any]], None] | None = None  # to the quantization_config
     packed: bool = True
 
@@ -99,11 +91,11 @@ def _odd_widths() -> Any:
 
 def _mixed(symmetric: bool) -> Callable[[int], QuantSpec]:
     settings = ((2, -1), (3, 16), (4, 8), (8, -1))
-    return lambda unit: QuantSpec("rtn", *settings[unit % len(settings)], symmetric)
+    return lambda group: QuantSpec("rtn", *settings[group % len(settings)], symmetric)
 
 
 def _uniform(bits: int, group_size: int, symmetric: bool) -> Callable[[int], QuantSpec]:
-    return lambda unit: QuantSpec("rtn", bits, group_size, symmetric)
+    return lambda group: QuantSpec("rtn", bits, group_size, symmetric)
 
 
 def cases() -> Iterator[Case]:
@@ -156,40 +148,24 @@ def cases() -> Iterator[Case]:
 
 def write(case: Case, folder: Path) -> None:
     """The checkpoint of a case, and beside it the weights that it stands for."""
-    base, out = folder / "base", folder / "model"
-    model = case.model()
-    model.save_pretrained(base)
-    topology = observe(model)
-    fmt = compressed_tensors if case.packed else dense
-    layers = []
-    compressed: dict[str, CompressedWeight] = {}
-    units = [
-        [f"{block.name}.{name}" for name in unit.names]
-        for block in topology.blocks
-        for unit in block.units
+    out = folder / "model"
+    opened = open_model(case.model())
+    topology = opened.topology
+    layers = [
+        LayerPlan(name, None, case.quant(number))
+        for number, group in enumerate(topology.groups())
+        for name in group.names
     ]
-    for number, names in enumerate(units):
-        for name in names:
-            layers.append(LayerPlan(name, None, case.quant(number)))
-            weight = linear_weight(model.get_submodule(name)).detach().float()
-            stats = LayerStats(torch.eye(weight.shape[1]), weight.shape[1])
-            compressed |= compress_unit(
-                {name: weight}, stats, {name: layers[-1]}, SweepSpec(), model.dtype
-            )
-    plan = CompressionPlan(tuple(layers))
+    checkpoint = compressed_checkpoint(opened, CompressionPlan(tuple(layers)))
     out.mkdir()
-    write_weights(out, model, compressed, fmt)
-    write_config(out, base, plan, topology, fmt)
+    get_format("compressed-tensors" if case.packed else "dense").write(checkpoint, out)
     if case.change is not None:
         path = out / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         case.change(config["quantization_config"])
         path.write_text(json.dumps(config), encoding="utf-8")
-    weights = {name: weight.dequantize().to(model.dtype) for name, weight in compressed.items()}
-    expected = {
-        f"{name}.weight": (weight.T if name in topology.conv1d else weight).contiguous()
-        for name, weight in weights.items()
-    }
+    parameters = (topology.matrices[name].parameter for name in topology.linears())
+    expected = {parameter: checkpoint.tensor(parameter) for parameter in parameters}
     save_file(expected, folder / EXPECTED)
 
 
@@ -229,15 +205,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every single result here")
     options = parser.parse_args()
     console = Console()
-    found = list(cases())
+    every = list(cases())
     with tempfile.TemporaryDirectory() as name:
-        for number, case in enumerate(found):
+        for number, case in enumerate(every):
             folder = Path(name) / f"{number:03d}"
             folder.mkdir()
             write(case, folder)
         results = [load(python, Path(name)) for python in (sys.executable, *options.python)]
-    rows = list(dict.fromkeys(case.row for case in found))
-    table = Table(title=f"{len(found)} checkpoints: loaded, run, and compared bit by bit")
+    rows = list(dict.fromkeys(case.row for case in every))
+    table = Table(title=f"{len(every)} checkpoints: loaded, run, and compared bit by bit")
     table.add_column("checkpoint")
     for versions, _ in results:
         table.add_column(
@@ -245,8 +221,8 @@ def main() -> None:
             f"compressed-tensors {versions['compressed-tensors']}"
         )
     for row in rows:
-        numbers = [i for i, case in enumerate(found) if case.row == row]
-        names = [found[i].name or "it" for i in numbers]
+        numbers = [i for i, case in enumerate(every) if case.row == row]
+        names = [every[i].name or "it" for i in numbers]
         table.add_row(
             row, *(cell(names, [problems[f"{i:03d}"] for i in numbers]) for _, problems in results)
         )
@@ -257,7 +233,7 @@ def main() -> None:
                 "versions": versions,
                 "cases": [
                     {"row": case.row, "name": case.name, "problem": problems[f"{i:03d}"]}
-                    for i, case in enumerate(found)
+                    for i, case in enumerate(every)
                 ],
             }
             for versions, problems in results

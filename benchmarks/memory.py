@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 IMPORTS = """
-from srcr import cli
+from srcr.cli import process
 def imports():
     import srcr
     srcr.compress
     import srcr.numerics.kernels.cpu, transformers.models.llama.modeling_llama
-cli.main = imports
-cli.process()
+process.main = imports
+process.start()
 """
 MAKE = Path(__file__).with_name("random_llama.py")
 
@@ -37,12 +37,16 @@ MAKE = Path(__file__).with_name("random_llama.py")
 WATCHED = """
 import json, sys, threading, time
 import torch
-from srcr import budget, compression, engine, memory
-from srcr.models import weights
+from srcr.cli import process
+from srcr.engine.block import BlockPair
+from srcr.environment import resident_memory
+from srcr.formats import verify
+from srcr.models.blockwise import BlockwiseModel
+from srcr.pipelines import blocks, compress
 file, highest, steps = sys.argv.pop(1), {}, ["load"]
 def watch():
     while True:
-        step, now = steps[-1], memory.resident(torch.device("cpu"))
+        step, now = steps[-1], resident_memory(torch.device("cpu"))
         highest[step] = max(now, highest.get(step, 0))
         time.sleep(0.005)
 def step(owner, name, label):
@@ -55,25 +59,25 @@ def step(owner, name, label):
             steps.pop()
     setattr(owner, name, watched)
 for owner, name, label in [
-    (weights.ModelWeights, "block", "weights"), (engine.BlockView, "statistics", "moments"),
-    (compression, "compress_unit", "solve"), (compression, "verify_block", "verify"),
-    (engine.BlockView, "advance", "forward"), (compression, "pack", "pack"),
-    (compression, "verify_logits", "logits"),
+    (BlockwiseModel, "block", "weights"), (BlockPair, "statistics", "moments"),
+    (blocks, "solve", "solve"), (BlockPair, "advance", "forward"),
+    (compress, "_write", "write"), (compress, "verify_tensors", "verify"),
+    (compress, "verify_logits", "logits"), (compress, "_hash_weights", "hash"),
 ]:
     step(owner, name, label)
-choose = compression.choose_room
-def chosen(need, *given):
-    room, said = choose(need, *given)
-    highest["before the blocks"] = memory.resident(torch.device("cpu"))
-    highest["estimate"] = highest["before the blocks"] + need.of(room)
-    states = 0 if room.folder else (need.batches + need.dense) * need.states
-    highest["of it activations"] = need.passes(room) * need.waiting + states
-    return room, said
-compression.choose_room = chosen
+choose = compress.choose_policy
+def chosen(estimate, *given):
+    policy, note = choose(estimate, *given)
+    highest["before the blocks"] = resident_memory(torch.device("cpu"))
+    highest["estimate"] = highest["before the blocks"] + estimate.of(policy)
+    streams = estimate.batches + estimate.dense_batches
+    states = 0 if policy.activation_folder else streams * estimate.states
+    highest["of it activations"] = estimate.passes(policy) * estimate.forward + states
+    return policy, note
+compress.choose_policy = chosen
 threading.Thread(target=watch, daemon=True).start()
-from srcr.cli import process
 try:
-    process()
+    process.start()
 finally:
     with open(file, "w") as stream:
         json.dump(highest, stream)
@@ -89,11 +93,11 @@ def measured(command: list[str]) -> dict[str, float]:
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    said = process.stderr.read()
+    message = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(said.decode()[-2000:])
+        raise SystemExit(message.decode()[-2000:])
     unit = 1 if sys.platform == "darwin" else 1024
     return {"seconds": time.perf_counter() - began, "peak_bytes": usage.ru_maxrss * unit}
 
@@ -120,12 +124,12 @@ def compress(options: argparse.Namespace, layers: int) -> dict[str, Any]:
         "--seq-len",
         str(options.seq_len),
     ]
-    found: dict[str, Any] = measured(command)
-    found["layers"] = layers
-    found["steps"] = json.loads(steps.read_text(encoding="utf-8"))
-    found["base_bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    row: dict[str, Any] = measured(command)
+    row["layers"] = layers
+    row["steps"] = json.loads(steps.read_text(encoding="utf-8"))
+    row["base_bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     shutil.rmtree(out)
-    return found
+    return row
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from srcr.numerics import hessian
+from srcr.numerics import moments
 from srcr.numerics.kernels import cpu_moments
 from sweep import seconds
 
@@ -27,9 +27,9 @@ def measured(width: int, args: argparse.Namespace) -> dict[str, float]:
     gram, cross = torch.zeros(width, width), torch.zeros(width, width // 4)
     ways: dict[str, Callable[[], object]] = {
         "gram": lambda: cpu_moments.accumulate_gram(gram, X),
-        "gram float32": lambda: hessian.accumulate_gram(gram, X.float()),
+        "gram float32": lambda: moments.accumulate_gram(gram, X.float()),
         "cross": lambda: cpu_moments.accumulate(cross, X, Y),
-        "cross float32": lambda: hessian.accumulate(cross, X.float(), Y.float()),
+        "cross float32": lambda: moments.accumulate(cross, X.float(), Y.float()),
         "full bfloat16": lambda: X.T @ X,
     }
     row: dict[str, float] = {"width": width}

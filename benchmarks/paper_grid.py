@@ -22,10 +22,10 @@ import torch
 
 import srcr
 from srcr.errors import InputError
-from srcr.files import write_text
 from srcr.metrics.retention import PairedScores, sr_difference
-from srcr.models.load import load_model, resolve
-from srcr.models.topology import observe
+from srcr.models.checkpoint import open_model
+from srcr.serialize import to_json
+from srcr.storage.atomic import write_text
 
 LINES = (0.75, 0.8125, 0.875)
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
@@ -86,7 +86,7 @@ def recipe(point: Point) -> srcr.Recipe:
     if point.sparsity:
         prune = srcr.PruneSpec(sparsity=point.sparsity, mask_structure=point.structure)
     quant = srcr.QuantSpec(num_bits=point.bits, group_size=-1) if point.bits < 16 else None
-    return srcr.Recipe(prune, quant, srcr.SweepSpec(mode=point.mode))  # type: ignore[arg-type]
+    return srcr.Recipe(prune, quant, srcr.SolverSpec(mode=point.mode))  # type: ignore[arg-type]
 
 
 def check_settings(options: argparse.Namespace) -> None:
@@ -109,6 +109,7 @@ def run(options: argparse.Namespace, points: list[Point]) -> dict[Point, dict[st
     text = srcr.EvaluationText(options.text, options.eval_samples, options.seq_len)
     tasks = srcr.TaskSpec(tuple(options.tasks.split(",")), options.limit) if options.tasks else None
     semantic = srcr.SemanticSpec(n=options.prompts) if options.prompts else None
+    quiet = srcr.RunOptions(quiet=True)
 
     def result(point: Point) -> Path:
         return Path(options.out / point.name / "evaluation.json")
@@ -120,18 +121,18 @@ def run(options: argparse.Namespace, points: list[Point]) -> dict[Point, dict[st
         for point, folder in zip(batch, folders, strict=True):
             if not (folder / "srcr.json").exists():
                 out = srcr.Output(folder, overwrite=True)  # what a killed run left half-written
-                srcr.compress(options.model, recipe(point), calibration, out, quiet=True)
+                srcr.compress(options.model, recipe(point), calibration, out, quiet)
                 print(f"compressed {point.name}", flush=True)
-        found = srcr.evaluate(options.model, folders, text, tasks, semantic, quiet=True)
-        for point, evaluation in zip(batch, found, strict=True):
-            write_text(result(point), json.dumps(evaluation, ensure_ascii=False))
+        evaluations = srcr.evaluate(options.model, folders, text, tasks, semantic, quiet)
+        for point, evaluation in zip(batch, evaluations, strict=True):
+            write_text(result(point), to_json(evaluation))
         print(f"measured {start + len(batch)} of {len(waiting)}", flush=True)
     return {p: json.loads(result(p).read_text(encoding="utf-8")) for p in points}
 
 
-def markdown(found: dict[Point, dict[str, Any]], tcr: float) -> str:
+def markdown(results: dict[Point, dict[str, Any]], tcr: float) -> str:
     """The table of one line, best first."""
-    rows = [(p, e) for p, e in found.items() if p.tcr == tcr]
+    rows = [(p, e) for p, e in results.items() if p.tcr == tcr]
     rows.sort(key=lambda row: row[1]["divergence"]["kl"]["value"])
     names = list(rows[0][1]["tasks"])
     head = ["configuration", "mode", "KL [95 %]", "same top-1", "stored MB", "entropy bits"]
@@ -180,9 +181,9 @@ def scores(evaluation: dict[str, Any]) -> dict[str, PairedScores]:
     }
 
 
-def verdict(found: dict[Point, dict[str, Any]], tcr: float) -> str:
+def verdict(results: dict[Point, dict[str, Any]], tcr: float) -> str:
     """One sentence: the joint configuration with the smallest KL against bits alone, at one rate."""
-    rows = {p: e for p, e in found.items() if p.tcr == tcr}
+    rows = {p: e for p, e in results.items() if p.tcr == tcr}
     alone, bits = next((p, e) for p, e in rows.items() if not p.sparsity)
     both = {p: e for p, e in rows.items() if p.sparsity and p.bits < 16 and p.mode == "joint"}
     best = min(both, key=lambda point: float(both[point]["divergence"]["kl"]["value"]))
@@ -224,12 +225,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     check_settings(options)
-    shapes = observe(load_model(resolve(options.model))).shapes.values()
+    shapes = open_model(options.model).topology.shapes.values()
     points = grid({width for _, width in shapes})
-    found = run(options, points)
+    results = run(options, points)
     lines = [f"# The paper's grid on {Path(options.model).name}\n"]
     for tcr in LINES:
-        lines += [f"## TCr {100 * tcr:.2f} %\n", markdown(found, tcr), "", verdict(found, tcr), ""]
+        lines += [
+            f"## TCr {100 * tcr:.2f} %\n",
+            markdown(results, tcr),
+            "",
+            verdict(results, tcr),
+            "",
+        ]
     (options.out / "tables.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
     try:

@@ -17,16 +17,16 @@ STARTED = time.perf_counter()
 
 def parser(description: str) -> argparse.ArgumentParser:
     """The options that `peers.py` gives to every peer."""
-    found = argparse.ArgumentParser(description=description)
-    found.add_argument("model")
-    found.add_argument("--calibration", required=True, help=".safetensors with input_ids [n, len]")
-    found.add_argument("--sparsity", type=float, default=0.0)
-    found.add_argument("--bits", type=int, default=4)
-    found.add_argument("--asymmetric", action="store_true")
-    found.add_argument("--batch-size", type=int, default=1)
-    found.add_argument("--out", type=Path, required=True)
-    found.add_argument("--threads", type=int, default=2)
-    return found
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True, help=".safetensors with input_ids [n, len]")
+    parser.add_argument("--sparsity", type=float, default=0.0)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--asymmetric", action="store_true")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
 
 
 def run(
@@ -38,11 +38,11 @@ def run(
     goes to stderr."""
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     with contextlib.redirect_stdout(sys.stderr):
-        found = compress(args)
+        record = compress(args)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found |= {
+    record |= {
         "process_seconds": time.perf_counter() - STARTED,
         "peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024,
         "versions": {name: version(name) for name in packages},
     }
-    print(json.dumps(found), flush=True)
+    print(json.dumps(record), flush=True)

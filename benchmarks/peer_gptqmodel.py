@@ -95,10 +95,12 @@ def compress(args: argparse.Namespace) -> dict[str, Any]:
             metadata = file.metadata()
         for name, weight in state.items():
             if module := packed.pop(name.removesuffix(".weight"), None):
-                found = module.dequantize_weight().T.to(weight.dtype).contiguous()
-                if found.shape != weight.shape:
-                    raise SystemExit(f"{name}: {list(found.shape)} instead of {list(weight.shape)}")
-                state[name] = found
+                dequantized = module.dequantize_weight().T.to(weight.dtype).contiguous()
+                if dequantized.shape != weight.shape:
+                    raise SystemExit(
+                        f"{name}: {list(dequantized.shape)} instead of {list(weight.shape)}"
+                    )
+                state[name] = dequantized
         save_file(state, args.out / path.name, metadata)
     if packed:
         raise SystemExit(f"not in the model's files: {sorted(packed)}")

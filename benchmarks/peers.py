@@ -96,10 +96,10 @@ def self_written(model: str, samples: int, length: int, seed: int, path: Path) -
     save_file({"input_ids": torch.cat(rows)}, path)
 
 
-def shared_rows(one: Path, other: Path) -> int:
+def shared_rows(left: Path, right: Path) -> int:
     from safetensors.torch import load_file
 
-    rows = [{tuple(r) for r in load_file(p)["input_ids"].tolist()} for p in (one, other)]
+    rows = [{tuple(r) for r in load_file(p)["input_ids"].tolist()} for p in (left, right)]
     return len(rows[0] & rows[1])
 
 
@@ -153,17 +153,25 @@ def commands(
 ) -> dict[str, list[str]]:
     same = ["--sparsity", str(sparsity), "--bits", str(bits), "--calibration", str(data)]
     same += ["--asymmetric"] if args.asymmetric else []
-    found: dict[str, list[str]] = {}
+    commands: dict[str, list[str]] = {}
     if not args.skip_srcr:
-        found["srcr"] = [sys.executable, "-m", "srcr", "compress", model, "-o", str(work / "srcr")]
-        found["srcr"] += [*same, "--group-size", "-1", "--format", "dense", "--overwrite"]
-        found["srcr"] += ["--samples", str(args.samples), "--seq-len", str(args.seq_len)]
-        found["srcr"] += shlex.split(args.srcr_args)
+        commands["srcr"] = [
+            sys.executable,
+            "-m",
+            "srcr",
+            "compress",
+            model,
+            "-o",
+            str(work / "srcr"),
+        ]
+        commands["srcr"] += [*same, "--group-size", "-1", "--format", "dense", "--overwrite"]
+        commands["srcr"] += ["--samples", str(args.samples), "--seq-len", str(args.seq_len)]
+        commands["srcr"] += shlex.split(args.srcr_args)
     if not args.skip_peer:
         script = str(PEERS[args.peer])
-        found["peer"] = [args.peer_python, script, model, "--out", str(work / "peer")]
-        found["peer"] += [*same, "--threads", str(args.threads), *shlex.split(args.peer_args)]
-    return found
+        commands["peer"] = [args.peer_python, script, model, "--out", str(work / "peer")]
+        commands["peer"] += [*same, "--threads", str(args.threads), *shlex.split(args.peer_args)]
+    return commands
 
 
 def compare(

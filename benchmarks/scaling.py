@@ -41,10 +41,10 @@ def compress(width: int, layers: int, samples: int, work: Path) -> dict[str, Any
     command = [sys.executable, "-m", "srcr", "compress", str(folder), "-o", str(out)]
     command += ["--sparsity", "0.25", "--bits", "4", "--calibration", str(data)]
     command += ["--samples", str(samples), "--seq-len", str(LENGTH)]
-    found: dict[str, Any] = dict(measured(command))
+    taken: dict[str, Any] = dict(measured(command))
     for path in (folder, out):
         shutil.rmtree(path)
-    return {"width": width, "layers": layers, "tokens": samples * LENGTH, **found}
+    return {"width": width, "layers": layers, "tokens": samples * LENGTH, **taken}
 
 
 def main() -> None:

@@ -24,10 +24,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from srcr.compression import Calibration
+from srcr.data.sources import Calibration
 from srcr.metrics.intervals import ratio_interval
-from srcr.models.load import load_model, resolve
-from srcr.planning.texts import load_texts
+from srcr.models.checkpoint import open_model
+from srcr.models.load import load_model
+from srcr.planning.context import load_splits
+from srcr.records.search import SearchResult
+from srcr.serialize import from_dict, read_json, to_yaml
+from srcr.storage.layout import SEARCH
 
 
 def timed(*args: str) -> float:
@@ -47,11 +51,11 @@ def timed(*args: str) -> float:
 def document_kl(base: Any, folder: Path, ids: torch.Tensor) -> np.ndarray:
     """KL(base || compressed) summed over each sequence [n]."""
     model = load_model(folder, torch.float32)
-    found = []
+    sums = []
     for part in ids.split(8):
         p, q = (m(part, use_cache=False).logits[:, :-1].log_softmax(-1) for m in (base, model))
-        found.append((p.exp() * (p - q)).sum((1, 2), dtype=torch.float64))
-    return torch.cat(found).numpy()
+        sums.append((p.exp() * (p - q)).sum((1, 2), dtype=torch.float64))
+    return torch.cat(sums).numpy()
 
 
 #: The plain compression.
@@ -64,40 +68,30 @@ def settings(args: argparse.Namespace, seed: int) -> list[str]:
             "--seed", str(seed)]  # fmt: skip
 
 
-def one(args: argparse.Namespace, target: float, seed: int, work: Path) -> dict[str, Any]:
+def run(args: argparse.Namespace, target: float, seed: int, work: Path) -> dict[str, Any]:
     """One search beside one plain compression."""
     data = settings(args, seed)
     plain = timed("compress", args.model, "-o", str(work / "plain"), *JOINT, *data)
     out = work / "out"
-    seconds = timed(
-        "search",
-        args.model,
-        "--target",
-        f"tcr={target}",
-        "-o",
-        str(out),
-        "--trials",
-        str(args.trials),
-        *data,
-    )
-    found = json.loads((out / "search.json").read_text())
-    kl = {f["compressed"]: f["divergence"]["kl"]["value"] for f in found["finalists"]}
+    options = ("--target", f"tcr={target}", "--trials", str(args.trials))
+    seconds = timed("search", args.model, "-o", str(out), *options, *data)
+    result = from_dict(SearchResult, read_json(out / SEARCH))
+    finalists = {each.compressed: each for each in result.finalists}
+    kl = {name: each.divergence.kl.value for name, each in finalists.items() if each.divergence}
     best = min((name for name in kl if name.startswith("uniform")), key=lambda name: kl[name])
-    plan = next(f["plan"] for f in found["finalists"] if f["compressed"] == best)
-    (work / "uniform.json").write_text(json.dumps(plan))
-    timed("compress", args.model, "-o", str(work / "uniform"), "--plan", str(work / "uniform.json"),
+    (work / "uniform.yaml").write_text(to_yaml(finalists[best].plan))
+    timed("compress", args.model, "-o", str(work / "uniform"), "--plan", str(work / "uniform.yaml"),
           *data[:4])  # fmt: skip
-    folder = resolve(args.model)
-    base = load_model(folder, torch.float32)
-    ids = load_texts(
-        Calibration(args.calibration, None, args.seq_len), load_model(folder), folder, seed
-    ).test.input_ids
+    opened = open_model(args.model)
+    base = opened.loaded(torch.float32)
+    calibration = Calibration(args.calibration, None, args.seq_len)
+    ids = load_splits(calibration, opened, opened.parameters, seed).test.input_ids
     ratio = ratio_interval(*(document_kl(base, f, ids) for f in (out, work / "uniform")))
-    rates = next(f["rates"] for f in found["finalists"] if f["compressed"] == found["chosen"])
     return {
-        "target": target, "seed": seed, "chosen": found["chosen"], "best_uniform": best, "kl": kl,
-        "ratio": ratio.value, "ci95": [ratio.low, ratio.high], "tcr": rates["tcr"],
-        "trials": found["trials"], "seconds": seconds, "plain_seconds": plain, "price": seconds / plain,
+        "target": target, "seed": seed, "chosen": result.chosen, "best_uniform": best, "kl": kl,
+        "ratio": ratio.value, "ci95": [ratio.low, ratio.high],
+        "tcr": finalists[result.chosen].rates.tcr, "trials": result.trials, "seconds": seconds,
+        "plain_seconds": plain, "price": seconds / plain,
     }  # fmt: skip
 
 
@@ -120,7 +114,7 @@ def main() -> None:
     for seed in map(int, args.seeds.split(",")):
         for target in map(float, args.targets.split(",")):
             with tempfile.TemporaryDirectory() as work:
-                rows.append(one(args, target, seed, Path(work)))
+                rows.append(run(args, target, seed, Path(work)))
             print(json.dumps(rows[-1]), file=sys.stderr)
             if args.json:
                 args.json.write_text(json.dumps(rows, indent=2) + "\n")

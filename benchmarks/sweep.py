@@ -26,34 +26,36 @@ from torch import Tensor
 
 from srcr.methods import get_pruner
 from srcr.numerics import masks, obs
+from srcr.numerics.cholesky import CholeskyFactor
 from srcr.numerics.descent import descend, step_columns
-from srcr.numerics.grid import Grid, fit_grid
-from srcr.numerics.hessian import Factor
-from srcr.numerics.kernels import kernels_for
+from srcr.numerics.grid import Grid, GridSpec
+from srcr.numerics.hessian import DampedHessian
+from srcr.numerics.kernels.dispatch import kernels_for
+from srcr.numerics.scales import fit_grid
 
 BLOCK = 128
 
 
-def made_up(cols: int, device: torch.device) -> Factor:
+def made_up(cols: int, device: torch.device) -> CholeskyFactor:
     """An upper triangular factor like that of weakly correlated inputs."""
     upper = torch.randn(cols, cols, device=device).triu_(1) / (4 * cols**0.5)
     upper.diagonal().fill_(1.0)
-    return Factor(
+    return CholeskyFactor(
         upper, torch.randperm(cols, device=device), torch.ones(cols, device=device), 0.01, 0.01
     )
 
 
-def joint(factor: Factor, grid: Grid) -> obs.Selection:
+def joint(factor: CholeskyFactor, grid: Grid) -> obs.MaskSelection:
     """25 % by SparseGPT's scores, block by block, against what rounding would cost."""
     pivots, scores = factor.upper.diagonal(), get_pruner("sparsegpt").scores
 
     def select(W: Tensor, at: slice) -> Tensor:
         W, column = W.contiguous(), grid.columns(factor.order[at])
         rounded = column.dequantize(column.quantize(W))
-        found = scores(W, factor.diagonal[at], pivots[at], rounded)
-        return masks.keep_all_but_lowest(found, W.numel() // 4)
+        costs = scores(W, factor.diagonal[at], pivots[at], rounded)
+        return masks.prune_lowest(costs, W.numel() // 4)
 
-    return obs.Selection(select, BLOCK)
+    return obs.MaskSelection(select, BLOCK)
 
 
 def trailing(work: Tensor, upper: Tensor) -> None:
@@ -105,18 +107,19 @@ def measure(rows: int, cols: int, options: argparse.Namespace) -> dict[str, Any]
     torch.manual_seed(0)
     W = torch.randn(rows, cols, device=device)
     factor = made_up(cols, device)
-    grid = fit_grid(W, 4, cols, True, torch.bfloat16, search=False)
+    spec = GridSpec(4, cols, True, torch.bfloat16)
+    grid = fit_grid(W, spec, shrinks=())
     kernels = kernels_for(device)
     ways: dict[str, tuple[Any, Any]] = {"reference": (obs.fix_columns, step_columns)}
     if kernels:
         ways["compiled"] = (kernels.fix_columns, kernels.step_columns)
-    H = factor.upper.T @ factor.upper
-    found: dict[str, Any] = {"rows": rows, "cols": cols}
+    damped = DampedHessian(factor.upper.T @ factor.upper, 0.01, factor.order)
+    times: dict[str, Any] = {"rows": rows, "cols": cols}
     fastest = peaks(device, options.repeats)
-    found["roofline, sweep"] = roofline(rows, cols, 0, *fastest)
-    found["roofline, descent"] = roofline(rows, cols, 1, *fastest)
+    times["roofline, sweep"] = roofline(rows, cols, 0, *fastest)
+    times["roofline, descent"] = roofline(rows, cols, 1, *fastest)
     work = W.clone()
-    found["trailing updates"] = seconds(
+    times["trailing updates"] = seconds(
         lambda: trailing(work, factor.upper), options.repeats, device
     )
     for name, (fix, step) in ways.items():
@@ -125,22 +128,22 @@ def measure(rows: int, cols: int, options: argparse.Namespace) -> dict[str, Any]
         repeats = 1 if name == "reference" else options.repeats
         if name == "compiled":  # compile first
             few = W[:16]  # Triton compiles anew for a number of rows that 16 does not divide
-            small = fit_grid(few, 4, cols, True, torch.bfloat16, search=False)
+            small = fit_grid(few, spec, shrinks=())
             swept = obs.sweep(few, factor, joint(factor, small), small, BLOCK, fix)
-            descend(swept, few, H, 0.01, factor.order, small, BLOCK, step)
+            descend(swept, few, damped, small, BLOCK, step)
             swept = obs.sweep(few, factor, None, small, BLOCK, fix)
-            descend(swept, few, H, 0.01, factor.order, small, BLOCK, step)
+            descend(swept, few, damped, small, BLOCK, step)
         for what, selection in (("quantize", None), ("joint", joint(factor, grid))):
-            found[f"{name}, {what}"] = seconds(
+            times[f"{name}, {what}"] = seconds(
                 lambda s=selection, f=fix: obs.sweep(W, factor, s, grid, BLOCK, f), repeats, device
             )
         swept = obs.sweep(W, factor, None, grid, BLOCK, kernels.fix_columns if kernels else fix)
-        found[f"{name}, descent"] = seconds(
-            lambda p=step, s=swept: descend(s, W, H, 0.01, factor.order, grid, BLOCK, p),
+        times[f"{name}, descent"] = seconds(
+            lambda p=step, s=swept: descend(s, W, damped, grid, BLOCK, p),
             repeats,
             device,
         )
-    return found
+    return times
 
 
 def main() -> None:
@@ -154,11 +157,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = []
+    results = []
     for shape in options.shapes.split(","):
         rows, cols = map(int, shape.split("x"))
         row = measure(rows, cols, options)
-        found.append(row)
+        results.append(row)
         unit = row["trailing updates"]
         table = Table("", "seconds", "of the trailing updates", title=f"{rows} x {cols}")
         for key, value in row.items():
@@ -166,7 +169,7 @@ def main() -> None:
                 table.add_row(key, f"{value:.4g}", f"{value / unit:.2f}")
         Console().print(table)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -146,8 +146,8 @@ def accuracies(
     """The accuracy on each task set, or on about `first` items spread over each."""
     result = {}
     for name, items in tasks().items():
-        some = items[:: max(1, len(items) // first)] if first else items
-        result[name] = sum(score(model, tokenizer, some)) / len(some)
+        part = items[:: max(1, len(items) // first)] if first else items
+        result[name] = sum(score(model, tokenizer, part)) / len(part)
     return result
 
 
@@ -170,9 +170,9 @@ def evaluate(folder: Path, device: str, first: int | None) -> dict[str, Any]:
         model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
         if bits < 16:
             round_to_nearest(model, bits)
-        found = accuracies(model, tokenizer, first)
-        rounded[str(bits)] = {name: round(value, 4) for name, value in found.items()}
-        print(f"{bits:2d} bits: {_shown(found)}", flush=True)
+        shares = accuracies(model, tokenizer, first)
+        rounded[str(bits)] = {name: round(value, 4) for name, value in shares.items()}
+        print(f"{bits:2d} bits: {_shown(shares)}", flush=True)
     return rounded
 
 

@@ -2,82 +2,107 @@
 
 >>> import srcr
 >>> recipe = srcr.Recipe(srcr.PruneSpec(sparsity=0.25), srcr.QuantSpec(num_bits=4))
->>> srcr.compress("bundled", recipe, srcr.Calibration(), srcr.Output(Path("small")))
+>>> srcr.compress("bundled", recipe, "self", "small")
 >>> srcr.evaluate("bundled", ["small"])
+>>> model = srcr.load("small")
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srcr.compression import Calibration, Output, Recipe, compress
-    from srcr.evaluation import EvaluationText, TaskSpec, evaluate, inspect
+    from srcr.data.sources import Calibration, EvaluationText
+    from srcr.data.tokens import Tokens
+    from srcr.formats import load
     from srcr.metrics.semantic import SemanticSpec
-    from srcr.models.load import load
-    from srcr.planning.building import Space
-    from srcr.planning.field import Resources
-    from srcr.planning.levels import Level, Treatment
-    from srcr.planning.plan import plan
-    from srcr.planning.search import SearchSpec, search
-    from srcr.planning.sensitivity import sensitivity
+    from srcr.metrics.tasks import TaskSpec
+    from srcr.models.checkpoint import OpenModel, open_model
+    from srcr.pipelines.compress import compress
+    from srcr.pipelines.evaluate import evaluate
+    from srcr.pipelines.export import export
+    from srcr.pipelines.inspect import inspect
+    from srcr.pipelines.options import Output, RunOptions
+    from srcr.pipelines.plan import plan
+    from srcr.pipelines.search import search
+    from srcr.pipelines.sensitivity import sensitivity
+    from srcr.planning.space import SearchSpace
+    from srcr.planning.specs import Resources, SearchSpec
+    from srcr.plans.objective import Constraint, Objective
+    from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe, Target
+    from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec, SolverSpec
+    from srcr.records.evaluation import Evaluation
+    from srcr.records.run import RunRecord
+    from srcr.records.search import SearchResult
+    from srcr.records.sensitivity import SensitivityTable
     from srcr.report import write_report
-    from srcr.types import (
-        CompressionPlan,
-        LayerPlan,
-        PruneSpec,
-        QuantSpec,
-        RunRecord,
-        SweepSpec,
-        Target,
-    )
 
 __version__ = "0.1.0"
 
+#: Where each public name lives.
+_HOMES = {
+    "srcr.data.sources": ("Calibration", "EvaluationText"),
+    "srcr.data.tokens": ("Tokens",),
+    "srcr.formats": ("load",),
+    "srcr.metrics.semantic": ("SemanticSpec",),
+    "srcr.metrics.tasks": ("TaskSpec",),
+    "srcr.models.checkpoint": ("OpenModel", "open_model"),
+    "srcr.pipelines.compress": ("compress",),
+    "srcr.pipelines.evaluate": ("evaluate",),
+    "srcr.pipelines.export": ("export",),
+    "srcr.pipelines.inspect": ("inspect",),
+    "srcr.pipelines.options": ("Output", "RunOptions"),
+    "srcr.pipelines.plan": ("plan",),
+    "srcr.pipelines.search": ("search",),
+    "srcr.pipelines.sensitivity": ("sensitivity",),
+    "srcr.plans.objective": ("Constraint", "Objective"),
+    "srcr.plans.plan": ("CompressionPlan", "LayerPlan", "Recipe", "Target"),
+    "srcr.plans.specs": ("CompressionLevel", "PruneSpec", "QuantSpec", "SolverSpec"),
+    "srcr.records.evaluation": ("Evaluation",),
+    "srcr.records.run": ("RunRecord",),
+    "srcr.records.search": ("SearchResult",),
+    "srcr.records.sensitivity": ("SensitivityTable",),
+    "srcr.report": ("write_report",),
+    "srcr.planning.space": ("SearchSpace",),
+    "srcr.planning.specs": ("Resources", "SearchSpec"),
+}
+
 __all__ = [
     "Calibration",
+    "CompressionLevel",
     "CompressionPlan",
+    "Constraint",
+    "Evaluation",
     "EvaluationText",
     "LayerPlan",
-    "Level",
+    "Objective",
+    "OpenModel",
     "Output",
     "PruneSpec",
     "QuantSpec",
     "Recipe",
     "Resources",
+    "RunOptions",
     "RunRecord",
+    "SearchResult",
+    "SearchSpace",
     "SearchSpec",
     "SemanticSpec",
-    "Space",
-    "SweepSpec",
+    "SensitivityTable",
+    "SolverSpec",
     "Target",
     "TaskSpec",
-    "Treatment",
+    "Tokens",
     "compress",
     "evaluate",
+    "export",
     "inspect",
     "load",
+    "open_model",
     "plan",
     "search",
     "sensitivity",
     "write_report",
 ]
-
-_HOMES = {
-    "srcr.compression": ("Calibration", "Output", "Recipe", "compress"),
-    "srcr.evaluation": ("EvaluationText", "TaskSpec", "evaluate", "inspect"),
-    "srcr.metrics.semantic": ("SemanticSpec",),
-    "srcr.report": ("write_report",),
-    "srcr.models.load": ("load",),
-    "srcr.planning.building": ("Space",),
-    "srcr.planning.field": ("Resources",),
-    "srcr.planning.levels": ("Level", "Treatment"),
-    "srcr.planning.plan": ("plan",),
-    "srcr.planning.search": ("SearchSpec", "search"),
-    "srcr.planning.sensitivity": ("sensitivity",),
-    "srcr.types": (
-        "CompressionPlan", "LayerPlan", "PruneSpec", "QuantSpec", "RunRecord", "SweepSpec", "Target",
-    ),
-}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """``python -m srcr`` is the ``srcr`` command."""
 
-from srcr.cli import process
+from srcr.cli.process import start
 
-process()
+start()

@@ -7,7 +7,7 @@ import torch
 
 
 @pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """So small a model gains nothing from a second thread, and loses much on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -91,7 +91,7 @@ def solved(document: str) -> Iterator[tuple[str, str]]:
     """Every prompt and answer of the puzzles in a document."""
     claims: list[str] = []
     question, answered = "", True
-    for sentence in (found.strip() for found in re.findall(r"[^.?]+[.?]", document)):
+    for sentence in (part.strip() for part in re.findall(r"[^.?]+[.?]", document)):
         if question:
             yield " ".join([*claims, question]), sentence.removesuffix(".")
             question, answered = "", True
@@ -100,8 +100,8 @@ def solved(document: str) -> Iterator[tuple[str, str]]:
             answered = False
         elif sentence.startswith("Who ") and sentence.endswith("?"):
             question = sentence
-        elif found := re.fullmatch(r"(\d+ [+-] \d+ =|[a-z() ]* is) (\w+)\.", sentence):
-            yield found[1], found[2]
+        elif stated := re.fullmatch(r"(\d+ [+-] \d+ =|[a-z() ]* is) (\w+)\.", sentence):
+            yield stated[1], stated[2]
         else:
             claims, answered = [], True
 

@@ -89,8 +89,11 @@ def test_figures_of_the_training():
 def test_figures_in_the_guide_are_those_of_the_training():
     guide = (Path(__file__).parents[2] / "docs" / "bundled.md").read_text()
     figures = json.loads((model_path() / "training.json").read_text())
-    for bits, found in figures["accuracy_by_bits"].items():
-        assert "| " + " | ".join([bits, *(f"{found[name]:.3f}" for name in TASKS)]) + " |" in guide
+    for bits, accuracies in figures["accuracy_by_bits"].items():
+        assert (
+            "| " + " | ".join([bits, *(f"{accuracies[name]:.3f}" for name in TASKS)]) + " |"
+            in guide
+        )
     assert f"{figures['parameters']:,}" in guide
     assert f"{figures['steps']:,} steps" in guide
 
@@ -98,13 +101,13 @@ def test_figures_in_the_guide_are_those_of_the_training():
 def test_batches_do_not_change_likelihoods(model, tokenizer):
     items = [items[i] for items in tasks().values() for i in (0, 300)]
     alone = [log_likelihoods(model, tokenizer, [item])[0] for item in items]
-    for some, others in zip(alone, log_likelihoods(model, tokenizer, items), strict=True):
-        assert some == pytest.approx(others, abs=1e-3)
+    for single, others in zip(alone, log_likelihoods(model, tokenizer, items), strict=True):
+        assert single == pytest.approx(others, abs=1e-3)
 
 
 def test_likelihood_is_that_of_the_choice_alone(model, tokenizer):
     item = Item("Ana and Ben", (" went to the river.", " sat."), 0)
-    for choice, found in zip(
+    for choice, total in zip(
         item.choices, log_likelihoods(model, tokenizer, [item])[0], strict=True
     ):
         ids = tokenizer(item.prompt + choice, return_tensors="pt")["input_ids"]
@@ -112,4 +115,4 @@ def test_likelihood_is_that_of_the_choice_alone(model, tokenizer):
         with torch.no_grad():
             chances = model(input_ids=ids).logits[0].log_softmax(-1)
         expected = sum(chances[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1]))
-        assert found == pytest.approx(expected, abs=1e-3)
+        assert total == pytest.approx(expected, abs=1e-3)

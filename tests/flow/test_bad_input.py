@@ -59,7 +59,7 @@ def refused(srcr, tmp_path):
         (["--samples", 0], "samples 0 must be at least 1"),
         (["--seq-len", 1], "seq-len 1 must be at least 2"),
         (["--samples", 9], "has 8 sequences, 9 were asked for"),
-        (["--calibration", "bundled"], "the model folder has no tokenizer"),
+        (["--calibration", "bundled"], "the model has no tokenizer"),
         (["--calibration", "data.csv"], "'data.csv'"),
         (["--calibration", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["--bits", 16, "--format", "compressed-tensors"], "quantizes none"),
@@ -341,7 +341,7 @@ class TestEvaluate:
     "args",
     [
         ["recover", "BASE", "SMALL", "-o", "out", "--steps", "10"],
-        ["export", "DIR", "--format", "gguf", "-o", "out"],
+        ["verify", "DIR", "--engines", "vllm"],
         ["recover"],
     ],
     ids=" ".join,
@@ -351,24 +351,24 @@ def test_commands_of_a_later_version_say_so(args, refused):
 
 
 def test_inspect_json_and_table(srcr, tiny):
-    found = srcr("inspect", tiny, "--json").json()
-    assert found["architecture"] == "LlamaForCausalLM"
-    assert found["dtype"] == "float32"
-    assert found["output_head"] == "lm_head"
-    assert found["tied_embeddings"] is False
-    assert found["quantized"] is False
-    assert found["base_bytes"] == (tiny / "model.safetensors").stat().st_size
-    assert found["parameters"] == sum(
+    shown = srcr("inspect", tiny, "--json").json()
+    assert shown["architecture"] == "LlamaForCausalLM"
+    assert shown["dtype"] == "float32"
+    assert shown["output_head"] == "lm_head"
+    assert shown["tied_embeddings"] is False
+    assert shown["quantized"] is False
+    assert shown["base_bytes"] == (tiny / "model.safetensors").stat().st_size
+    assert shown["parameters"] == sum(
         t.numel() for t in load_file(tiny / "model.safetensors").values()
     )
-    assert len(found["blocks"]) == 2
-    units = found["blocks"][1]["units"]
+    assert len(shown["blocks"]) == 2
+    units = shown["blocks"][1]["units"]
     assert units[0]["linears"] == [f"model.layers.1.self_attn.{x}_proj" for x in "qkv"]
     assert units[0]["shapes"] == [[32, 32], [16, 32], [16, 32]]
     shapes = [
-        shape for block in found["blocks"] for unit in block["units"] for shape in unit["shapes"]
+        shape for block in shown["blocks"] for unit in block["units"] for shape in unit["shapes"]
     ]
-    assert found["linear_parameters"] == sum(height * width for height, width in shapes)
+    assert shown["linear_parameters"] == sum(height * width for height, width in shapes)
     table = srcr("inspect", tiny)
     assert table.code == 0
     for text in ("LlamaForCausalLM", "self_attn.q_proj", "lm_head", "32x48"):

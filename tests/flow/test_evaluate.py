@@ -9,92 +9,110 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from srcr.bundled import chance, model_path
-from srcr.evaluation import EvaluationText, TaskSpec, evaluate
+from srcr.data.sources import Calibration, EvaluationText
+from srcr.formats import load
 from srcr.metrics.semantic import SemanticSpec
+from srcr.metrics.tasks import TaskSpec
+from srcr.models.load import load_tokenizer
+from srcr.pipelines.compress import compress
+from srcr.pipelines.evaluate import evaluate
+from srcr.pipelines.options import Output, RunOptions
+from srcr.plans.plan import Recipe
+from srcr.plans.specs import QuantSpec
+from srcr.serialize import to_dict
 
+QUIET = RunOptions(quiet=True)
 TEXT = ["--text", "bundled", "--samples", 4, "--seq-len", 64]
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The bundled model at 2 bits: something is lost."""
-    from srcr import Calibration, Output, QuantSpec, Recipe, compress
-
     out = tmp_path_factory.mktemp("evaluate") / "small"
     recipe = Recipe(quant=QuantSpec(num_bits=2))
-    compress("bundled", recipe, Calibration("bundled", 8, 64), Output(out), quiet=True)
+    compress("bundled", recipe, Calibration("bundled", 8, 64), Output(out), QUIET)
     return out
 
 
 @pytest.fixture(scope="module")
-def found(small):
-    """The whole measurement of one candidate."""
-    return evaluate(
+def measured(small):
+    """The whole measurement of a candidate."""
+    (evaluation,) = evaluate(
         "bundled", [small], EvaluationText("bundled", 4, 64), TaskSpec(("bundled",), 60),
-        SemanticSpec(n=12, prompt_len=8, max_new_tokens=8, scorer="base"), quiet=True,
-    )[0]  # fmt: skip
+        SemanticSpec(n=12, prompt_len=8, max_new_tokens=8, scorer="base"), QUIET,
+    )  # fmt: skip
+    return evaluation
 
 
-def test_tasks_sr_and_srcr(found):
-    assert set(found["tasks"]) == {"knowledge", "reasoning", "arithmetic"}
+def test_tasks_sr_and_srcr(measured):
+    assert set(measured.tasks) == {"knowledge", "reasoning", "arithmetic"}
     kept = []
-    for name, task in found["tasks"].items():
-        items = found["items"][name]
-        assert task["n"] == len(items["base"]) == len(items["compressed"]) == 60
-        assert task["base"] == pytest.approx(sum(items["base"]) / 60)
-        assert task["compressed"] == pytest.approx(sum(items["compressed"]) / 60)
-        assert task["chance"] == pytest.approx(chance(name), abs=0.05)
-        above = max(0, task["compressed"] - task["chance"])
-        kept.append(above / (task["base"] - task["chance"]))
-        assert task["retention"] == pytest.approx(kept[-1])
-        assert task["ci95"][0] <= task["retention"] <= task["ci95"][1]
-        assert 0 <= task["p_value"] <= 1
-    assert found["sr"] == pytest.approx(sum(kept) / 3)
-    assert found["sr_ci95"][0] <= found["sr"] <= found["sr_ci95"][1]
-    assert found["srcr"] == pytest.approx(found["sr"] * 0.75)  # 2 bits: log2(16 / 2) / 4
-    assert found["sr"] < 1
+    for name, task in measured.tasks.items():
+        items = measured.items[name]
+        assert task.n == len(items.base) == len(items.compressed) == 60
+        assert task.base == pytest.approx(sum(items.base) / 60)
+        assert task.compressed == pytest.approx(sum(items.compressed) / 60)
+        assert task.chance == pytest.approx(chance(name), abs=0.05)
+        above = max(0, task.compressed - task.chance)
+        kept.append(above / (task.base - task.chance))
+        assert task.retention == pytest.approx(kept[-1])
+        assert task.ci95[0] <= task.retention <= task.ci95[1]
+        assert 0 <= task.p_value <= 1
+    assert measured.sr == pytest.approx(sum(kept) / 3)
+    assert measured.sr_ci95[0] <= measured.sr <= measured.sr_ci95[1]
+    assert measured.srcr == pytest.approx(measured.sr * 0.75)  # 2 bits: log2(16 / 2) / 4
+    assert measured.sr < 1
 
 
-def test_meaning(found):
-    meaning = found["semantic"]
-    assert meaning["n"] == 12
-    assert meaning["max_new_tokens"] == 8
-    expected = (meaning["consistency"] - meaning["chance"]) / (1 - meaning["chance"])
-    assert meaning["normalised"] == pytest.approx(expected)
-    assert len(meaning["worst"]) == 10
-    assert meaning["scorer"].startswith("hidden states")
+def test_meaning(measured):
+    meaning = measured.semantic
+    assert meaning.n == 12
+    assert meaning.max_new_tokens == 8
+    expected = (meaning.consistency - meaning.chance) / (1 - meaning.chance)
+    assert meaning.normalised == pytest.approx(expected)
+    assert len(meaning.worst) == 10
+    assert meaning.scorer.startswith("hidden states")
 
 
-def test_the_rates_name_what_they_include(found):
-    assert set(found["includes"]) >= {"tcr", "base_bytes", "stored_bytes", "loaded_bytes"}
-    assert 0 < found["rates"]["entropy_bits"] <= 2
+def test_the_rates_name_what_they_include(measured):
+    assert set(measured.includes) >= {"tcr", "base_bytes", "stored_bytes", "loaded_bytes"}
+    assert 0 < measured.rates.entropy_bits <= 2
 
 
-def test_ten_candidates_cost_one_pass_of_the_base(small, monkeypatch, tmp_path):
+def test_ten_candidates_cost_a_single_pass_of_the_base(small, tmp_path):
     """Every forward pass of the base is counted, through all three measures."""
     ten = [shutil.copytree(small, tmp_path / str(i)) for i in range(10)]
-    from srcr import evaluation
-
-    passes = []
-    load = evaluation.load_model
-
-    def counted(folder, dtype=None):
-        model = load(folder, dtype)
-        if folder == model_path():
-            model.register_forward_hook(lambda *_: passes.append(1))
-        return model
-
-    monkeypatch.setattr(evaluation, "load_model", counted)
+    base, passes = load("bundled"), []
+    base.register_forward_hook(lambda *_: passes.append(1))
+    pair = base, load_tokenizer(model_path())
     counts = []
     for candidates in (ten[:1], ten):
         passes.clear()
-        found = evaluate(
-            "bundled", candidates, EvaluationText("bundled", 4, 64), TaskSpec(("bundled",), 5),
-            SemanticSpec(n=4, prompt_len=4, max_new_tokens=4, scorer="base"), quiet=True,
+        evaluations = evaluate(
+            pair, candidates, EvaluationText("bundled", 4, 64), TaskSpec(("bundled",), 5),
+            SemanticSpec(n=4, prompt_len=4, max_new_tokens=4, scorer="base"), QUIET,
         )  # fmt: skip
         counts.append(len(passes) - len(candidates))  # scoring texts by the base's hidden states
-        assert len({json.dumps({**one, "seconds": 0, "compressed": ""}) for one in found}) == 1
+        alike = {
+            json.dumps({**to_dict(each), "seconds": 0, "compressed": ""}) for each in evaluations
+        }
+        assert len(alike) == 1
     assert abs(counts[0] - counts[1]) <= 9  # the embeddings of each candidate's continuations
+
+
+def test_models_in_memory_give_the_same_and_stay_as_they_are(small, measured):
+    base, candidate = load("bundled"), load(small)
+    before = candidate.state_dict()["model.norm.weight"].clone(), candidate.dtype
+    tokenizer = load_tokenizer(model_path())
+    (evaluation,) = evaluate(
+        (base, tokenizer), [(candidate, tokenizer)], EvaluationText("bundled", 4, 64),
+        TaskSpec(("bundled",), 60), None, QUIET,
+    )  # fmt: skip
+    assert evaluation.divergence == measured.divergence
+    assert evaluation.tasks == measured.tasks
+    assert evaluation.rates.source == "config and weights"
+    assert candidate.dtype == before[1]
+    assert torch.equal(candidate.state_dict()["model.norm.weight"], before[0])
 
 
 def test_a_base_at_chance_leaves_sr_undefined(tmp_path, srcr):
@@ -108,13 +126,11 @@ def test_a_base_at_chance_leaves_sr_undefined(tmp_path, srcr):
     options = [*TEXT, "--tasks", "bundled", "--limit", 30, "--json"]
     result = srcr("evaluate", tmp_path / "untrained", tmp_path / "untrained", *options)
     assert result.code == 0, result.err
-    found = result.json()
-    undefined = [task for task in found["tasks"].values() if task["retention"] is None]
+    data = result.json()
+    undefined = [task for task in data["tasks"].values() if task["retention"] is None]
     assert undefined
     assert all("at chance" in task["note"] for task in undefined)
-    if len(undefined) == 3:
-        assert found["sr"] is None
-        assert found["srcr"] is None
+    assert (data["sr"] is None) == (data["srcr"] is None) == (len(undefined) == 3)
 
 
 def test_removed_channels_count_as_sparsity(tmp_path, srcr):

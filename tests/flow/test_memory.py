@@ -3,11 +3,10 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from srcr import compression
-from srcr.engine import Room
-from srcr.formats.checkpoint import partial_path
-from srcr.testing import FAMILIES, save_tiny_model
+from srcr.testing import save_tiny_model
 
 
 def result(folder):
@@ -19,28 +18,30 @@ def result(folder):
     }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_any_room_gives_the_same_bytes(srcr, ids, tmp_path, monkeypatch, family):
-    folder = save_tiny_model(tmp_path / "model", family)
-    monkeypatch.setattr(compression, "BATCH_TOKENS", 64)  # four batches
-    found = []
-    for n, waiting in enumerate((None, 2, 0)):
-        out = tmp_path / f"out{n}"
-        room = Room(waiting, partial_path(out) if waiting == 0 else None)
-        monkeypatch.setattr(compression, "choose_room", lambda *_, room=room: (room, None))
-        done = srcr("compress", folder, "-o", out, "--calibration", ids, "--sparsity", 0.25)
-        assert done.code == 0, done.err
-        found.append(result(out))
-    assert found[0] == found[1] == found[2]
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_smallest_budget_that_is_named_works_and_gives_the_same_bytes(srcr, tmp_path, family):
+    """So much text that a budget decides what is cached."""
+    context = {"n_positions" if family == "gpt2" else "max_position_embeddings": 256}
+    model = save_tiny_model(tmp_path / "model", family, **context)
+    generator = torch.Generator().manual_seed(0)
+    ids = tmp_path / "ids.safetensors"
+    save_file({"input_ids": torch.randint(0, 96, (256, 256), generator=generator)}, ids)
 
+    def command(out, *more):
+        return srcr(
+            "compress", model, "-o", tmp_path / out, "--calibration", ids, "--samples", 256,
+            "--sparsity", 0.25, "--quant-method", "rtn", *more,
+        )  # fmt: skip
 
-def test_the_smallest_budget_that_is_named_works(srcr, tiny, ids, tmp_path):
-    command = ["compress", tiny, "-o", tmp_path / "out", "--calibration", ids]
-    refused = srcr(*command, "--memory", "100MB")
+    refused = command("tight", "--memory", "100MB")
     assert refused.code == 2
-    assert not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob("tight*"))
     smallest = refused.error().partition("use at least ")[2].partition(",")[0]
-    assert srcr(*command, "--memory", smallest).code == 0
+    tight = command("tight", "--memory", smallest)
+    assert tight.code == 0, tight.err
+    assert "begun again" in tight.err
+    assert "begun again" not in command("spacious", "--memory", "100GB").err
+    assert result(tmp_path / "tight") == result(tmp_path / "spacious")
 
 
 def test_calibration_by_the_model_itself_needs_it_whole(srcr, tiny, tmp_path):

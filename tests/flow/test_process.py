@@ -18,13 +18,13 @@ ENDS = {
 def test_a_process_leaves_with_its_code_after_all_others(end, code):
     program = f"""
 import atexit
-from srcr import cli
+from srcr.cli import process
 def main():
     atexit.register(print, "let go")
     print("done")
     {end}
-cli.main = main
-cli.process()
+process.main = main
+process.start()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == code

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from srcr import compression
-from srcr.formats.journal import MARK
+from srcr import methods
+from srcr.storage.layout import JOURNAL
 from srcr.testing import save_tiny_model
 
 KILLS = int(os.environ.get("SRCR_KILLS", "2"))
@@ -29,35 +29,64 @@ def deep(tmp_path):
     return folder, path
 
 
+#: A method of one's own: GPTQ that counts how often it fits a grid, and can be told to stop at a time.
+STOPPING = '''
+"""GPTQ, until it is told to stop."""
+
+from dataclasses import replace
+
+from srcr.methods.gptq import METHOD as GPTQ
+
+shapes, stop_after, error = [], None, KeyboardInterrupt
+
+
+def fit(W, spec, importance, mask):
+    if stop_after is not None and len(shapes) == stop_after:
+        raise error
+    shapes.append(tuple(W.shape))
+    return GPTQ.fit(W, spec, importance, mask)
+
+
+METHOD = replace(GPTQ, name="stopping", fit=fit)
+'''
+#: Its fits in a block: q k v, o, gate up, down.
+FITS = 4
+
+
+@pytest.fixture
+def stopping(tmp_path, monkeypatch):
+    """The module of that method."""
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    (folder / "stopping.py").write_text(STOPPING)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+    monkeypatch.delitem(sys.modules, "srcr.methods.stopping", raising=False)
+    assert "stopping" in methods.quantizers()
+    return sys.modules["srcr.methods.stopping"]
+
+
 @pytest.fixture
 def command(deep, tmp_path):
     model, ids = deep
 
-    def arguments(out, *more):
+    def arguments(out, *more, method="stopping"):
         return [
-            "compress", model, "-o", tmp_path / out, "--calibration", ids, "--sparsity", 0.25, *more
+            "compress", model, "-o", tmp_path / out, "--calibration", ids, "--sparsity", 0.25,
+            "--quant-method", method, *more,
         ]  # fmt: skip
 
     return arguments
 
 
 @pytest.fixture
-def interrupted(monkeypatch, srcr, command):
+def interrupted(stopping, srcr, command):
     """A run that stops before a block, as if the user had pressed Ctrl-C."""
 
     def run(before, out="out", error=KeyboardInterrupt):
-        whole = compression.compress_unit
-        units = {"n": 0}
-
-        def stop(*given):
-            units["n"] += 1
-            if units["n"] > 4 * before:  # q k v, o, gate up, down
-                raise error
-            return whole(*given)
-
-        monkeypatch.setattr(compression, "compress_unit", stop)
+        stopping.stop_after, stopping.error = FITS * before, error
         result = srcr(*command(out))
-        monkeypatch.setattr(compression, "compress_unit", whole)
+        stopping.stop_after = None
+        stopping.shapes.clear()
         return result
 
     return run
@@ -65,12 +94,12 @@ def interrupted(monkeypatch, srcr, command):
 
 def files(folder):
     """What decides a checkpoint, byte by byte; the record but for what differs from run to run."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    record = json.loads(found.pop("srcr.json"))
+    data = {path.name: path.read_bytes() for path in folder.iterdir()}
+    record = json.loads(data.pop("srcr.json"))
     for key in ("command", "seconds", "peak_memory_bytes"):
         record.pop(key)
-    found.pop("README.md")
-    return found, record
+    data.pop("README.md")
+    return data, record
 
 
 def test_an_interrupted_run_continues_to_the_same_bytes(srcr, command, interrupted, tmp_path):
@@ -92,21 +121,16 @@ def test_an_interrupted_run_continues_to_the_same_bytes(srcr, command, interrupt
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_finished_blocks_are_not_done_again(monkeypatch, srcr, command, interrupted):
+def test_finished_blocks_are_not_done_again(srcr, command, stopping, interrupted):
     interrupted(before=4)
-    whole, seen = compression.compress_unit, []
-
-    def watch(weights, *given):
-        seen.extend(weights)
-        return whole(weights, *given)
-
-    monkeypatch.setattr(compression, "compress_unit", watch)
     assert srcr(*command("out", "--resume")).code == 0
-    assert {name.split(".")[2] for name in seen} == {"4", "5"}
+    assert len(stopping.shapes) == 2 * FITS
+    assert srcr(*command("whole")).code == 0
+    assert len(stopping.shapes) == (2 + 6) * FITS
 
 
 @pytest.mark.parametrize("damage", ["block", "missing", "torn", "garbage"])
-def test_what_is_damaged_is_found_and_done_again(srcr, command, interrupted, tmp_path, damage):
+def test_what_is_damaged_is_seen_and_done_again(srcr, command, interrupted, tmp_path, damage):
     interrupted(before=4)
     partial = tmp_path / "out.partial"
     path = partial / "block-00001.safetensors"
@@ -117,9 +141,9 @@ def test_what_is_damaged_is_found_and_done_again(srcr, command, interrupted, tmp
     elif damage == "missing":
         path.unlink()
     else:
-        lines = (partial / MARK).read_text().splitlines(keepends=True)
+        lines = (partial / JOURNAL).read_text().splitlines(keepends=True)
         lines[2] = lines[2][:40] if damage == "torn" else "no JSON\n"
-        (partial / MARK).write_text("".join(lines[: 3 if damage == "torn" else None]))
+        (partial / JOURNAL).write_text("".join(lines[: 3 if damage == "torn" else None]))
     resumed = srcr(*command("out", "--resume"))
     assert resumed.code == 0
     assert "1 blocks were finished before" in resumed.err
@@ -140,7 +164,7 @@ def test_other_settings_are_not_continued(srcr, command, interrupted, tmp_path):
     assert files(tmp_path / "out") == files(tmp_path / "fresh")
 
 
-def test_done_is_done(srcr, command, tmp_path):
+def test_done_is_done(srcr, command, stopping, tmp_path):
     assert srcr(*command("out", "--resume")).code == 0, "nothing to continue: starts afresh"
     before = (tmp_path / "out/srcr.json").stat().st_mtime_ns
     again = srcr(*command("out", "--resume"))
@@ -167,13 +191,13 @@ def test_an_interrupt_before_the_first_block_leaves_nothing(interrupted, tmp_pat
     assert not list(tmp_path.glob("out*"))
 
 
-def test_two_runs_into_one_folder(srcr, command, tmp_path):
+def test_two_runs_into_one_folder(srcr, command, stopping, tmp_path):
     """The second one is refused; a lock whose owner is gone is no obstacle."""
     (tmp_path / "out.partial").mkdir()
     holder = subprocess.Popen(
         [sys.executable, "-c",
          "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
-         "print('locked', flush=True); time.sleep(600)", str(tmp_path / "out.partial" / MARK)],
+         "print('locked', flush=True); time.sleep(600)", str(tmp_path / "out.partial" / JOURNAL)],
         stdout=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -182,7 +206,7 @@ def test_two_runs_into_one_folder(srcr, command, tmp_path):
             second = srcr(*command("out", option))
             assert second.code == 2
             assert "another run is writing" in second.error()
-        assert (tmp_path / "out.partial" / MARK).exists()
+        assert (tmp_path / "out.partial" / JOURNAL).exists()
     finally:
         holder.kill()
         holder.wait()
@@ -191,20 +215,20 @@ def test_two_runs_into_one_folder(srcr, command, tmp_path):
 
 def test_kill_9_at_random_moments(srcr, command, tmp_path):
     """Killed again and again, from its start to its end: the same bytes as without."""
-    assert srcr(*command("whole")).code == 0
+    assert srcr(*command("whole", method="gptq")).code == 0
     expected = files(tmp_path / "whole")
     rng = random.Random(0)
     for number in range(KILLS):
         out = f"out{number}"
-        process = [sys.executable, "-m", "srcr", *map(str, command(out, "--resume"))]
+        process = [sys.executable, "-m", "srcr", *map(str, command(out, "--resume", method="gptq"))]
         run = subprocess.Popen(process, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         partial = tmp_path / f"{out}.partial"
-        while run.poll() is None and not (partial / MARK).exists():
+        while run.poll() is None and not (partial / JOURNAL).exists():
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 1.0))
         run.send_signal(signal.SIGKILL)
         run.wait()
-        resumed = srcr(*command(out, "--resume"))
+        resumed = srcr(*command(out, "--resume", method="gptq"))
         assert resumed.code == 0, resumed.err
         assert files(tmp_path / out) == expected
         assert not partial.exists()

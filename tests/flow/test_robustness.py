@@ -14,11 +14,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from srcr.errors import SrcrError
-from srcr.evaluation import inspect
-from srcr.models.load import resolve
-from srcr.models.weights import open_weights
-from srcr.testing import save_tiny_model
+from srcr.data.sources import Calibration
+from srcr.errors import NumericalError, SrcrError
+from srcr.models.checkpoint import open_model
+from srcr.pipelines.compress import compress
+from srcr.pipelines.inspect import inspect
+from srcr.pipelines.options import Output, RunOptions
+from srcr.plans.plan import Recipe
+from srcr.plans.specs import QuantSpec
+from srcr.testing import save_tiny_model, tiny_model
 
 DEEP: dict = {}
 for _ in range(500):
@@ -61,9 +65,14 @@ def limited():
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def hash_weights(folder):
+    """Open a model and read every weight."""
+    return open_model(folder).sha256
+
+
 def works_or_says_why(folder):
     """Nothing but a SrcrError with one printable line that is not too long."""
-    for run in (inspect, lambda path: open_weights(resolve(path))):
+    for run in (inspect, hash_weights):
         try:
             with limited():
                 run(folder)
@@ -154,14 +163,14 @@ def test_fuzzed_indexes(tmp_path):
     index.write_text("[" * 100_000)
     works_or_says_why(base)
     index.write_text(json.dumps({"metadata": {}, "weight_map": good}))
-    assert len(inspect(base)["blocks"]) == 2
+    assert len(inspect(base).blocks) == 2
 
 
 def refused(folder, message):
     with pytest.raises(SrcrError, match=message):
         inspect(folder)
     with pytest.raises(SrcrError, match=message):
-        open_weights(resolve(folder))
+        hash_weights(folder)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +194,7 @@ def test_what_declares_more_than_it_holds_is_refused_before_memory_is_taken(
 
 def test_a_model_that_is_mostly_its_tied_embedding_is_taken(tmp_path):
     base = save_tiny_model(tmp_path / "base", "llama", vocab_size=9000, tie_word_embeddings=True)
-    open_weights(resolve(base))
+    hash_weights(base)
 
 
 def test_remote_code_is_never_run(tmp_path):
@@ -215,7 +224,7 @@ def test_links_that_lead_out_are_refused_but_for_weights(tmp_path):
     away.mkdir()
     shutil.move(base / "model.safetensors", away / "w.safetensors")
     (base / "model.safetensors").symlink_to(away / "w.safetensors")
-    assert inspect(base)["blocks"]
+    assert inspect(base).blocks
     secret = tmp_path / "secret"
     secret.write_text("{}")
     (base / "tokenizer_config.json").symlink_to(secret)
@@ -234,13 +243,13 @@ def test_the_hubs_cache_is_made_of_links(tmp_path):
     for number, path in enumerate(sorted(base.iterdir())):
         shutil.move(path, home / "blobs" / str(number))
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
-    assert inspect(snapshot)["blocks"]
+    assert inspect(snapshot).blocks
 
 
 def test_a_tensor_in_two_files_or_not_where_the_index_says(tmp_path):
     base = save_tiny_model(tmp_path / "base", "llama")
     shutil.copyfile(base / "model.safetensors", base / "again.safetensors")
-    (base / "model.safetensors").rename(base / "one.safetensors")
+    (base / "model.safetensors").rename(base / "first.safetensors")
     refused(base, "in two files")
 
 
@@ -272,3 +281,17 @@ def test_a_read_only_disk(srcr, ids, tmp_path):
         subprocess.run(["umount", place], check=True)
     assert result.code == 1
     assert "nothing was left behind" in result.error()
+
+
+def test_activations_that_overflow_stop_the_run(tmp_path):
+    """Finite weights whose activations are not: the first block's MLP overflows float32."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.get_submodule("model.layers.0.mlp.down_proj").weight.mul_(1e38)
+        model.get_submodule("model.layers.0.mlp.up_proj").weight.mul_(1e10)
+    model.save_pretrained(tmp_path / "model")
+    ids = torch.randint(0, 96, (5, 24), generator=torch.Generator().manual_seed(3))
+    recipe, output = Recipe(None, QuantSpec()), Output(tmp_path / "out")
+    with pytest.raises(NumericalError, match=r"model\.layers\.\d\.\S+"):
+        compress(tmp_path / "model", recipe, Calibration(ids), output, RunOptions(quiet=True))
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}

@@ -55,9 +55,9 @@ def linears(model):
 
 def test_every_linear_is_pruned_and_on_its_grid(stories, reloaded):
     base = linears(AutoModelForCausalLM.from_pretrained(stories))
-    found = linears(reloaded)
-    assert set(found) == set(base)
-    for name, weight in found.items():
+    weights = linears(reloaded)
+    assert set(weights) == set(base)
+    for name, weight in weights.items():
         assert weight.shape == base[name].shape
         assert weight.dtype == base[name].dtype
         assert int((weight == 0).sum()) >= round(SPARSITY * weight.numel()), name
@@ -68,10 +68,10 @@ def test_every_linear_is_pruned_and_on_its_grid(stories, reloaded):
 def test_nothing_else_has_changed(stories, reloaded):
     base = AutoModelForCausalLM.from_pretrained(stories).state_dict()
     compressed_names = {f"{name}.weight" for name in linears(reloaded)}
-    found = reloaded.state_dict()
+    state = reloaded.state_dict()
     for name, tensor in base.items():
         if name not in compressed_names:
-            assert torch.equal(found[name], tensor), name
+            assert torch.equal(state[name], tensor), name
 
 
 def test_the_record_says_what_is_there(stories, compressed, reloaded):
@@ -156,16 +156,16 @@ def test_evaluate_agrees_with_an_independent_computation(
     assert (data["base"], data["compressed"]) == (str(stories), str(out))
     base = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32).eval()
     kl, agree, base_ppl, ppl, n = independent_figures(base, reloaded, ids)
-    found = data["divergence"]
-    assert found["kl"]["value"] == pytest.approx(kl, rel=1e-4)
-    assert found["top1_agreement"]["value"] == pytest.approx(agree, rel=1e-4)
-    assert found["perplexity"]["base"] == pytest.approx(base_ppl, rel=1e-4)
-    assert found["perplexity"]["compressed"] == pytest.approx(ppl, rel=1e-4)
-    assert found["n_tokens"] == n == 12 * 95
-    for estimate in (found["kl"], found["top1_agreement"]):
+    divergence = data["divergence"]
+    assert divergence["kl"]["value"] == pytest.approx(kl, rel=1e-4)
+    assert divergence["top1_agreement"]["value"] == pytest.approx(agree, rel=1e-4)
+    assert divergence["perplexity"]["base"] == pytest.approx(base_ppl, rel=1e-4)
+    assert divergence["perplexity"]["compressed"] == pytest.approx(ppl, rel=1e-4)
+    assert divergence["n_tokens"] == n == 12 * 95
+    for estimate in (divergence["kl"], divergence["top1_agreement"]):
         low, high = estimate["ci95"]
         assert low < estimate["value"] < high
-    assert found["kl"]["p99"] > found["kl"]["ci95"][1]
+    assert divergence["kl"]["p99"] > divergence["kl"]["ci95"][1]
     record = json.loads((out / "srcr.json").read_text())["rates"]
     assert data["rates"] == record
 

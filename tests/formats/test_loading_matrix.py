@@ -9,15 +9,17 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from srcr.compression import Recipe, uniform_plan
 from srcr.errors import InputError
-from srcr.formats import compressed_tensors, dense
-from srcr.formats.checkpoint import write_config
-from srcr.methods.joint import compress_unit
-from srcr.models.topology import linear_weight, observe
-from srcr.testing import save_tiny_model, tiny_model, write_weights
-from srcr.types import CompressionPlan, LayerPlan, LayerStats, PruneSpec, QuantSpec, SweepSpec
+from srcr.formats import get_format
+from srcr.formats.checkpoint import planned_contents
+from srcr.models.checkpoint import open_model
+from srcr.models.matrices import read_matrix
+from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe
+from srcr.plans.resolve import uniform_plan
+from srcr.plans.specs import PruneSpec, QuantSpec
+from srcr.testing import compressed_checkpoint, save_tiny_model, tiny_model
 
+PACKED, DENSE = get_format("compressed-tensors"), get_format("dense")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
 SYMMETRY = pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 
@@ -33,41 +35,31 @@ def saved(tmp_path_factory):
     return folder
 
 
-def rounded(model, plan):
-    """Every planned linear rounded to nearest: a real CompressedWeight of each."""
-    result = {}
-    for layer in plan.layers:
-        weight = linear_weight(model.get_submodule(layer.name)).detach().float()
-        width = weight.shape[1]
-        stats = LayerStats(torch.eye(width), width)
-        result |= compress_unit(
-            {layer.name: weight}, stats, {layer.name: layer}, SweepSpec(), model.dtype
-        )
-    return result
-
-
-def write(base, out, plan, fmt=compressed_tensors):
+def write(base, out, plan, fmt=PACKED):
     """A checkpoint of the saved model ``base`` under ``plan``, and what it ought to hold."""
-    model = AutoModelForCausalLM.from_pretrained(base)
-    topology = observe(model)
-    fmt.check(plan, topology)
-    compressed = rounded(model, plan)
+    checkpoint = compressed_checkpoint(base, plan)
+    fmt.check(checkpoint.contents)
     out.mkdir()
-    write_weights(out, model, compressed, fmt)
-    write_config(out, base, plan, topology, fmt)
-    return compressed
+    fmt.write(checkpoint, out)
+    return {name: checkpoint.read(name) for name in checkpoint.contents.compressed}
+
+
+def check(fmt, model, plan):
+    """Whether the format can hold the plan."""
+    fmt.check(planned_contents(plan, open_model(model).topology))
 
 
 def assert_loads_exactly(out, compressed, dtype, base):
     model = AutoModelForCausalLM.from_pretrained(out).eval()
     with torch.no_grad():
         model(torch.arange(8)[None])  # compressed-tensors may decompress only now
+    matrices = open_model(base).topology.matrices
     untouched = AutoModelForCausalLM.from_pretrained(base).state_dict()
     for name, weight in compressed.items():
-        found = linear_weight(model.get_submodule(name))
-        assert found.dtype == dtype
-        assert torch.equal(found, weight.dequantize().to(dtype)), name
-    compressed_names = {f"{name}.weight" for name in compressed}
+        loaded = read_matrix(model, matrices[name])
+        assert loaded.dtype == dtype
+        assert torch.equal(loaded, weight.dequantize().to(dtype)), name
+    compressed_names = {matrices[name].parameter for name in compressed}
     for name, tensor in untouched.items():
         if name not in compressed_names:
             assert torch.equal(model.state_dict()[name], tensor), name
@@ -76,17 +68,15 @@ def assert_loads_exactly(out, compressed, dtype, base):
 def uniform(model, bits, group, symmetric=True, sparsity=0.0):
     prune = PruneSpec("magnitude", sparsity) if sparsity else None
     recipe = Recipe(prune, QuantSpec("rtn", bits, group, symmetric))
-    return uniform_plan(observe(model), recipe)
+    return uniform_plan(open_model(model).topology.shapes, recipe)
 
 
-def by_unit(quant, prune=None):
-    """A plan for the tiny Llama that treats each unit (serving engines fuse them) in its own way."""
-    units = [
-        [f"{block.name}.{name}" for name in unit.names]
-        for block in observe(tiny_model("llama")).blocks
-        for unit in block.units
+def by_group(quant, prune=None):
+    """A plan for the tiny Llama that treats each group (serving engines fuse them) in its own way."""
+    groups = open_model(tiny_model("llama")).topology.groups()
+    layers = [
+        LayerPlan(name, prune, quant(i)) for i, group in enumerate(groups) for name in group.names
     ]
-    layers = [LayerPlan(n, prune, quant(i)) for i, names in enumerate(units) for n in names]
     return CompressionPlan(tuple(layers))
 
 
@@ -111,7 +101,7 @@ def test_every_width(tmp_path, saved, dtype, symmetric, group, bits):
 def test_mixed_symmetric_widths_and_groups_with_some_layers_left_alone(tmp_path, saved, dtype):
     base = saved("llama", dtype)
     settings = [(2, -1), (3, 16), None, (4, 8), (5, -1), (8, 16), None, (6, -1)]
-    plan = by_unit(lambda unit: settings[unit] and QuantSpec("rtn", *settings[unit]))
+    plan = by_group(lambda group: settings[group] and QuantSpec("rtn", *settings[group]))
     compressed = write(base, tmp_path / "out", plan)
     assert len(compressed) == 10
     assert_loads_exactly(tmp_path / "out", compressed, dtype, base)
@@ -120,7 +110,7 @@ def test_mixed_symmetric_widths_and_groups_with_some_layers_left_alone(tmp_path,
 def test_pruned_but_unquantized_layers_beside_quantized_ones(tmp_path, saved):
     base = saved("llama")
     prune = PruneSpec("magnitude", 0.5)
-    plan = by_unit(lambda unit: QuantSpec("rtn", 4, -1) if unit % 2 else None, prune)
+    plan = by_group(lambda group: QuantSpec("rtn", 4, -1) if group % 2 else None, prune)
     compressed = write(base, tmp_path / "out", plan)
     assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)
 
@@ -154,42 +144,41 @@ def test_widths_that_do_not_fill_the_packed_words(tmp_path, bits, symmetric):
 def test_dense_holds_everything_even_transposed(tmp_path, saved, dtype):
     base = saved("gpt2", dtype)
     plan = uniform(tiny_model("gpt2"), 3, 16, symmetric=False, sparsity=0.5)
-    compressed = write(base, tmp_path / "out", plan, dense)
+    compressed = write(base, tmp_path / "out", plan, DENSE)
     assert_loads_exactly(tmp_path / "out", compressed, dtype, base)
 
 
 @pytest.mark.parametrize("other", [(3, -1, False), (4, 16, False), (4, -1, True)])
 def test_mixed_asymmetric_is_refused(other):
-    topology = observe(tiny_model("llama"))
-    plan = by_unit(lambda unit: QuantSpec("rtn", *(other if unit == 3 else (4, -1, False))))
+    plan = by_group(lambda group: QuantSpec("rtn", *(other if group == 3 else (4, -1, False))))
     with pytest.raises(InputError, match=r"zero-points and mixed settings"):
-        compressed_tensors.check(plan, topology)
-    dense.check(plan, topology)
+        check(PACKED, tiny_model("llama"), plan)
+    check(DENSE, tiny_model("llama"), plan)
 
 
 @pytest.mark.parametrize("other", [(3, -1), (4, 16), (4, -1, False), None])
-def test_a_unit_of_several_settings_is_refused(other):
+def test_a_group_of_several_settings_is_refused(other):
     """Serving engines fuse q/k/v and gate/up: one setting for all of them."""
-    topology = observe(tiny_model("llama"))
+    model = tiny_model("llama")
     name = "model.layers.1.self_attn.k_proj"
     layers = [
         LayerPlan(
             n, None, (other and QuantSpec("rtn", *other)) if n == name else QuantSpec("rtn", 4, -1)
         )
-        for n in topology.linears()
+        for n in open_model(model).topology.linears()
     ]
     with pytest.raises(InputError, match=r"self_attn\.k_proj, .* share an input and are fused"):
-        compressed_tensors.check(CompressionPlan(tuple(layers)), topology)
+        check(PACKED, model, CompressionPlan(tuple(layers)))
     if other is None:
         left_out = CompressionPlan(tuple(layer for layer in layers if layer.name != name))
         with pytest.raises(InputError, match="share an input and are fused"):
-            compressed_tensors.check(left_out, topology)
+            check(PACKED, model, left_out)
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["with-nothing-to-do", "left-out"])
-def test_asymmetric_beside_units_that_are_left_alone(tmp_path, saved, listed):
+def test_asymmetric_beside_groups_that_are_left_alone(tmp_path, saved, listed):
     base = saved("llama")
-    plan = by_unit(lambda unit: QuantSpec("rtn", 4, -1, False) if unit else None)
+    plan = by_group(lambda group: QuantSpec("rtn", 4, -1, False) if group else None)
     if not listed:
         plan = CompressionPlan(plan.layers[3:])
     compressed = write(base, tmp_path / "out", plan)
@@ -198,16 +187,16 @@ def test_asymmetric_beside_units_that_are_left_alone(tmp_path, saved, listed):
 
 
 def test_conv1d_is_refused_by_name():
-    topology = observe(tiny_model("gpt2"))
+    model = tiny_model("gpt2")
     with pytest.raises(InputError, match=r"transformer\.h\.0\.attn\.c_attn, a Conv1D"):
-        compressed_tensors.check(uniform(tiny_model("gpt2"), 4, -1), topology)
+        check(PACKED, model, uniform(model, 4, -1))
 
 
 def test_a_plan_without_quantization_is_refused():
-    topology = observe(tiny_model("llama"))
-    plan = uniform_plan(topology, Recipe(PruneSpec("magnitude", 0.5), None))
+    model = tiny_model("llama")
+    recipe = Recipe(PruneSpec("magnitude", 0.5), None)
     with pytest.raises(InputError, match="quantizes none"):
-        compressed_tensors.check(plan, topology)
+        check(PACKED, model, uniform_plan(open_model(model).topology.shapes, recipe))
 
 
 @SYMMETRY
@@ -227,20 +216,20 @@ def test_files_name_no_sparsity_and_carry_one_metadata_key(tmp_path, saved, symm
 def test_the_same_weights_give_the_same_bytes(tmp_path, saved):
     base = saved("llama")
     plan = uniform(tiny_model("llama"), 3, 16, False, sparsity=0.25)
-    for name in ("one", "two"):
+    for name in ("first", "second"):
         write(base, tmp_path / name, plan)
     for file in ("model.safetensors", "config.json"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
 @pytest.mark.parametrize("family", ["gemma3", "opt", "gpt2"])
 def test_tied_embeddings_are_written_once(tmp_path, saved, family):
     base = saved(family)
     model = AutoModelForCausalLM.from_pretrained(base)
-    topology = observe(model)
+    topology = open_model(model).topology
     assert topology.tied
     plan = uniform(model, 4, -1)
-    write(base, tmp_path / "out", plan, dense)
+    write(base, tmp_path / "out", plan, DENSE)
     with safe_open(tmp_path / "out/model.safetensors", "pt") as stream:
         names = set(stream.keys())
         shapes = [tuple(stream.get_slice(name).get_shape()) for name in names]
@@ -251,13 +240,13 @@ def test_tied_embeddings_are_written_once(tmp_path, saved, family):
 
 
 def test_weights_in_several_shards(tmp_path, saved, monkeypatch):
-    monkeypatch.setattr("srcr.formats.checkpoint.MAX_SHARD", "20KB")
+    monkeypatch.setattr("srcr.formats.shards.MAX_SHARD", "20KB")
     base = saved("llama")
     plan = uniform(tiny_model("llama"), 4, -1)
     compressed = write(base, tmp_path / "out", plan)
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
     assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)
-    read = compressed_tensors.read(tmp_path / "out", list(compressed), frozenset())
-    for name, weight, codes in read:
-        assert torch.equal(weight, compressed[name].dequantize())
-        assert torch.equal(codes, compressed[name].codes)
+    written = PACKED.read(tmp_path / "out")
+    for name, weight in compressed.items():
+        assert torch.equal(written.weight(name), weight.dequantize())
+        assert torch.equal(written.read(name).codes, weight.codes)

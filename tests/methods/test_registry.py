@@ -1,4 +1,4 @@
-"""Methods are found by name, and all of them pass the suites that ship with srcr."""
+"""Methods are looked up by name, and all of them pass the suites that ship with srcr."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_every_quantizer_conforms(name):
     check_quantizer(name)
 
 
-def test_methods_are_found_under_their_own_names():
+def test_methods_are_known_under_their_own_names():
     assert set(methods.pruners()) >= {"magnitude", "wanda", "sparsegpt"}
     assert set(methods.quantizers()) >= {"rtn", "gptq"}
     for name in methods.pruners():

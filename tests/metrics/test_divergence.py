@@ -8,7 +8,7 @@ import torch
 
 import reference
 from srcr.errors import NumericalError
-from srcr.metrics.divergence import Accumulator
+from srcr.metrics.divergence import DivergenceAccumulator
 
 DOCUMENTS, LENGTH, VOCABULARY = 6, 11, 23
 
@@ -23,24 +23,29 @@ def logits(seed, noise=0.5):
 
 
 def measure(base, ours, ids, batch=DOCUMENTS):
-    totals = Accumulator()
+    totals = DivergenceAccumulator()
     for start in range(0, len(ids), batch):
         part = slice(start, start + batch)
         totals.add(base[part], ours[part], ids[part])
     return totals.result()
 
 
+def percentiles(result):
+    """Those of KL."""
+    return result.kl.p50, result.kl.p95, result.kl.p99, result.kl.p999
+
+
 def assert_matches(result, base, ours, ids):
     expected = reference.divergence(base.float().numpy(), ours.float().numpy(), ids.numpy())
     assert result.kl.value == pytest.approx(expected.kl, rel=1e-5)
-    assert result.kl_percentiles == pytest.approx(expected.percentiles, rel=1e-5)
+    assert percentiles(result) == pytest.approx(expected.percentiles, rel=1e-5)
     assert result.top1_agreement.value == pytest.approx(expected.top1, rel=1e-9)
     assert result.flips.value == pytest.approx(expected.flips, rel=1e-9)
-    assert result.base_perplexity == pytest.approx(expected.base_perplexity, rel=1e-5)
-    assert result.perplexity == pytest.approx(expected.perplexity, rel=1e-5)
+    assert result.perplexity.base == pytest.approx(expected.base_perplexity, rel=1e-5)
+    assert result.perplexity.compressed == pytest.approx(expected.perplexity, rel=1e-5)
     ratio = expected.perplexity / expected.base_perplexity
-    assert result.perplexity_ratio.value == pytest.approx(ratio, rel=1e-5)
-    assert result.perplexity_ratio.low < ratio < result.perplexity_ratio.high
+    assert result.perplexity.ratio.value == pytest.approx(ratio, rel=1e-5)
+    assert result.perplexity.ratio.low < ratio < result.perplexity.ratio.high
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 10.0])
@@ -49,8 +54,7 @@ def test_all_figures_match_the_reference(noise):
     result = measure(base, ours, ids)
     assert_matches(result, base, ours, ids)
     assert result.n_tokens == DOCUMENTS * (LENGTH - 1)
-    assert result.kl.n == result.top1_agreement.n == DOCUMENTS
-    assert 0 < result.kl.low < result.kl.value < result.kl.high
+    assert 0 < result.kl.ci95[0] < result.kl.value < result.kl.ci95[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -73,24 +77,23 @@ def test_how_documents_are_batched_makes_no_difference(batch):
     base, ours, ids = logits(3)
     whole, parts = measure(base, ours, ids), measure(base, ours, ids, batch)
     assert parts.kl.value == pytest.approx(whole.kl.value, rel=1e-6)
-    assert parts.kl.low == pytest.approx(whole.kl.low, rel=1e-6)
-    assert parts.kl.high == pytest.approx(whole.kl.high, rel=1e-6)
-    assert parts.kl_percentiles == pytest.approx(whole.kl_percentiles, rel=1e-6)
+    assert parts.kl.ci95 == pytest.approx(whole.kl.ci95, rel=1e-6)
+    assert percentiles(parts) == pytest.approx(percentiles(whole), rel=1e-6)
     assert parts.top1_agreement == whole.top1_agreement
-    assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-6)
-    assert parts.base_perplexity == pytest.approx(whole.base_perplexity, rel=1e-6)
+    assert parts.perplexity.compressed == pytest.approx(whole.perplexity.compressed, rel=1e-6)
+    assert parts.perplexity.base == pytest.approx(whole.perplexity.base, rel=1e-6)
     assert parts.n_tokens == whole.n_tokens
 
 
 def test_identical_models_do_not_diverge():
     base, _, ids = logits(4)
     result = measure(base, base.clone(), ids)
-    assert (result.kl.value, result.kl.low, result.kl.high) == (0, 0, 0)
-    assert result.kl_percentiles == (0, 0, 0, 0)
+    assert (result.kl.value, *result.kl.ci95) == (0, 0, 0)
+    assert percentiles(result) == (0, 0, 0, 0)
     assert result.flips.value == result.flips.high == 0
-    assert result.perplexity_ratio.value == 1
+    assert result.perplexity.ratio.value == 1
     assert result.top1_agreement.value == result.top1_agreement.low == 1
-    assert result.perplexity == result.base_perplexity
+    assert result.perplexity.compressed == result.perplexity.base
 
 
 def test_a_shift_of_all_logits_is_no_divergence():
@@ -98,7 +101,7 @@ def test_a_shift_of_all_logits_is_no_divergence():
     result = measure(base, base + 7.5, ids)
     assert abs(result.kl.value) < 1e-6
     assert result.top1_agreement.value == 1
-    assert result.perplexity == pytest.approx(result.base_perplexity, rel=1e-5)
+    assert result.perplexity.compressed == pytest.approx(result.perplexity.base, rel=1e-5)
 
 
 def test_kl_is_of_the_base_with_respect_to_the_compressed_model():
@@ -112,7 +115,7 @@ def test_kl_is_of_the_base_with_respect_to_the_compressed_model():
 def test_uniform_predictions_are_as_perplexed_as_the_vocabulary_is_large():
     uniform = torch.zeros(2, 5, 16)
     result = measure(uniform, uniform, torch.zeros(2, 5, dtype=torch.long))
-    assert result.perplexity == pytest.approx(16)
+    assert result.perplexity.compressed == pytest.approx(16)
 
 
 def test_the_last_position_predicts_nothing():
@@ -129,7 +132,7 @@ def test_the_first_token_is_not_predicted():
     assert measure(base, ours, ids) == measure(base, ours, other)
 
 
-def test_one_changed_token_moves_the_agreement_by_one_token():
+def test_a_changed_token_moves_the_agreement_by_one_token():
     base, _, ids = logits(8)
     ours = base.clone()
     ours[2, 3, int((base[2, 3].argmax() + 1) % VOCABULARY)] = 100
@@ -161,4 +164,4 @@ def test_percentile_is_over_tokens_not_documents():
     result = measure(base, ours, ids)
     top = result.kl.value * DOCUMENTS * (LENGTH - 1)
     rank = 0.99 * (DOCUMENTS * (LENGTH - 1) - 1)
-    assert result.kl_percentiles[2] == pytest.approx(top * (rank - np.floor(rank)), rel=1e-4)
+    assert result.kl.p99 == pytest.approx(top * (rank - np.floor(rank)), rel=1e-4)

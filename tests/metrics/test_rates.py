@@ -6,24 +6,26 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from srcr.errors import InputError
-from srcr.formats import Loaded
 from srcr.metrics.rates import (
+    LayerRates,
+    compressed_rates,
     count_zeros,
     entropy_bits,
-    file_bytes,
     layer_tcr,
     mask_sparsity,
     mean_rates,
     measured_rates,
-    planned_rates,
 )
-from srcr.models.topology import observe
+from srcr.models.checkpoint import open_model
+from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.grid import Grid
-from srcr.testing import tiny_model
-from srcr.types import CompressedWeight, LayerRecord
+from srcr.pipelines.candidates import open_candidates
+from srcr.records.run import LayerRecord, LoadedBytes
+from srcr.storage.index import file_bytes
+from srcr.testing import save_tiny_model, tiny_model
 
 layers = st.lists(
     st.tuples(st.integers(1, 10**9), st.floats(0, 0.999), st.integers(2, 16)),
@@ -76,28 +78,44 @@ def test_zeros_are_counted_over_all_weights():
     assert count_zeros([torch.zeros(3, dtype=torch.bfloat16)]) == 1
 
 
-def test_planned_rates_count_masks_and_files(tmp_path):
-    """One layer of 8 pruned and quantized, one of 24 quantized, one of 32 left alone."""
-    base, out = tmp_path / "base", tmp_path / "out"
-    for folder, size in ((base, 64), (out, 16)):
-        folder.mkdir()
-        save_file({"w": torch.zeros(size)}, folder / "a.safetensors")
-        save_file({"v": torch.zeros(size)}, folder / "b.safetensors")
-        (folder / "config.json").write_text("{}" * 999)
-    shapes = {"a": (2, 4), "b": (4, 6), "c": (4, 8)}
-    pruned = LayerRecord("a", (2, 4), 3 / 8, 4, 0.0, 0.5, 2.0, 0.0)
-    quantized = LayerRecord("b", (4, 6), 0.0, 4, 0.0, 0.25, 3.0, 0.0)
-    rates = planned_rates(
-        shapes, [pruned, quantized], {"c": 0.125}, base, out, Loaded(123, "engine")
-    )
-    assert rates.sparsity == pytest.approx(3 / 64)
-    assert rates.bits == pytest.approx((8 * 4 + 24 * 4 + 32 * 16) / 64)
-    assert rates.tcr == pytest.approx((8 * (1 - 5 / 8 / 4) + 24 * 0.75) / 64)
-    assert rates.zeros == pytest.approx((8 * 0.5 + 24 * 0.25 + 32 * 0.125) / 64)
-    assert rates.entropy_bits == pytest.approx((8 * 2 + 24 * 3 + 32 * 16) / 64)
+def test_compressed_rates_count_masks_and_files(tmp_path):
+    """A layer pruned and quantized, a layer quantized, and the others left alone."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[:, ::4] = 0
+    opened = open_model(model)
+    save_file({"w": torch.zeros(16)}, tmp_path / "model.safetensors")
+    shapes = opened.topology.shapes
+    first, second, *others = shapes
+    layers = [
+        LayerRecord(first, shapes[first], 3 / 8, 4, 0.0, 0.5, 2.0, 0.0),
+        LayerRecord(second, shapes[second], 0.0, 4, 0.0, 0.25, 3.0, 0.0),
+    ]
+    rates = compressed_rates(opened, layers, tmp_path, LoadedBytes(123, "engine"))
+    size = {name: rows * cols for name, (rows, cols) in shapes.items()}
+    total, rest = sum(size.values()), sum(size[name] for name in others)
+    a, b = size[first], size[second]
+    zeros = size["model.layers.1.mlp.up_proj"] / 4
+    assert rates.sparsity == pytest.approx(a * 3 / 8 / total)
+    assert rates.bits == pytest.approx((a * 4 + b * 4 + rest * 16) / total)
+    assert rates.tcr == pytest.approx((a * (1 - 5 / 8 / 4) + b * 0.75) / total)
+    assert rates.zeros == pytest.approx((a * 0.5 + b * 0.25 + zeros) / total)
+    assert rates.entropy_bits == pytest.approx((a * 2 + b * 3 + rest * 16) / total)
     assert (rates.loaded_bytes, rates.engine) == (123, "engine")
-    assert rates.base_bytes == sum(p.stat().st_size for p in base.glob("*.safetensors"))
-    assert rates.stored_bytes == file_bytes(out) < rates.base_bytes
+    assert rates.base_bytes == opened.weight_bytes
+    assert rates.stored_bytes == file_bytes(tmp_path)
+
+
+def test_measured_rates_count_what_is_gone_as_sparsity():
+    layers = [LayerRates(50, 0.0, 4, 0.3, 2.0), LayerRates(30, 0.5, 16, 0.5, 9.0)]
+    rates = measured_rates(layers, 100, 10, 5, LoadedBytes(5, "vllm"))
+    assert rates.sparsity == pytest.approx(1 - 65 / 100)
+    assert rates.tcr == pytest.approx(1 - (50 * 4 + 15 * 16) / 1600)
+    assert rates.bits == pytest.approx((50 * 4 + 30 * 16) / 80)
+    assert rates.zeros == pytest.approx((15 + 15) / 80)
+    assert rates.entropy_bits == pytest.approx((50 * 2 + 30 * 9) / 100)
+    unknown = [*layers, LayerRates(20, 0.0, 8, 0.0, None)]
+    assert measured_rates(unknown, 100, 10, 5, LoadedBytes(5, "vllm")).entropy_bits is None
 
 
 def test_file_bytes_counts_weight_files_only(tmp_path):
@@ -123,20 +141,28 @@ def test_entropy_of_a_model_counts_layers_by_their_parameters():
 def test_what_other_libraries_quantized(tmp_path, method):
     """Whole bytes in place of packed codes: the bits are known, their entropy is not. Other libraries'
     checkpoints are refused rather than counted as 16 bits."""
-    model = tiny_model("llama")
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    base = open_model(save_tiny_model(tmp_path / "base", "llama"))
+    folder = save_tiny_model(tmp_path / "quantized", "llama")
+    config = json.loads((folder / "config.json").read_text())
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
     config["quantization_config"] = {
         "quant_method": method, "format": "int-quantized", "ignore": ["lm_head"],
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
     }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    topology = observe(model)
-    parameters = sum(height * width for height, width in topology.shapes.values())
     if method == "gptq":
-        with pytest.raises(InputError, match="quantized by 'gptq'"):
-            measured_rates(tmp_path, tmp_path, model, topology, parameters)
-        return
-    rates = measured_rates(tmp_path, tmp_path, model, topology, parameters)
-    assert (rates.bits, rates.entropy_bits) == (8, None)
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match="gptq"):
+            open_candidates(base, [folder], torch.device("cpu"))
+    else:
+        tensors = load_file(folder / "model.safetensors")
+        for name in base.topology.linears():
+            weight = tensors[f"{name}.weight"]
+            scale = weight.abs().amax(1, keepdim=True) / 127
+            tensors[f"{name}.weight"] = (weight / scale).round().to(torch.int8)
+            tensors[f"{name}.weight_scale"] = scale
+            tensors[f"{name}.weight_zero_point"] = torch.zeros_like(scale, dtype=torch.int8)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config))
+        _, (candidate,) = open_candidates(base, [folder], torch.device("cpu"))
+        assert (candidate.rates.bits, candidate.rates.entropy_bits) == (8, None)
+        assert candidate.rates.source == "config and weights"

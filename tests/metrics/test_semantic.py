@@ -9,11 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srcr import bundled
-from srcr.calibration import Tokens
+from srcr.data.tokens import Tokens
 from srcr.errors import InputError, NumericalError
-from srcr.metrics import semantic
-from srcr.metrics.semantic import END, Scorer, SemanticSpec
-from srcr.models.load import load, load_tokenizer
+from srcr.formats import load
+from srcr.metrics import consistency, continuations, embeddings, semantic
+from srcr.metrics.continuations import END, continue_greedily, stop_tokens
+from srcr.metrics.embeddings import Scorer, embed_texts, load_scorer
+from srcr.metrics.semantic import SemanticSpec
+from srcr.models.checkpoint import open_model
+from srcr.models.load import load_tokenizer
+from srcr.serialize import to_dict
 from srcr.testing import tiny_model
 
 N = 24
@@ -33,7 +38,7 @@ def letters(texts):
 def reference(texts, embed=letters):
     scorer = Scorer("letters", embed)
     tokens = Tokens(torch.arange(2 * len(texts)).view(-1, 2), "numbers", "")
-    vectors = semantic.embed_texts(scorer, texts)
+    vectors = embed_texts(scorer, texts)
     return semantic.Reference(tokens, 8, (), None, scorer, tuple(texts), vectors)
 
 
@@ -59,7 +64,7 @@ def bundled_model():
 def bundled_reference(bundled_model):
     model, tokenizer = bundled_model
     spec = SemanticSpec(n=16, prompt_len=8, max_new_tokens=8, scorer="base")
-    tokens = semantic.load_prompts(spec, "bundled", model, tokenizer)
+    tokens = semantic.load_prompts(spec, "bundled", open_model("bundled"))
     return semantic.prepare(model, tokenizer, tokens, spec)
 
 
@@ -69,37 +74,37 @@ def bundled_reference(bundled_model):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2"])
 def test_continuations_are_those_of_transformers(family):
     model, ids = tiny_model(family), prompts().input_ids
-    free = semantic.continuations(model, ids, 20, ())
+    free = continue_greedily(model, ids, 20, ())
     assert torch.equal(free, generate(model, ids, 20, ()))
     stop = free[::8, 5].tolist()  # tokens that do occur
-    ended = semantic.continuations(model, ids, 20, stop)
+    ended = continue_greedily(model, ids, 20, stop)
     assert torch.equal(ended, generate(model, ids, 20, stop))
     assert bool((ended == END).any())
 
 
 def test_continuations_are_those_of_transformers_on_the_bundled_model(bundled_model):
-    model, tokenizer = bundled_model
+    model, _ = bundled_model
     spec = SemanticSpec(n=12, prompt_len=10, max_new_tokens=24)
-    ids = semantic.load_prompts(spec, "bundled", model, tokenizer).input_ids
+    ids = semantic.load_prompts(spec, "bundled", open_model("bundled")).input_ids
     assert ids.shape == (12, 10)
-    stop = semantic.stop_tokens(model)
-    assert torch.equal(semantic.continuations(model, ids, 24, stop), generate(model, ids, 24, stop))
+    stop = stop_tokens(model)
+    assert torch.equal(continue_greedily(model, ids, 24, stop), generate(model, ids, 24, stop))
 
 
 def test_continuations_are_those_of_transformers_on_a_real_model(stories):
     model = load(stories, torch.float32)
     spec = SemanticSpec(n=16, prompt_len=16, max_new_tokens=24)
-    ids = semantic.load_prompts(spec, "self", model, None).input_ids
-    stop = semantic.stop_tokens(model)
-    assert torch.equal(semantic.continuations(model, ids, 24, stop), generate(model, ids, 24, stop))
+    ids = semantic.load_prompts(spec, "self", open_model(model)).input_ids
+    stop = stop_tokens(model)
+    assert torch.equal(continue_greedily(model, ids, 24, stop), generate(model, ids, 24, stop))
 
 
 def test_how_prompts_are_batched_makes_no_difference(monkeypatch):
     model, ids = tiny_model("llama"), prompts().input_ids
     seen = []
-    whole = semantic.continuations(model, ids, 10, (5,))
-    monkeypatch.setattr(semantic, "BATCH_ROWS", 7)
-    parts = semantic.continuations(model, ids, 10, (5,), lambda done, total: seen.append(done))
+    whole = continue_greedily(model, ids, 10, (5,))
+    monkeypatch.setattr(continuations, "BATCH_ROWS", 7)
+    parts = continue_greedily(model, ids, 10, (5,), lambda done, total: seen.append(done))
     assert torch.equal(whole, parts)
     assert seen == [7, 14, 21, 24]
 
@@ -108,36 +113,34 @@ def test_sixteen_bit_models_write_in_float32_and_are_left_as_they_were():
     model = tiny_model("llama", torch.bfloat16)
     ids = prompts().input_ids
     wide = tiny_model("llama", torch.bfloat16).float()
-    assert torch.equal(
-        semantic.continuations(model, ids, 6, ()), semantic.continuations(wide, ids, 6, ())
-    )
+    assert torch.equal(continue_greedily(model, ids, 6, ()), continue_greedily(wide, ids, 6, ()))
     assert model.dtype == torch.bfloat16
 
 
 def test_the_context_is_never_exceeded():
     model = tiny_model("gpt2")  # 64 positions
     ids = prompts(2, 40).input_ids
-    assert semantic.continuations(model, ids, 24, ()).shape == (2, 24)
+    assert continue_greedily(model, ids, 24, ()).shape == (2, 24)
     with pytest.raises(InputError, match="context of 64: ask for at most 24"):
-        semantic.continuations(model, ids, 25, ())
+        continue_greedily(model, ids, 25, ())
 
 
 def test_predictions_that_are_not_finite_stop():
     model = tiny_model("llama")
     model.lm_head.weight.data[:] = torch.nan
     with pytest.raises(NumericalError, match="not finite"):
-        semantic.continuations(model, prompts(2).input_ids, 2, ())
+        continue_greedily(model, prompts(2).input_ids, 2, ())
 
 
 def test_a_text_ends_where_the_generation_config_says():
     model = tiny_model("llama")
-    assert semantic.stop_tokens(model) == (2,)
+    assert stop_tokens(model) == (2,)
     model.generation_config.eos_token_id = [7, 9]
-    assert semantic.stop_tokens(model) == (7, 9)
+    assert stop_tokens(model) == (7, 9)
     model.generation_config.eos_token_id = None
-    assert semantic.stop_tokens(model) == (2,)
+    assert stop_tokens(model) == (2,)
     model.config.eos_token_id = None
-    assert semantic.stop_tokens(model) == ()
+    assert stop_tokens(model) == ()
 
 
 def test_a_candidate_is_ended_by_the_tokens_of_the_base():
@@ -156,8 +159,8 @@ def test_a_candidate_is_ended_by_the_tokens_of_the_base():
 def test_the_same_model_is_wholly_consistent(bundled_model, bundled_reference):
     texts = semantic.continue_prompts(bundled_reference, bundled_model[0])
     result = semantic.semantic_consistency(bundled_reference, texts)
-    for value in (result.consistency, result.normalised):
-        assert (value.value, value.low, value.high) == (1, 1, 1)
+    assert (result.consistency, *result.ci95) == (1, 1, 1)
+    assert (result.normalised, *result.normalised_ci95) == (1, 1, 1)
     assert result.exact == 1
     assert result.chance < 1
     assert {pair.similarity for pair in result.worst} == {1}
@@ -172,12 +175,12 @@ def test_another_model_is_at_chance_level():
     result = semantic.semantic_consistency(ref, semantic.continue_prompts(ref, other))
     assert "hidden states of the base" in result.scorer
     assert result.exact < 0.1
-    assert abs(result.normalised.value) < 0.15
-    assert result.normalised.low <= 0.05
+    assert abs(result.normalised) < 0.15
+    assert result.normalised_ci95[0] <= 0.05
 
 
 def test_noise_lowers_it_step_by_step(bundled_model, bundled_reference):
-    found = []
+    results = []
     for noise in (0.0, 0.1, 1.0):
         model = load("bundled", torch.float32)
         generator = torch.Generator().manual_seed(0)
@@ -186,11 +189,11 @@ def test_noise_lowers_it_step_by_step(bundled_model, bundled_reference):
                 shift = torch.randn(weight.shape, generator=generator)
                 weight.data += noise * weight.std() * shift
         texts = semantic.continue_prompts(bundled_reference, model)
-        found.append(semantic.semantic_consistency(bundled_reference, texts))
-    values = [result.normalised.value for result in found]
+        results.append(semantic.semantic_consistency(bundled_reference, texts))
+    values = [result.normalised for result in results]
     assert values[0] == 1
     assert values[0] >= values[1] > values[2]
-    assert found[1].exact > found[2].exact
+    assert results[1].exact > results[2].exact
 
 
 @given(st.integers(2, 12), st.integers(0, 1000))
@@ -200,7 +203,7 @@ def test_the_figures_are_those_of_the_whole_matrix_of_cosines(n, seed):
     base, ours = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (base, ours))
     cosines = base @ ours.T
     off = cosines[~np.eye(n, dtype=bool)].mean()
-    value, chance, normalised = semantic.estimate(np.diag(cosines), base, ours)
+    value, chance, normalised = consistency.consistency_estimates(np.diag(cosines), base, ours)
     assert value.value == pytest.approx(np.diag(cosines).mean())
     assert chance == pytest.approx(off)
     assert normalised.value == pytest.approx((np.diag(cosines).mean() - off) / (1 - off))
@@ -213,9 +216,9 @@ def test_the_figures_are_those_of_the_whole_matrix_of_cosines(n, seed):
 def test_a_prompt_drawn_twice_is_not_its_own_chance(draw):
     rng = np.random.default_rng(0)
     base, ours = rng.standard_normal((2, 5, 3))
-    counts = semantic._counts(np.array(draw), 5)
+    counts = consistency.draw_counts(np.array(draw), 5)
     pairs = [base[i] @ ours[j] for i in draw for j in draw if i != j]
-    level = semantic._chance(counts, base, ours)
+    level = consistency.chance_level(counts, base, ours)
     assert level == pytest.approx(np.mean(pairs)) if pairs else np.isnan(level)
 
 
@@ -228,9 +231,9 @@ def test_the_order_of_the_prompts_makes_no_difference():
     moved = semantic.semantic_consistency(
         reference([base[i] for i in order]), [ours[i] for i in order]
     )
-    assert moved.consistency.value == pytest.approx(plain.consistency.value)
+    assert moved.consistency == pytest.approx(plain.consistency)
     assert moved.chance == pytest.approx(plain.chance)
-    assert moved.normalised.value == pytest.approx(plain.normalised.value)
+    assert moved.normalised == pytest.approx(plain.normalised)
     assert [p.similarity for p in moved.worst] == pytest.approx([p.similarity for p in plain.worst])
 
 
@@ -247,10 +250,10 @@ def test_empty_texts_are_like_each_other_and_like_nothing_else():
 def test_texts_that_are_all_alike_have_no_normalised_value():
     for texts in (["abc"] * 4, [""] * 4):
         result = semantic.semantic_consistency(reference(texts), texts)
-        assert result.consistency.value == 1
+        assert result.consistency == 1
         assert result.chance == pytest.approx(1)
         assert result.normalised is None
-        assert semantic.semantic_json(result)["normalised"] is None
+        assert to_dict(result)["normalised"] is None
 
 
 def test_the_worst_prompts_come_first_with_both_texts():
@@ -268,17 +271,17 @@ def test_the_worst_prompts_come_first_with_both_texts():
 
 def test_the_json_has_the_keys_of_the_design():
     result = semantic.semantic_consistency(reference(["a b", "c d", "e"]), ["a", "d", "e"])
-    data = semantic.semantic_json(result)
+    data = to_dict(result)
     assert set(data) == {
         "consistency", "ci95", "chance", "normalised", "normalised_ci95", "scorer", "n",
         "prompt_len", "max_new_tokens", "exact", "worst", "source",
     }  # fmt: skip
     assert set(data["worst"][0]) == {"prompt", "base", "compressed", "similarity"}
-    assert data["ci95"] == [result.consistency.low, result.consistency.high]
+    assert data["ci95"] == list(result.ci95)
 
 
 @pytest.mark.parametrize("texts", [["a"], ["a", "b", "c"]])
-def test_one_text_a_prompt(texts):
+def test_a_text_for_each_prompt(texts):
     with pytest.raises(InputError, match="continuations for 2 prompts"):
         semantic.semantic_consistency(reference(["a", "b"]), texts)
 
@@ -299,11 +302,11 @@ def test_rows_shorter_than_a_prompt_are_refused(tmp_path):
 
     path = tmp_path / "rows.safetensors"
     save_file({"input_ids": prompts(5, 6).input_ids}, path)
-    model = tiny_model("llama")
-    tokens = semantic.load_prompts(SemanticSpec(prompt_len=4), str(path), model, None)
+    model = open_model(tiny_model("llama"))
+    tokens = semantic.load_prompts(SemanticSpec(prompt_len=4), str(path), model)
     assert tokens.input_ids.shape == (5, 4)
     with pytest.raises(InputError, match="set prompt_len to 6"):
-        semantic.load_prompts(SemanticSpec(prompt_len=8), str(path), model, None)
+        semantic.load_prompts(SemanticSpec(prompt_len=8), str(path), model)
 
 
 # Scorers
@@ -311,7 +314,7 @@ def test_rows_shorter_than_a_prompt_are_refused(tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_hidden_states_of_ids_do_not_depend_on_the_company_they_are_in(family):
-    scorer = semantic.load_scorer("base", tiny_model(family), None)
+    scorer = load_scorer("base", tiny_model(family), None)
     texts = ["4 8 15", "16 23 42 4 8", "7"]
     together = scorer.embed(texts)
     assert torch.allclose(together.norm(dim=1), torch.ones(3))
@@ -321,20 +324,20 @@ def test_hidden_states_of_ids_do_not_depend_on_the_company_they_are_in(family):
 
 def test_a_scorer_that_reads_text_needs_a_tokenizer():
     with pytest.raises(InputError, match="no tokenizer: use 'base'"):
-        semantic.load_scorer("some/model", tiny_model("llama"), None)
+        load_scorer("some/model", tiny_model("llama"), None)
 
 
 def test_what_is_not_installed_is_named(bundled_model, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
     with pytest.raises(InputError, match=r"pip install 'srcr\[semantic\]'"):
-        semantic.load_scorer("some/model", *bundled_model)
-    monkeypatch.setattr(semantic, "find_spec", lambda name: None)
-    assert semantic.load_scorer(None, *bundled_model).name.startswith("hidden states of the base")
+        load_scorer("some/model", *bundled_model)
+    monkeypatch.setattr(embeddings, "find_spec", lambda name: None)
+    assert load_scorer(None, *bundled_model).name.startswith("hidden states of the base")
 
 
 def test_the_default_scorer_knows_what_sentences_mean(bundled_model):
-    pytest.importorskip(semantic.DEFAULT_PACKAGE)
-    scorer = semantic.load_scorer(None, *bundled_model)
+    pytest.importorskip(embeddings.DEFAULT_PACKAGE)
+    scorer = load_scorer(None, *bundled_model)
     assert scorer.name == "all-MiniLM-L6-v2"
     same, alike, unlike = scorer.embed(
         ["The cat sat on the mat.", "A cat is sitting on a rug.", "Interest rates rose in March."]
@@ -345,15 +348,15 @@ def test_the_default_scorer_knows_what_sentences_mean(bundled_model):
 
 
 def test_sentence_transformers_gives_the_same_vectors(bundled_model):
-    package = pytest.importorskip(semantic.DEFAULT_PACKAGE)
+    package = pytest.importorskip(embeddings.DEFAULT_PACKAGE)
     pytest.importorskip("sentence_transformers")
     texts = ["The cat sat on the mat.", "Once upon a time", "x"]
-    ours = semantic.load_scorer(None, *bundled_model).embed(texts)
-    theirs = semantic.load_scorer(str(package.get_model_path()), *bundled_model).embed(texts)
+    ours = load_scorer(None, *bundled_model).embed(texts)
+    theirs = load_scorer(str(package.get_model_path()), *bundled_model).embed(texts)
     assert torch.allclose(ours, theirs.cpu(), atol=1e-5)
 
 
 def test_a_scorer_of_ones_own_is_welcome(bundled_reference):
     ref = replace(bundled_reference, scorer=Scorer("letters", letters))
-    ref = replace(ref, embeddings=semantic.embed_texts(ref.scorer, ref.texts))
-    assert semantic.semantic_consistency(ref, list(ref.texts)).consistency.value == 1
+    ref = replace(ref, embeddings=embed_texts(ref.scorer, ref.texts))
+    assert semantic.semantic_consistency(ref, list(ref.texts)).consistency == 1

@@ -15,6 +15,7 @@ import yaml
 from srcr import bundled
 from srcr.bundled.task_folder import write_task_folder
 from srcr.errors import InputError
+from srcr.metrics.harness import ItemSelection
 from srcr.metrics.tasks import PAPER, resolve_tasks, run_tasks
 from srcr.models.load import load_model, load_tokenizer
 
@@ -24,7 +25,7 @@ needs_shared = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is n
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """So small a model gains nothing from a second thread, and loses much on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -79,10 +80,12 @@ def generation(most: int, **config: Any) -> dict[str, Any]:
 def test_bundled_tasks_score_every_item(tiny: tuple[torch.nn.Module, Any]) -> None:
     tasks = resolve_tasks(["bundled"])
     heard: list[tuple[float, str]] = []
-    results = run_tasks(tasks, *tiny, limit=8, on_progress=lambda *said: heard.append(said))
+    results = run_tasks(
+        tasks, *tiny, ItemSelection(8), lambda done, name: heard.append((done, name))
+    )
     assert tuple(results) == bundled.TASKS
     assert heard[-1] == (3, "")
-    assert heard == sorted(heard, key=lambda said: said[0])
+    assert heard == sorted(heard, key=lambda pair: pair[0])
     assert {name for _, name in heard[:-1]} == set(bundled.TASKS)
     assert {int(done) for done, _ in heard} == {0, 1, 2, 3}
     for name, result in results.items():
@@ -99,15 +102,15 @@ def test_limit_draws_the_same_items_again_and_others_with_another_seed(
     monkeypatch.setattr(bundled, "TASKS", ("reasoning",))
     (task,) = resolve_tasks(["bundled"])
     heard: list[float] = []
-    whole = task.score(*tiny, None, 0, heard.append)
+    whole = task.score(*tiny, ItemSelection(), heard.append)
     assert heard == sorted(heard)
     assert 0 < heard[0] <= heard[-1] == 1
     assert whole.correct == tuple(map(float, bundled.score(*tiny, items)))
-    assert whole == task.score(*tiny, 25, 1, heard.append)
+    assert whole == task.score(*tiny, ItemSelection(25, seed=1), heard.append)
     drawn = []
     monkeypatch.setattr(bundled, "score", lambda m, t, items, _: drawn.append(items) or [True])
     for seed in (1, 1, 2):
-        task.score(*tiny, 12, seed, heard.append)
+        task.score(*tiny, ItemSelection(12, seed=seed), heard.append)
     assert drawn[0] == drawn[1] != drawn[2]
     assert [item for item in items if item in drawn[0]] == drawn[0]
     assert len(set(drawn[0])) == 12
@@ -133,6 +136,31 @@ def test_without_the_harness_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
             resolve_tasks([name])
 
 
+def test_the_parts_of_a_task_share_no_item(
+    tiny: tuple[torch.nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search chooses by one half of the items and measures on the other."""
+    items = bundled.tasks()["reasoning"][:25]
+    monkeypatch.setattr(bundled, "tasks", lambda: {"reasoning": items})
+    monkeypatch.setattr(bundled, "TASKS", ("reasoning",))
+    taken: list[list[Any]] = []
+    monkeypatch.setattr(
+        bundled, "score", lambda m, t, items, _: taken.append(items) or [True] * len(items)
+    )
+    (task,) = resolve_tasks(["bundled"])
+    for selection in (
+        ItemSelection(part="choice"),
+        ItemSelection(part="test"),
+        ItemSelection(5, part="test"),
+    ):
+        task.score(*tiny, selection, lambda share: None)
+    choice_items, test_items, limited = taken
+    assert not set(choice_items) & set(test_items)
+    assert len(choice_items) + len(test_items) == len(items)
+    assert len(limited) == 5
+    assert set(limited) < set(test_items)
+
+
 # --- the harness
 
 
@@ -149,9 +177,9 @@ def test_the_harness_agrees_on_every_bundled_item(
     names = write_task_folder(tmp_path)
     tasks = resolve_tasks([f"{tmp_path}/"])
     assert {task.name for task in tasks} == set(names)
-    found = run_tasks(tasks, *tiny, limit=COMPARED)
+    results = run_tasks(tasks, *tiny, ItemSelection(COMPARED))
     for name, items in bundled.tasks().items():
-        result = found[f"srcr_{name}"]
+        result = results[f"srcr_{name}"]
         assert result.metric == "acc"
         assert result.correct == tuple(map(float, bundled.score(*tiny, items[:COMPARED])))
         assert result.chance == pytest.approx(
@@ -174,7 +202,7 @@ def test_pairs_choices_and_generation_from_a_local_folder(
         doc_to_text="{{input}}", doc_to_choice=["True", "False"], doc_to_target="target",
         num_fewshot=2,
     ))  # fmt: skip
-    write_task(tmp_path, "boolean_said", bbh, **generation(
+    write_task(tmp_path, "boolean_generated", bbh, **generation(
         4, doc_to_text="Q: {{input}}\nA:", doc_to_target="{{target}}",
     ))  # fmt: skip
     gsm8k = [json.loads(line) for line in (DATA / "gsm8k_test.jsonl").open()][:20]
@@ -191,16 +219,23 @@ def test_pairs_choices_and_generation_from_a_local_folder(
 
     tasks = resolve_tasks([f"{tmp_path}/"])
     heard: list[float] = []
-    results = run_tasks(tasks, *loaded, 6, on_progress=lambda done, _: heard.append(done))
+    results = run_tasks(tasks, *loaded, ItemSelection(6), lambda done, _: heard.append(done))
     assert heard == sorted(heard)
     assert len(heard) > 2 * len(tasks)  # within a task, too
-    assert results == run_tasks(tasks, *loaded, limit=6)  # loaded once, run on several models
+    assert results == run_tasks(
+        tasks, *loaded, ItemSelection(6)
+    )  # loaded once, run on several models
     assert {name: (r.metric, r.chance, len(r.correct)) for name, r in results.items()} == {
         "boolean": ("acc", 0.5, 6),
-        "boolean_said": ("exact_match", 0.0, 6),
+        "boolean_generated": ("exact_match", 0.0, 6),
         "gsm8k": ("exact_match", 0.0, 6),  # of the first filter alone
         "pairs": ("acc", 0.5, 6),
     }
+    halves = [
+        run_tasks(tasks[:1], *loaded, ItemSelection(3, part))[tasks[0].name].correct
+        for part in ("choice", "test")
+    ]
+    assert [len(half) for half in halves] == [3, 3]
     assert results["pairs"].correct == tuple(_better(*loaded, pair) for pair in pairs[:6])
     assert all(set(result.correct) <= {0.0, 1.0} for result in results.values())
 
@@ -231,7 +266,7 @@ def test_the_items_of_a_tag_are_pooled_and_chance_is_weighted_by_them(
     four = [row | {"c": [*row["c"], " 8.", " 9."]} for row in rows[:1]]
     write_task(tmp_path, "four", four, **choice(tag="sums", **keys))
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    monkeypatch.setattr("srcr.metrics.tasks._registry", lambda: manager)
+    monkeypatch.setattr("srcr.metrics.harness._registry", lambda: manager)
     result = run_tasks(resolve_tasks(["sums"]), *tiny)["sums"]
     assert len(result.correct) == 3
     assert result.chance == pytest.approx((0.5 + 0.5 + 0.25) / 3)

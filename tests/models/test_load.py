@@ -7,16 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
+from srcr.data.tokens import context_length
 from srcr.errors import InputError
-from srcr.models.load import (
-    check_causal,
-    context_length,
-    load_model,
-    load_tokenizer,
-    output_head,
-    resolve,
-)
-from srcr.models.weights import ModelWeights
+from srcr.models.checkpoint import open_model
+from srcr.models.config import check_causal
+from srcr.models.load import load_model, load_tokenizer, resolve
 from srcr.testing import FAMILIES, save_tiny_model, tiny_model
 
 WEIGHTS = "model.safetensors"
@@ -32,13 +27,14 @@ def folder(tmp_path):
 def test_saved_models_come_back_as_they_were(tmp_path, family, dtype):
     model = load_model(save_tiny_model(tmp_path / family, family, dtype))
     expected = tiny_model(family, dtype).state_dict()
-    found = model.state_dict()
-    assert set(found) == set(expected)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    state = model.state_dict()
+    assert set(state) == set(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert context_length(model.config) == 64
-    assert model.get_submodule(output_head(model)) is model.get_output_embeddings()
+    head = open_model(model).topology.head
+    assert model.get_submodule(head) is model.get_output_embeddings()
 
 
 def test_another_precision_can_be_asked_for(tmp_path):
@@ -185,10 +181,11 @@ def test_weight_that_is_not_finite(tmp_path, value, dtype):
     tensors = load_file(folder / WEIGHTS)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(
-        InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds 1 non-finite value "
-    ):
-        ModelWeights(load_model(folder))
+    fault = r"model\.layers\.1\.mlp\.up_proj\.weight holds 1 non-finite value "
+    with pytest.raises(InputError, match=fault):
+        assert open_model(folder).sha256
+    with pytest.raises(InputError, match=fault):  # in memory as well
+        assert open_model(load_model(folder)).sha256
 
 
 def test_no_tokenizer_is_none(folder):

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from srcr.models.checkpoint import open_model
 from srcr.models.load import load_model
-from srcr.models.streaming import StoredTensors, can_stream, empty_model, filled
-from srcr.models.topology import observe
-from srcr.models.weights import open_weights
+from srcr.models.observe import observe
+from srcr.models.source import CheckpointSource
+from srcr.models.streaming import SourceTensors, empty_model, filled
 from srcr.testing import FAMILIES, save_tiny_model, tiny_model
 
 #: transformers renames GPT-NeoX's head between file and model.
@@ -24,11 +25,12 @@ def token_ids():
 def test_it_gives_the_same_logits_and_holds_nothing(tmp_path, family, dtype):
     folder = save_tiny_model(tmp_path / "model", family, dtype)
     whole = load_model(folder)
-    model = empty_model(folder)
-    stored = StoredTensors(folder, model)
-    assert stored.fits(model)
+    source = CheckpointSource(folder)
+    model = empty_model(source)
+    tensors = SourceTensors(source, model)
+    assert tensors.fits(model)
     assert {p.device.type for p in model.parameters()} == {"meta"}
-    with filled(model, stored):
+    with filled(model, tensors):
         logits = model(token_ids(), use_cache=False).logits
         assert observe(model) == observe(whole)
     assert torch.equal(logits, whole(token_ids(), use_cache=False).logits)
@@ -39,8 +41,9 @@ def test_it_gives_the_same_logits_and_holds_nothing(tmp_path, family, dtype):
 @torch.no_grad()
 def test_a_run_that_fails_lets_go_of_the_weights(tmp_path):
     folder = save_tiny_model(tmp_path / "model", "llama")
-    model = empty_model(folder)
-    with pytest.raises(IndexError), filled(model, StoredTensors(folder, model)):
+    source = CheckpointSource(folder)
+    model = empty_model(source)
+    with pytest.raises(IndexError), filled(model, SourceTensors(source, model)):
         model(torch.tensor([[10**6]]), use_cache=False)
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
@@ -48,33 +51,26 @@ def test_a_run_that_fails_lets_go_of_the_weights(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_opens_streamed_or_loaded(tmp_path, family):
     folder = save_tiny_model(tmp_path / "model", family, torch.bfloat16)
-    source = open_weights(folder)
-    assert (source.stored is None) == (family == RENAMED)
+    opened = open_model(folder)
+    blocks = opened.blockwise
+    assert blocks.in_memory == (family == RENAMED)
     whole = load_model(folder)
-    assert source.topology == observe(whole)
-    assert source.dtype == torch.bfloat16
-    for name in source.names():
-        assert torch.equal(source.tensor(name), whole.state_dict()[name])
-    block = source.block(1)
-    expected = whole.get_submodule(source.topology.blocks[1].name)
+    assert opened.topology == observe(whole)
+    assert opened.dtype == torch.bfloat16
+    for name in blocks.names():
+        assert torch.equal(blocks.tensor(name), whole.state_dict()[name])
+    block = blocks.block(1)
+    expected = whole.get_submodule(opened.topology.blocks[1].name)
     for name, parameter in expected.named_parameters():
-        assert torch.equal(block.get_parameter(name), parameter.float())
+        assert torch.equal(block.get_parameter(name).float(), parameter.float())
 
 
 def test_shards_and_tied_weights(tmp_path):
     model = tiny_model("llama", tie_word_embeddings=True)
     model.save_pretrained(tmp_path, max_shard_size="10KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
-    source = open_weights(tmp_path)
-    assert source.stored is not None
-    assert source.topology.tied
-    assert "lm_head.weight" not in source.names()
-    assert torch.equal(source.stored.get("lm_head.weight"), model.lm_head.weight)
-
-
-def test_a_quantized_checkpoint_is_left_to_transformers(tmp_path):
-    folder = save_tiny_model(tmp_path, "llama")
-    assert can_stream(folder)
-    config = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(config.replace("{", '{"quantization_config": {},', 1))
-    assert not can_stream(folder)
+    blocks = open_model(tmp_path).blockwise
+    assert not blocks.in_memory
+    assert blocks.topology.tied
+    assert "lm_head.weight" not in blocks.names()
+    assert torch.equal(blocks.tensors.get("lm_head.weight"), model.lm_head.weight)

@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from srcr.errors import InputError
-from srcr.models.topology import linear_weight, observe
+from srcr.models.matrices import read_matrix
+from srcr.models.observe import observe
 from srcr.testing import FAMILIES, tiny_model
 
 SIZES = {
@@ -28,7 +29,7 @@ SEPARATE = [
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 ]
-#: Family -> (blocks, units of each block in the order they run, tied embeddings).
+#: Family -> (blocks, groups of each block in the order they run, tied embeddings).
 EXPECTED = {
     "llama": ("model.layers", SEPARATE, False),
     "mistral": ("model.layers", SEPARATE, False),
@@ -77,9 +78,9 @@ def build(kind, **settings):
         return AutoModelForCausalLM.from_config(config).eval()
 
 
-def units_of(block):
-    """A unit's members have no order that matters; the units have."""
-    return [set(unit.names) for unit in block.units]
+def groups_of(block):
+    """A group's members have no order that matters; the groups have."""
+    return [{name.removeprefix(f"{block.name}.") for name in group.names} for group in block.groups]
 
 
 def test_every_family_has_an_expectation():
@@ -88,13 +89,13 @@ def test_every_family_has_an_expectation():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_units_and_head(family, dtype):
+def test_blocks_groups_and_head(family, dtype):
     model = tiny_model(family, dtype)
     topology = observe(model)
-    home, units, tied = EXPECTED[family]
+    home, groups, tied = EXPECTED[family]
     assert [block.name for block in topology.blocks] == [f"{home}.0", f"{home}.1"]
     for block in topology.blocks:
-        assert units_of(block) == [set(names) for names in units]
+        assert groups_of(block) == [set(names) for names in groups]
     assert model.get_submodule(topology.head) is model.get_output_embeddings()
     assert topology.tied is tied
 
@@ -115,9 +116,11 @@ def test_every_linear_of_the_blocks_is_listed_once_with_its_shape(family):
         x = torch.randn(3, into)
         assert module(x).shape == (3, out)
         bias = 0 if module.bias is None else module.bias
-        torch.testing.assert_close(module(x), x @ linear_weight(module).T + bias)
+        torch.testing.assert_close(
+            module(x), x @ read_matrix(model, topology.matrices[name]).T + bias
+        )
     transposed = {name for name, module in linears.items() if isinstance(module, Conv1D)}
-    assert topology.conv1d == transposed
+    assert set(topology.transposed()) == transposed
     assert bool(transposed) == (family == "gpt2")
 
 
@@ -130,7 +133,7 @@ def test_watching_leaves_the_model_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_head_of_another_name_is_found():
+def test_a_head_of_another_name():
     model = build("biogpt")
     topology = observe(model)
     assert topology.head == "output_projection"
@@ -152,9 +155,9 @@ def test_tied_follows_the_weights(tie):
         ("phi", {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1"}),
     ],
 )  # fmt: skip
-def test_parallel_blocks_share_one_input_between_attention_and_mlp(kind, together):
+def test_parallel_blocks_share_an_input_between_attention_and_mlp(kind, together):
     for block in observe(build(kind)).blocks:
-        assert together in units_of(block)
+        assert together in groups_of(block)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from srcr.numerics import hessian
+from layers import grid_of
 from srcr.numerics.descent import descend
-from srcr.numerics.grid import fit_grid
-from srcr.numerics.obs import Swept
+from srcr.numerics.hessian import DampedHessian, activation_order, output_error
+from srcr.numerics.obs import SweepResult
 
 ROWS, COLS = 4, 12
 
@@ -23,28 +23,28 @@ def problem(seed, sparsity=None):
     )
     H = X.T @ X
     W = torch.randn(ROWS, COLS, generator=generator)
-    keep = None
+    mask = None
     if sparsity is not None:
-        keep = torch.rand(ROWS, COLS, generator=generator) >= sparsity
-    return W, H, hessian.activation_order(H.diagonal()), keep
+        mask = torch.rand(ROWS, COLS, generator=generator) >= sparsity
+    return W, H, activation_order(H.diagonal()), mask
 
 
-def rounded(W, grid, keep):
+def rounded(W, grid, mask):
     """Where a descent starts: every weight at its nearest code, pruned ones at zero."""
     column = grid.expand()
     codes = column.quantize(W)
-    if keep is not None:
-        codes = torch.where(keep, codes, column.zero_codes())
-    return Swept(column.dequantize(codes), codes.to(torch.int8), keep, torch.zeros(len(W)))
+    if mask is not None:
+        codes = torch.where(mask, codes, column.zero_codes())
+    return SweepResult(column.dequantize(codes), codes.to(torch.int8), mask)
 
 
 def damped_error(delta, H, damp):
-    return hessian.output_error(delta.double(), H.double() + damp * torch.eye(COLS))
+    return output_error(delta.double(), H.double() + damp * torch.eye(COLS))
 
 
-def in_reference(swept, keep):
+def in_reference(swept, mask):
     codes = np.zeros((ROWS, COLS)) if swept.codes is None else swept.codes.numpy()
-    mask = np.ones((ROWS, COLS), bool) if keep is None else keep.numpy()
+    mask = np.ones((ROWS, COLS), bool) if mask is None else mask.numpy()
     weight = swept.weight.double().numpy()
     return reference.Swept(weight, codes.astype(int), mask, np.zeros(ROWS), 0.5)
 
@@ -60,13 +60,13 @@ def reference_grid(grid):
     ("bits", "group", "symmetric"), [(2, 12, True), (3, 4, False), (4, 6, True)]
 )
 def test_codes_are_the_best_ones_with_all_others_in_place(block, sparsity, bits, group, symmetric):
-    W, H, order, keep = problem(bits, sparsity)
+    W, H, order, mask = problem(bits, sparsity)
     damp = 0.01 * float(H.diagonal().mean())
-    grid = fit_grid(W, bits, group, symmetric, torch.float32, H.diagonal(), keep)
-    start = rounded(W, grid, keep)
-    result = descend(start, W, H, damp, order, grid, block)
+    grid = grid_of(W, bits, group, symmetric, torch.float32, H.diagonal(), mask)
+    start = rounded(W, grid, mask)
+    result = descend(start, W, DampedHessian(H, damp, order), grid, block)
     expected = reference.descend(
-        in_reference(start, keep),
+        in_reference(start, mask),
         W.double().numpy(),
         H.double().numpy(),
         order.tolist(),
@@ -80,26 +80,26 @@ def test_codes_are_the_best_ones_with_all_others_in_place(block, sparsity, bits,
 
 @pytest.mark.parametrize("block", [1, 5, 12, 64])
 def test_survivors_that_are_not_rounded_move_to_the_best_value(block):
-    W, H, order, keep = problem(5, 0.5)
-    start = Swept(torch.where(keep, W, torch.zeros(())), None, keep, torch.zeros(ROWS))
-    result = descend(start, W, H, 0.1, order, None, block)
+    W, H, order, mask = problem(5, 0.5)
+    start = SweepResult(torch.where(mask, W, torch.zeros(())), None, mask)
+    result = descend(start, W, DampedHessian(H, 0.1, order), None, block)
     expected = reference.descend(
-        in_reference(start, keep), W.double().numpy(), H.double().numpy(), order.tolist(), 0.1, None
+        in_reference(start, mask), W.double().numpy(), H.double().numpy(), order.tolist(), 0.1, None
     )
     assert result.codes is None
     np.testing.assert_allclose(result.weight.numpy(), expected.weight, atol=1e-3)
-    assert bool((result.weight[~keep] == 0).all())
+    assert bool((result.weight[~mask] == 0).all())
 
 
 def test_many_passes_reach_the_least_squares_optimum():
-    W, H, order, keep = problem(6, 0.3)
-    swept = Swept(torch.where(keep, W, torch.zeros(())), None, keep, torch.zeros(ROWS))
+    W, H, order, mask = problem(6, 0.3)
+    swept = SweepResult(torch.where(mask, W, torch.zeros(())), None, mask)
     damp = 0.1 * float(H.diagonal().mean())
     for _ in range(200):
-        swept = descend(swept, W, H, damp, order)
+        swept = descend(swept, W, DampedHessian(H, damp, order))
     damped = H.double().numpy() + damp * np.eye(COLS)
     for row in range(ROWS):
-        kept = keep[row].numpy()
+        kept = mask[row].numpy()
         best = np.linalg.solve(damped[np.ix_(kept, kept)], damped[kept] @ W[row].double().numpy())
         np.testing.assert_allclose(swept.weight[row].numpy()[kept], best, atol=1e-3)
 
@@ -113,27 +113,27 @@ def test_many_passes_reach_the_least_squares_optimum():
     block=st.integers(1, 16),
 )
 def test_no_pass_raises_the_damped_error(seed, bits, group, symmetric, sparsity, block):
-    W, H, order, keep = problem(seed, sparsity)
+    W, H, order, mask = problem(seed, sparsity)
     damp = 0.01 * float(H.diagonal().mean())
-    grid = fit_grid(W, bits, group, symmetric, torch.float32, keep=keep)
-    start = rounded(W, grid, keep)
-    result = descend(start, W, H, damp, order, grid, block)
+    grid = grid_of(W, bits, group, symmetric, torch.float32, mask=mask)
+    start = rounded(W, grid, mask)
+    result = descend(start, W, DampedHessian(H, damp, order), grid, block)
     before, after = (damped_error(s.weight - W, H, damp) for s in (start, result))
     assert after <= before * (1 + 1e-4) + 1e-4
     column = grid.expand()
     assert torch.equal(column.dequantize(result.codes.float()), result.weight)
     assert -(2 ** (bits - 1)) <= int(result.codes.min())
     assert int(result.codes.max()) < 2 ** (bits - 1)
-    if keep is not None:
-        assert bool((result.weight[~keep] == 0).all())
-        assert torch.equal(result.keep, keep)
+    if mask is not None:
+        assert bool((result.weight[~mask] == 0).all())
+        assert torch.equal(result.mask, mask)
 
 
 def test_what_is_given_is_not_changed():
-    W, H, order, keep = problem(7, 0.4)
-    grid = fit_grid(W, 3, 12, True, torch.float32)
-    start = rounded(W, grid, keep)
-    given = start.weight, start.codes, keep, W, H, order
+    W, H, order, mask = problem(7, 0.4)
+    grid = grid_of(W, 3, 12, True, torch.float32)
+    start = rounded(W, grid, mask)
+    given = start.weight, start.codes, mask, W, H, order
     before = [tensor.clone() for tensor in given]
-    descend(start, W, H, 1.0, order, grid)
+    descend(start, W, DampedHessian(H, 1.0, order), grid)
     assert all(torch.equal(a, b) for a, b in zip(before, given, strict=True))

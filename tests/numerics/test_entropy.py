@@ -14,9 +14,9 @@ from srcr.numerics.entropy import binary_entropy, code_entropy, sparse_entropy
 def test_codes_against_a_direct_count(codes):
     shares = [codes.count(code) / len(codes) for code in set(codes)]
     expected = -sum(share * math.log2(share) for share in shares)
-    found = code_entropy(torch.tensor(codes, dtype=torch.int8))
-    assert found == pytest.approx(expected, abs=1e-9)
-    assert 0 <= found <= math.log2(len(set(codes))) + 1e-9
+    result = code_entropy(torch.tensor(codes, dtype=torch.int8))
+    assert result == pytest.approx(expected, abs=1e-9)
+    assert 0 <= result <= math.log2(len(set(codes))) + 1e-9
 
 
 def test_all_codes_alike_need_nothing_and_all_equally_often_need_every_bit():

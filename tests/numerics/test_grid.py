@@ -6,16 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from srcr.numerics import hessian
-from srcr.numerics.grid import (
-    CHUNK,
-    ERROR_NORM,
-    Grid,
-    code_range,
-    fit_grid,
-    refit_scales,
-    stored,
-)
+from layers import grid_of
+from srcr.numerics.grid import CACHED_ELEMENTS, Grid, code_range, round_to_storage
+from srcr.numerics.hessian import DampedHessian, output_error
+from srcr.numerics.scales import ERROR_NORM, refit_scales
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 GROUP = 4
@@ -37,18 +31,18 @@ def weights(draw, largest=8.0):
 def grids(draw, **settings):
     """(weights, mask or None, grid fitted to them)."""
     W = draw(weights(**settings))
-    keep = draw(st.none() | arrays("bool", W.shape))
-    keep = None if keep is None else torch.from_numpy(keep)
-    grid = fit_grid(
+    mask = draw(st.none() | arrays("bool", W.shape))
+    mask = None if mask is None else torch.from_numpy(mask)
+    grid = grid_of(
         W,
         draw(bits),
         draw(st.sampled_from([GROUP, W.shape[1]])),
         draw(st.booleans()),
         draw(dtypes),
-        keep=keep,
+        mask=mask,
         search=draw(st.booleans()),
     )
-    return W, keep, grid
+    return W, mask, grid
 
 
 def rounded(grid, W):
@@ -94,7 +88,7 @@ def test_zero_is_on_every_grid(case):
 @given(grids())
 def test_scales_are_stored_values_and_usable(case):
     _, _, grid = case
-    assert torch.equal(stored(grid.scale, grid.dtype), grid.scale)
+    assert torch.equal(round_to_storage(grid.scale, grid.dtype), grid.scale)
     assert torch.equal(grid.scale.to(grid.dtype).float(), grid.scale)
     assert bool((grid.scale != 0).all())
     assert bool(torch.isfinite(grid.scale).all())
@@ -125,7 +119,7 @@ def test_a_group_holds_at_most_two_to_the_bits_values(case):
 def test_a_wide_row_uses_the_whole_range_of_codes(symmetric, dtype):
     W = torch.linspace(-1, 1, 512)[None, :]
     for num_bits in range(2, 9):
-        grid = fit_grid(W, num_bits, 512, symmetric, dtype, search=False)
+        grid = grid_of(W, num_bits, 512, symmetric, dtype, search=False)
         # The outermost code is a tie: the range ends half a step before it.
         assert 2**num_bits - 1 <= len(rounded(grid, W).unique()) <= 2**num_bits
 
@@ -135,7 +129,7 @@ def test_the_search_is_never_worse_than_the_plain_range(W, num_bits, symmetric, 
     generator = torch.Generator().manual_seed(seed)
     importance = torch.rand(W.shape[1], generator=generator) if weigh else None
     plain, searched = (
-        fit_grid(W, num_bits, GROUP, symmetric, torch.float32, importance, search=search)
+        grid_of(W, num_bits, GROUP, symmetric, torch.float32, importance, search=search)
         for search in (False, True)
     )
     worst = loss(plain, W, importance) * (1 + 1e-4) + 1e-30
@@ -145,27 +139,27 @@ def test_the_search_is_never_worse_than_the_plain_range(W, num_bits, symmetric, 
 def test_the_search_is_not_worse_where_both_ends_are_full():
     """Shrinking alone clips one end: the plain range cuts both half as much."""
     W = torch.tensor([[1.0, -1.0]])
-    plain, searched = (fit_grid(W, 2, 2, True, torch.float32, search=s) for s in (False, True))
+    plain, searched = (grid_of(W, 2, 2, True, torch.float32, search=s) for s in (False, True))
     assert float(loss(searched, W)) <= float(loss(plain, W))
 
 
 def test_the_search_gains_on_a_row_with_an_outlier():
     W = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
     W[0, 3] = 5
-    plain, searched = (fit_grid(W, 3, 256, True, torch.float32, search=s) for s in (False, True))
+    plain, searched = (grid_of(W, 3, 256, True, torch.float32, search=s) for s in (False, True))
     assert float(loss(searched, W)) < 0.9 * float(loss(plain, W))
 
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_a_one_sided_row_uses_the_spare_code_on_its_side(side):
     W = side * torch.tensor([[8.0, 3.0, 5.0, 1.0]])
-    grid = fit_grid(W, 4, 4, True, torch.float32)
+    grid = grid_of(W, 4, 4, True, torch.float32)
     assert torch.equal(rounded(grid, W), W)
 
 
 @given(W=weights(), num_bits=bits, symmetric=st.booleans())
 def test_the_plain_range_is_off_by_half_a_step_at_most(W, num_bits, symmetric):
-    grid = fit_grid(W, num_bits, GROUP, symmetric, torch.float32, search=False)
+    grid = grid_of(W, num_bits, GROUP, symmetric, torch.float32, search=False)
     error = (rounded(grid, W) - W).abs()
     # Moving 0 onto the grid may shift an asymmetric range by another half step.
     steps = 0.5 if symmetric else 1.0
@@ -177,7 +171,7 @@ def test_many_weights_are_dequantized_in_parts():
         torch.rand(5, 3).add(0.1),
         torch.randint(-8, 8, (5, 3)).float(),
         4,
-        CHUNK // 4,
+        CACHED_ELEMENTS // 4,
         torch.float32,
     )
     codes = torch.randint(-8, 8, (5, 3 * grid.group_size), dtype=torch.int8)
@@ -189,32 +183,31 @@ def test_all_views_of_a_grid_agree(case):
     W, _, grid = case
     whole = grid.expand()
     picked = torch.arange(W.shape[1]).flip(0)
-    some = grid.columns(picked)
+    flipped = grid.columns(picked)
     for index in range(W.shape[1]):
-        one = grid.columns(torch.tensor([index])).at(0)
+        single = grid.columns(torch.tensor([index])).column(0)
         for name in ("scale", "zero_point"):
-            parts = [getattr(column, name) for column in (whole, some, one)]
+            parts = [getattr(column, name) for column in (whole, flipped, single)]
             if grid.zero_point is None and name == "zero_point":
                 assert parts == [None, None, None]
                 continue
             assert torch.equal(parts[0][:, index], parts[2])
             assert torch.equal(parts[1][:, W.shape[1] - 1 - index], parts[2])
-        assert torch.equal(one.quantize(W[:, index]), whole.quantize(W)[:, index])
+        assert torch.equal(single.quantize(W[:, index]), whole.quantize(W)[:, index])
     half = slice(0, (W.shape[0] + 1) // 2)
     assert torch.equal(rounded(grid.rows(half), W[half]), rounded(grid, W)[half])
 
 
 @given(grids())
 def test_groups_do_not_touch_each_other(case):
-    W, keep, grid = case
-    if grid.group_size == W.shape[1]:
-        return
+    W, mask, grid = case
     settings = grid.num_bits, GROUP, grid.zero_point is None, grid.dtype
-    whole = fit_grid(W, *settings, keep=keep)
+    whole = grid_of(W, *settings, mask=mask)
+    assert whole.scale.shape == (len(W), W.shape[1] // GROUP)
     for group in range(W.shape[1] // GROUP):
         part = slice(group * GROUP, (group + 1) * GROUP)
-        mask = None if keep is None else keep[:, part]
-        alone = fit_grid(W[:, part], *settings, keep=mask)
+        own = None if mask is None else mask[:, part]
+        alone = grid_of(W[:, part], *settings, mask=own)
         assert torch.equal(alone.scale[:, 0], whole.scale[:, group])
 
 
@@ -224,15 +217,15 @@ def test_groups_do_not_touch_each_other(case):
 @pytest.mark.parametrize("nothing", ["zeros", "all pruned"])
 def test_a_row_of_nothing_is_zero_and_harms_no_other(symmetric, search, dtype, nothing):
     W = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
-    keep = torch.ones(3, 8, dtype=torch.bool)
+    mask = torch.ones(3, 8, dtype=torch.bool)
     if nothing == "zeros":
         W[1] = 0
     else:
-        keep[1] = False
-    grid = fit_grid(W, 4, 8, symmetric, dtype, keep=keep, search=search)
-    out = rounded(grid, torch.where(keep, W, torch.zeros_like(W)))
+        mask[1] = False
+    grid = grid_of(W, 4, 8, symmetric, dtype, mask=mask, search=search)
+    out = rounded(grid, torch.where(mask, W, torch.zeros_like(W)))
     assert bool((out[1] == 0).all())
-    others = fit_grid(W[[0, 2]], 4, 8, symmetric, dtype, search=search)
+    others = grid_of(W[[0, 2]], 4, 8, symmetric, dtype, search=search)
     assert torch.equal(grid.scale[[0, 2]], others.scale)
     assert bool(torch.isfinite(grid.expand().quantize(W)).all())
 
@@ -252,7 +245,7 @@ def test_a_row_of_nothing_is_zero_and_harms_no_other(symmetric, search, dtype, n
 )
 def test_huge_and_tiny_weights_keep_their_precision(symmetric, search, dtype, size):
     W = torch.randn(2, 16, generator=torch.Generator().manual_seed(2)).clamp(-2, 2) * size / 2
-    grid = fit_grid(W, 8, 16, symmetric, dtype, search=search)
+    grid = grid_of(W, 8, 16, symmetric, dtype, search=search)
     relative = (rounded(grid, W).double() - W.double()).norm() / W.double().norm()
     assert float(relative) < 0.02
 
@@ -260,25 +253,30 @@ def test_huge_and_tiny_weights_keep_their_precision(symmetric, search, dtype, si
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_weights_below_the_smallest_scale_become_zero(symmetric):
     W = torch.full((1, 4), 1e-9)
-    grid = fit_grid(W, 4, 4, symmetric, torch.float16)
+    grid = grid_of(W, 4, 4, symmetric, torch.float16)
     assert float(grid.scale) == torch.finfo(torch.float16).tiny
     assert bool((rounded(grid, W) == 0).all())
 
 
 def test_pruned_weights_do_not_widen_the_grid():
     W = torch.tensor([[0.1, -0.2, 0.3, 9.0]])
-    keep = torch.tensor([[True, True, True, False]])
+    mask = torch.tensor([[True, True, True, False]])
     for symmetric in (True, False):
-        grid = fit_grid(W, 4, 4, symmetric, torch.float32, keep=keep)
-        assert float((rounded(grid, W) - W)[keep].abs().max()) < 0.03
+        grid = grid_of(W, 4, 4, symmetric, torch.float32, mask=mask)
+        assert float((rounded(grid, W) - W)[mask].abs().max()) < 0.03
 
 
 def test_importance_decides_which_weight_is_served():
     W = torch.tensor([[1.0, 0.3, -0.3, 0.29]])
-    first = fit_grid(W, 2, 4, True, torch.float32, torch.tensor([100.0, 1, 1, 1]))
-    last = fit_grid(W, 2, 4, True, torch.float32, torch.tensor([0.0, 1, 1, 1]))
+    first = grid_of(W, 2, 4, True, torch.float32, torch.tensor([100.0, 1, 1, 1]))
+    last = grid_of(W, 2, 4, True, torch.float32, torch.tensor([0.0, 1, 1, 1]))
     assert abs(float(rounded(first, W)[0, 0]) - 1) < 0.01
     assert float((rounded(last, W) - W)[0, 1:].abs().max()) < 0.02
+
+
+def refitted_grid(grid, codes, W, H, damp, reach=None):
+    """The grid with its scales refitted to the codes."""
+    return refit_scales(grid, codes, W, DampedHessian(H, damp, torch.arange(len(H))), reach)
 
 
 def random_problem(seed, rows=4, cols=8):
@@ -299,22 +297,22 @@ def damped_errors(W, grid, codes, H, damp):
 def test_refitting_never_raises_the_damped_error(seed, num_bits, symmetric, zeros):
     W, H = random_problem(seed)
     damp = 0.01 * float(H.diagonal().mean())
-    grid = fit_grid(W, num_bits, 8, symmetric, torch.float32)
+    grid = grid_of(W, num_bits, 8, symmetric, torch.float32)
     column = grid.expand()
     gone = torch.rand(W.shape, generator=torch.Generator().manual_seed(seed + 1)) < zeros
     codes = torch.where(gone, column.zero_codes(), column.quantize(W))
-    refitted = refit_scales(grid, codes, W, H, damp)
+    refitted = refitted_grid(grid, codes, W, H, damp)
     before, after = (damped_errors(W, g, codes, H, damp) for g in (grid, refitted))
     assert bool((after <= before * (1 + 1e-4) + 1e-5).all())
-    assert torch.equal(stored(refitted.scale, torch.float32), refitted.scale)
+    assert torch.equal(round_to_storage(refitted.scale, torch.float32), refitted.scale)
 
 
 def test_refitting_a_single_group_finds_the_minimum():
     W, H = random_problem(3)
     damp = 0.5
-    grid = fit_grid(W, 3, 8, True, torch.float32)
+    grid = grid_of(W, 3, 8, True, torch.float32)
     codes = grid.expand().quantize(W)
-    refitted = refit_scales(grid, codes, W, H, damp)
+    refitted = refitted_grid(grid, codes, W, H, damp)
     damped = H.double() + damp * torch.eye(8)
     c = codes.double()
     best = ((W.double() @ damped) * c).sum(1) / ((c @ damped) * c).sum(1)
@@ -324,11 +322,11 @@ def test_refitting_a_single_group_finds_the_minimum():
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_what_the_target_reaches_saves_a_product_and_changes_nothing(symmetric):
     W, H = random_problem(4)
-    grid = fit_grid(W, 3, 8, symmetric, torch.float32)
+    grid = grid_of(W, 3, 8, symmetric, torch.float32)
     codes = grid.expand().quantize(W)
     codes[1] = grid.expand().zero_codes()[1]
-    plain = refit_scales(grid, codes, W, H, 0.5)
-    known = refit_scales(grid, codes, W, H, 0.5, W @ H + 0.5 * W)
+    plain = refitted_grid(grid, codes, W, H, 0.5)
+    known = refitted_grid(grid, codes, W, H, 0.5, W @ H + 0.5 * W)
     torch.testing.assert_close(known.scale, plain.scale, rtol=1e-4, atol=1e-6)
     assert torch.equal(known.scale[1], grid.scale[1])
 
@@ -336,9 +334,9 @@ def test_what_the_target_reaches_saves_a_product_and_changes_nothing(symmetric):
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_refitting_groups_one_after_the_other_helps(symmetric):
     W, H = random_problem(4, rows=16)
-    grid = fit_grid(W, 3, 4, symmetric, torch.float32)
+    grid = grid_of(W, 3, 4, symmetric, torch.float32)
     codes = grid.expand().quantize(W)
-    refitted = refit_scales(grid, codes, W, H, 0.1)
+    refitted = refitted_grid(grid, codes, W, H, 0.1)
     before, after = (damped_errors(W, g, codes, H, 0.1) for g in (grid, refitted))
     assert bool((after <= before * (1 + 1e-4)).all())
     assert float(after.sum()) < 0.95 * float(before.sum())
@@ -347,25 +345,25 @@ def test_refitting_groups_one_after_the_other_helps(symmetric):
 @given(seed=seeds, num_bits=bits, dtype=dtypes, group=st.sampled_from([4, 8]))
 def test_refitted_scales_are_stored_values(seed, num_bits, dtype, group):
     W, H = random_problem(seed)
-    grid = fit_grid(W, num_bits, group, True, dtype)
-    refitted = refit_scales(grid, grid.expand().quantize(W), W, H, 0.1)
-    assert torch.equal(stored(refitted.scale, dtype), refitted.scale)
+    grid = grid_of(W, num_bits, group, True, dtype)
+    refitted = refitted_grid(grid, grid.expand().quantize(W), W, H, 0.1)
+    assert torch.equal(round_to_storage(refitted.scale, dtype), refitted.scale)
     assert (refitted.num_bits, refitted.group_size, refitted.dtype) == (num_bits, group, dtype)
 
 
 def test_refitting_a_row_of_zero_codes_keeps_its_scale():
     W, H = random_problem(5)
-    grid = fit_grid(W, 4, 8, False, torch.float32)
+    grid = grid_of(W, 4, 8, False, torch.float32)
     codes = grid.expand().zero_codes().clone()
-    assert torch.equal(refit_scales(grid, codes, W, H, 0.1).scale, grid.scale)
+    assert torch.equal(refitted_grid(grid, codes, W, H, 0.1).scale, grid.scale)
 
 
 def test_refitting_does_not_change_what_it_is_given():
     W, H = random_problem(6)
-    grid = fit_grid(W, 3, 8, False, torch.float32)
+    grid = grid_of(W, 3, 8, False, torch.float32)
     codes = grid.expand().quantize(W)
     before = [tensor.clone() for tensor in (grid.scale, codes, W, H)]
-    refit_scales(grid, codes, W, H, 0.1)
+    refitted_grid(grid, codes, W, H, 0.1)
     after = grid.scale, codes, W, H
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -375,15 +373,15 @@ def test_refitting_with_no_error_changes_nothing():
     scale = torch.tensor([[0.5], [0.25]])
     codes = torch.tensor([[1.0, -2, 3, 0, 1, 7, -8, 2], [0, 0, 1, -1, 2, 3, 4, 5]])
     grid = Grid(scale, None, 4, 8, torch.float32)
-    refitted = refit_scales(grid, codes, codes * scale, H, 0.1)
+    refitted = refitted_grid(grid, codes, codes * scale, H, 0.1)
     torch.testing.assert_close(refitted.scale, scale)
-    assert hessian.output_error(refitted.expand().dequantize(codes) - codes * scale, H) < 1e-9
+    assert output_error(refitted.expand().dequantize(codes) - codes * scale, H) < 1e-9
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_stored_replaces_what_underflows(dtype):
+def test_scales_that_underflow_become_the_smallest_normal_number(dtype):
     tiny = torch.finfo(dtype).tiny
     values = torch.tensor([0.0, tiny / 4, tiny, 0.1, -0.1])
-    out = stored(values, dtype)
+    out = round_to_storage(values, dtype)
     assert out[:3].tolist() == [tiny] * 3
     assert out[3] == -out[4] == torch.tensor(0.1).to(dtype).float()

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import reference
 from srcr.errors import NumericalError
-from srcr.numerics import hessian
+from srcr.numerics import cholesky, hessian, moments
+from srcr.numerics.tensors import is_finite
 
 
 def inputs(seed, tokens=60, cols=12):
@@ -34,7 +35,7 @@ def test_accumulate_adds_batches():
     X, Y = inputs(0), inputs(1)
     moment = torch.zeros(12, 12)
     for part in (slice(0, 7), slice(7, 60)):
-        hessian.accumulate(moment, X[part], Y[part])
+        moments.accumulate(moment, X[part], Y[part])
     expected = X.double().numpy().T @ Y.double().numpy()
     np.testing.assert_allclose(moment.numpy(), expected, rtol=1e-4, atol=1e-3)
 
@@ -45,8 +46,8 @@ def test_a_gram_matrix_is_computed_by_half_and_mirrored(cols, dtype):
     X = torch.randn(60, cols, generator=torch.Generator().manual_seed(cols)).to(dtype)
     moment = torch.zeros(cols, cols)
     for part in (slice(0, 7), slice(7, 60)):
-        hessian.accumulate_gram(moment, X[part])
-    hessian.mirror_(moment)
+        moments.accumulate_gram(moment, X[part])
+    moments.mirror_(moment)
     expected = X.double().numpy().T @ X.double().numpy()
     np.testing.assert_allclose(moment.numpy(), expected, rtol=1e-4, atol=1e-3)
 
@@ -57,8 +58,8 @@ def test_a_token_far_above_all_others_does_not_bury_them():
     rest = X[1:].double().numpy()
     X[0] = 300.0
     moment = torch.zeros(12, 12)
-    hessian.accumulate_gram(moment, X)
-    hessian.mirror_(moment)
+    moments.accumulate_gram(moment, X)
+    moments.mirror_(moment)
     np.testing.assert_allclose(moment.numpy() - 90000.0, rest.T @ rest, atol=0.1)
 
 
@@ -68,7 +69,7 @@ def test_factor_of_a_regular_hessian(frac, ordered):
     X = inputs(2)
     H = X.T @ X
     order = hessian.activation_order(H.diagonal()) if ordered else None
-    factor = hessian.factorize(H, order, frac)
+    factor = cholesky.factorize(H, order, frac)
     assert factor.dampening_frac == frac
     assert factor.damp == pytest.approx(frac * float(H.diagonal().mean()))
     assert torch.equal(factor.diagonal, H.diagonal())
@@ -79,7 +80,7 @@ def test_pivots_are_the_inverse_of_the_remaining_columns():
     X = inputs(3)
     H = X.T @ X
     order = hessian.activation_order(H.diagonal())
-    factor = hessian.factorize(H, order)
+    factor = cholesky.factorize(H, order)
     costs = reference.removal_costs(H.double().numpy(), order.tolist(), factor.damp)
     np.testing.assert_allclose(
         1 / factor.upper.diagonal().double().numpy() ** 2, costs[order.numpy()], rtol=1e-3
@@ -91,20 +92,20 @@ def test_pivots_are_the_inverse_of_the_remaining_columns():
 def test_factor_of_a_rank_deficient_hessian(tokens, frac, rtol):
     X = inputs(4, tokens)
     H = X.T @ X
-    factor = hessian.factorize(H, None, frac)
+    factor = cholesky.factorize(H, None, frac)
     assert factor.dampening_frac == frac
     assert_factors(H, factor, rtol)
 
 
 def test_damping_too_small_for_float32_is_honoured_in_float64():
     H = torch.full((12, 12), 100.0)
-    factor = hessian.factorize(H, None, 1e-9)
+    factor = cholesky.factorize(H, None, 1e-9)
     assert factor.dampening_frac == 1e-9
     assert_factors(H, factor, rtol=1e-3)
 
 
 def test_damping_starts_to_grow_where_there_was_none():
-    factor = hessian.factorize(torch.full((12, 12), 100.0), None, 0.0)
+    factor = cholesky.factorize(torch.full((12, 12), 100.0), None, 0.0)
     assert factor.dampening_frac == 1e-6
     assert factor.damp == pytest.approx(1e-4)
     assert bool(torch.isfinite(factor.upper).all())
@@ -114,7 +115,7 @@ def test_damping_starts_to_grow_where_there_was_none():
 def test_the_damping_reported_is_the_damping_used():
     """Eigenvalues 2 and -0.05 of the mean: the first damping fails in both precisions."""
     H = torch.tensor([[1.0, 1.05], [1.05, 1.0]])
-    factor = hessian.factorize(H, None, 0.01)
+    factor = cholesky.factorize(H, None, 0.01)
     assert factor.dampening_frac == pytest.approx(0.1)
     assert factor.damp == pytest.approx(0.1)
     assert_factors(H, factor)
@@ -122,26 +123,26 @@ def test_the_damping_reported_is_the_damping_used():
 
 def test_damping_is_tried_up_to_the_mean_diagonal():
     H = torch.tensor([[1.0, 1.5], [1.5, 1.0]])  # needs more than half of the mean
-    factor = hessian.factorize(H, None, 0.03)
+    factor = cholesky.factorize(H, None, 0.03)
     assert factor.dampening_frac == 1.0
     assert_factors(H, factor)
 
 
 def test_too_indefinite_a_hessian_is_refused():
     with pytest.raises(NumericalError, match="dampening_frac 1"):
-        hessian.factorize(torch.tensor([[1.0, 3.0], [3.0, 1.0]]))
+        cholesky.factorize(torch.tensor([[1.0, 3.0], [3.0, 1.0]]))
 
 
 def test_dead_columns_do_not_stop_the_factorisation():
     X = inputs(5)
     X[:, [2, 7]] = 0
     H = X.T @ X
-    assert_factors(H, hessian.factorize(H))
+    assert_factors(H, cholesky.factorize(H))
 
 
 @pytest.mark.parametrize("frac", [0.0, 0.01])
 def test_a_zero_hessian_costs_the_same_in_every_direction(frac):
-    factor = hessian.factorize(torch.zeros(6, 6), None, frac)
+    factor = cholesky.factorize(torch.zeros(6, 6), None, frac)
     upper = factor.upper
     assert factor.damp > 0
     torch.testing.assert_close(upper, torch.eye(6) * upper[0, 0])
@@ -153,26 +154,26 @@ def test_a_hessian_that_is_not_finite_is_refused(bad):
     H = torch.eye(4)
     H[1, 2] = bad
     with pytest.raises(NumericalError, match="not finite"):
-        hessian.factorize(H)
+        cholesky.factorize(H)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_one_number_that_is_not_finite_is_found_wherever_it_is(bad, dtype):
     tensor = torch.randn(37, 41).to(dtype)
-    assert hessian.is_finite(tensor)
+    assert is_finite(tensor)
     for at in (0, 1, 700, tensor.numel() - 1):
         spoilt = tensor.clone()
         spoilt.view(-1)[at] = bad
-        assert not hessian.is_finite(spoilt)
-    assert hessian.is_finite(tensor[:0])
+        assert not is_finite(spoilt)
+    assert is_finite(tensor[:0])
 
 
 def test_factorize_does_not_change_the_hessian():
     X = inputs(6, tokens=2)
     H = X.T @ X
     before = H.clone()
-    hessian.factorize(H, None, 0.0)
+    cholesky.factorize(H, None, 0.0)
     assert torch.equal(H, before)
 
 
@@ -205,8 +206,8 @@ def test_dense_target_solves_the_stacked_least_squares(ordered, frac):
     W = torch.randn(5, 12, generator=torch.Generator().manual_seed(9))
     H = X.T @ X
     order = hessian.activation_order(H.diagonal()) if ordered else None
-    factor = hessian.factorize(H, order, frac)
-    target = hessian.dense_target(W, W @ X_dense.T @ X, factor)
+    factor = cholesky.factorize(H, order, frac)
+    target = hessian.dense_target_(W @ X_dense.T @ X, W, factor)
     expected = reference.dense_target(
         W.double().numpy(), X.double().numpy(), X_dense.double().numpy(), factor.damp
     )
@@ -218,7 +219,7 @@ def test_dense_target_is_the_weight_itself_where_inputs_agree():
     W = torch.randn(5, 12, generator=torch.Generator().manual_seed(11))
     H = X.T @ X
     torch.testing.assert_close(
-        hessian.dense_target(W, W @ H, hessian.factorize(H)), W, atol=1e-4, rtol=1e-4
+        hessian.dense_target_(W @ H, W, cholesky.factorize(H)), W, atol=1e-4, rtol=1e-4
     )
 
 
@@ -233,19 +234,19 @@ def test_output_error_is_the_squared_change_of_the_outputs():
 @pytest.mark.parametrize("block", [3, 8, 64])
 @pytest.mark.parametrize("size", [1, 7, 16, 33])
 def test_factorising_in_place(monkeypatch, block, size):
-    monkeypatch.setattr(hessian, "BLOCK", block)
+    monkeypatch.setattr(cholesky, "BLOCK", block)
     X = torch.randn(2 * size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     A = X.T @ X
     lower = A.clone()
-    assert hessian.cholesky_(lower)
+    assert cholesky.cholesky_(lower)
     torch.testing.assert_close(lower, torch.linalg.cholesky(A))
     inverse = lower.clone()
-    hessian.invert_lower_(inverse)
+    cholesky.invert_lower_(inverse)
     torch.testing.assert_close(inverse, torch.linalg.inv(lower))
     assert torch.equal(inverse, inverse.tril())
     H, order = A.float(), torch.randperm(size)
     before = H.clone()
-    factor = hessian.factorize(H, order)
+    factor = cholesky.factorize(H, order)
     assert torch.equal(H, before)
     damped = (H + factor.damp * torch.eye(size))[order][:, order]
     product = factor.upper.T @ factor.upper @ damped
@@ -253,4 +254,4 @@ def test_factorising_in_place(monkeypatch, block, size):
 
 
 def test_what_is_not_positive_definite_is_not_factorised():
-    assert not hessian.cholesky_(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+    assert not cholesky.cholesky_(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import reference
 from srcr.errors import InputError
 from srcr.numerics import masks, saliency
-from srcr.numerics.kernels import kth_smallest
+from srcr.numerics.kernels.dispatch import kth_smallest
 
 shapes = st.tuples(st.integers(1, 7), st.integers(1, 9))
 sparsities = st.floats(0, 0.999, allow_nan=False)
@@ -42,12 +42,12 @@ def test_the_kth_smallest_of_many():
 def test_the_whole_layer_loses_exactly_the_lowest(shape, sparsity, seed, ties):
     scores = random_scores(shape, seed, ties)
     count = masks.count_pruned(sparsity, scores.numel())
-    keep = masks.keep_all_but_lowest(scores, count)
-    assert int((~keep).sum()) == count
+    mask = masks.prune_lowest(scores, count)
+    assert int((~mask).sum()) == count
     if 0 < count < scores.numel():
-        assert scores[~keep].max() <= scores[keep].min()
+        assert scores[~mask].max() <= scores[mask].min()
     expected = reference.all_but_lowest(scores.numpy(), count)
-    assert keep.numpy().tolist() == expected.tolist()
+    assert mask.numpy().tolist() == expected.tolist()
 
 
 @given(sparsity=sparsities, size=st.integers(1, 10_000))
@@ -58,26 +58,26 @@ def test_count_is_the_nearest_whole_number(sparsity, size):
 
 
 def test_ties_go_from_the_first():
-    keep = masks.keep_all_but_lowest(torch.ones(2, 3), 4)
-    assert keep.tolist() == [[False, False, False], [False, True, True]]
+    mask = masks.prune_lowest(torch.ones(2, 3), 4)
+    assert mask.tolist() == [[False, False, False], [False, True, True]]
 
 
 @pytest.mark.parametrize("count", [0, 6])
 def test_none_and_all(count):
-    assert int(masks.keep_all_but_lowest(torch.rand(2, 3), count).sum()) == 6 - count
-    assert int(masks.keep_rowwise(torch.rand(2, 3), count).sum()) == 6 - count
+    assert int(masks.prune_lowest(torch.rand(2, 3), count).sum()) == 6 - count
+    assert int(masks.prune_rowwise(torch.rand(2, 3), count).sum()) == 6 - count
 
 
 @given(shape=shapes, sparsity=sparsities, seed=seeds, ties=st.booleans())
 def test_rowwise_counts_are_exact_and_even(shape, sparsity, seed, ties):
     scores = random_scores(shape, seed, ties)
     count = masks.count_pruned(sparsity, scores.numel())
-    keep = masks.keep_rowwise(scores, count)
-    pruned = (~keep).sum(1).tolist()
+    mask = masks.prune_rowwise(scores, count)
+    pruned = (~mask).sum(1).tolist()
     assert sum(pruned) == count
     assert max(pruned) - min(pruned) <= 1
     assert pruned == sorted(pruned, reverse=True)  # the first rows give the odd ones
-    for row, kept, lost in zip(scores, keep, pruned, strict=True):
+    for row, kept, lost in zip(scores, mask, pruned, strict=True):
         assert kept.tolist() == reference.all_but_lowest(row.numpy()[None, :], lost)[0].tolist()
 
 
@@ -90,15 +90,15 @@ def test_rowwise_counts_are_exact_and_even(shape, sparsity, seed, ties):
 )
 def test_n_of_m_keeps_the_highest_n_of_every_m(pattern, rows, groups, seed, ties):
     scores = random_scores((rows, groups * pattern[1]), seed, ties)
-    keep = masks.keep_n_of_m(scores, *pattern)
-    assert bool((keep.view(rows, groups, pattern[1]).sum(-1) == pattern[0]).all())
-    assert keep.tolist() == reference.n_of_m(scores.numpy(), *pattern).tolist()
+    mask = masks.n_of_m_mask(scores, *pattern)
+    assert bool((mask.view(rows, groups, pattern[1]).sum(-1) == pattern[0]).all())
+    assert mask.tolist() == reference.n_of_m(scores.numpy(), *pattern).tolist()
 
 
 @pytest.mark.parametrize(("cols", "group"), [(10, 4), (3, 4), (9, 2)])
 def test_n_of_m_refuses_a_width_that_m_does_not_divide(cols, group):
     with pytest.raises(InputError, match=rf"1:{group}.*got {cols}"):
-        masks.keep_n_of_m(torch.rand(2, cols), 1, group)
+        masks.n_of_m_mask(torch.rand(2, cols), 1, group)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srcr.numerics import hessian
-from srcr.numerics.kernels import cpu_moments, moments_for
+from srcr.numerics import moments
+from srcr.numerics.kernels import cpu_moments
+from srcr.numerics.kernels.dispatch import moments_for
 
 pytestmark = pytest.mark.skipif(
     not cpu_moments.available(), reason="this CPU has no AVX-512 BF16: float32 is used instead"
@@ -23,9 +24,9 @@ def exact(left, right):
     return left.double().numpy().T @ right.double().numpy()
 
 
-def assert_near(found, expected, n):
+def assert_near(result, expected, n):
     """Products are exact, and sums in float32."""
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6 * max(1, n))
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-6 * max(1, n))
 
 
 @settings(max_examples=60, deadline=None)
@@ -74,5 +75,5 @@ def test_they_are_used_for_bfloat16_on_a_cpu_alone():
     assert moments_for(X.float()) is None
     assert moments_for(X, X.float()) is None
     moment = torch.zeros(4, 4)
-    hessian.accumulate(moment, X, X.float())
+    moments.accumulate(moment, X, X.float())
     assert_near(moment, exact(X, X), 8)

@@ -32,12 +32,12 @@ def test_a_product_is_that_of_float64_rounded(onednn, m, k, n, left, right, seed
     A, B = laid_out(m, k, left), laid_out(k, n, right)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "_by_onednn", lambda: onednn)
-        found = product(A, B)
+        result = product(A, B)
     exact = A.double() @ B.double()
     bound = A.double().abs() @ B.double().abs() * (k * torch.finfo(torch.float32).eps)
-    assert found.shape == (m, n)
-    assert found.dtype == torch.float32
-    assert bool(((found - exact).abs() <= bound).all())
+    assert result.shape == (m, n)
+    assert result.dtype == torch.float32
+    assert bool(((result - exact).abs() <= bound).all())
 
 
 def test_a_product_keeps_the_type_it_is_given():

@@ -2,119 +2,151 @@ import random
 
 import pytest
 
-import srcr
-from srcr import Calibration, Level, Output, QuantSpec, Space, Target, Treatment
+from srcr.data.sources import Calibration
 from srcr.errors import InputError
-from srcr.formats import get_format
-from srcr.models.weights import open_weights
-from srcr.planning.levels import decisions, grid, size_of
-from srcr.planning.plan import allocated
-from srcr.planning.sensitivity import Loss, Table, UnitLosses
-from srcr.testing import save_tiny_model
-from srcr.types import PruneSpec, SweepSpec, from_yaml, to_yaml
+from srcr.models.checkpoint import open_model
+from srcr.pipelines.compress import compress
+from srcr.pipelines.options import Output, RunOptions
+from srcr.pipelines.plan import plan
+from srcr.planning.costs import SizeBudget
+from srcr.planning.plans import allocated_plan
+from srcr.planning.space import SearchSpace
+from srcr.plans.plan import CompressionPlan, Target
+from srcr.plans.specs import CompressionLevel, QuantSpec
+from srcr.records.run import TextRecord
+from srcr.records.sensitivity import GroupLosses, LevelLoss, SensitivityTable
+from srcr.serialize import from_dict, from_yaml, to_dict, to_yaml
+from srcr.testing import save_tiny_model, tiny_model
 
-SPACE = Space(grid(), Treatment(PruneSpec(), QuantSpec(group_size=-1)))
+SPACE = SearchSpace(quant=QuantSpec(group_size=-1))
+QUIET = RunOptions(quiet=True)
+DATA = Calibration("self", 8, 24)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def opened(tmp_path_factory):
     folder = save_tiny_model(
         tmp_path_factory.mktemp("base"), "llama", hidden_size=64, intermediate_size=96, head_dim=16,
         num_hidden_layers=4,
     )  # fmt: skip
-    return folder, open_weights(folder)
+    return open_model(folder)
 
 
-def table(source, sha256="0"):
-    """Losses as layers have them: fourfold less for every bit, more for every zero."""
-    units = tuple(
-        UnitLosses(
-            unit.names,
-            size_of(unit, source.topology),
+def table(opened, weight=lambda i: i + 1):
+    """Losses as linears have them: fourfold less for every bit, more for every zero, and each group's own
+    ``weight`` by its number."""
+    groups = tuple(
+        GroupLosses(
+            group.names,
+            opened.topology.group_size(group),
             tuple(
-                Loss(x.sparsity, x.num_bits, (i + 1) * (4.0**-x.num_bits + x.sparsity**3 / 50))
-                for x in SPACE.levels
+                LevelLoss(
+                    level.sparsity,
+                    level.num_bits,
+                    weight(i) * (4.0**-level.num_bits + level.sparsity**3 / 50),
+                )
+                for level in SPACE.levels
             ),
         )
-        for i, unit in enumerate(decisions(source.topology))
+        for i, group in enumerate(opened.topology.groups())
     )
-    return Table("base", sha256, {}, SPACE.treatment, SPACE.sweep, units)
+    text = TextRecord("text", 1, 1, "0")
+    return SensitivityTable("base", opened.sha256, text, groups, quant=SPACE.quant)
+
+
+def allocated(opened, target, losses, format_name="dense", seed=0):
+    budget = SizeBudget.of(target, opened.blockwise, SPACE, format_name)
+    return allocated_plan(losses.predicted(), budget, target, seed)
 
 
 @pytest.mark.parametrize("kind", ["tcr", "stored", "loaded"])
-def test_twenty_random_budgets_are_met_from_below(kind, base, tmp_path):
-    folder, source = base
-    losses = table(source).predicted()
+def test_twenty_random_budgets_are_met_from_below(kind, opened, tmp_path):
+    losses = table(opened)
     rng = random.Random(0)
     for i in range(20):
         if kind == "tcr":
             target = Target(tcr=rng.uniform(0.55, 0.93))
-            plan = allocated(source, target, SPACE, "dense", losses, 0)
-            shapes = source.topology.shapes
+            shapes = opened.topology.shapes
             total = 16 * sum(rows * cols for rows, cols in shapes.values())
             kept = 0
-            for layer in plan.layers:
+            for layer in allocated(opened, target, losses).layers:
                 rows, cols = shapes[layer.name]
                 kept += (rows * cols - round(layer.sparsity * rows * cols)) * layer.bits
             assert (1 - target.tcr) * 0.995 * total <= kept <= (1 - target.tcr) * total
             continue
         size = rng.randint(100_000, 170_000)
         target = Target(stored_bytes=size) if kind == "stored" else Target(loaded_bytes=size)
-        plan = allocated(source, target, SPACE, "compressed-tensors", losses, 0)
+        chosen = allocated(opened, target, losses, "compressed-tensors")
         if i % 7 == 0:  # written for real
             out = Output(tmp_path / f"out{i}", "compressed-tensors")
-            rates = srcr.compress(folder, plan, Calibration("self", 2, 16), out, quiet=True).rates
-            real = rates.stored_bytes if kind == "stored" else rates.loaded_bytes
-            assert 0.995 * size <= real <= size
+            rates = compress(opened, chosen, Calibration("self", 2, 16), out, QUIET).rates
+            written = rates.stored_bytes if kind == "stored" else rates.loaded_bytes
+            assert 0.995 * size <= written <= size
 
 
-def test_fused_layers_share_their_width(base):
-    _, source = base
-    plan = allocated(
-        source, Target(tcr=0.8), SPACE, "compressed-tensors", table(source).predicted(), 0
+def test_fused_layers_share_their_width(opened):
+    chosen = allocated(opened, Target(tcr=0.8), table(opened)).by_name()
+    for group in opened.topology.groups():
+        assert len({chosen[name].bits for name in group.names}) == 1
+    assert len({layer.bits for layer in chosen.values()}) > 1
+
+
+@pytest.mark.parametrize("first_loses_more", [True, False])
+def test_what_loses_more_gets_more(first_loses_more, opened):
+    last = len(opened.topology.groups()) - 1
+    losses = table(opened, lambda i: 100.0 ** ((last - i if first_loses_more else i) / last))
+    chosen = allocated(opened, Target(tcr=0.8), losses).by_name()
+    first, final = (
+        (1 - chosen[name].sparsity) * chosen[name].bits
+        for name in (f"model.layers.{i}.mlp.down_proj" for i in (0, 3))
     )
-    get_format("compressed-tensors").check(plan, source.topology)
-    assert len({layer.bits for layer in plan.layers}) > 1
+    assert first > final + 1 if first_loses_more else first < final - 1
 
 
-def test_what_loses_more_gets_more(base):
-    _, source = base
-    plan = allocated(
-        source, Target(tcr=0.8), SPACE, "dense", table(source).predicted(), 0
-    ).by_name()
-    same = [f"model.layers.{i}.mlp.down_proj" for i in (0, 3)]
-    first, last = ((1 - plan[n].sparsity) * plan[n].bits for n in same)
-    assert first <= last
-
-
-def test_a_plan_can_be_read_edited_and_fed_back(base, tmp_path):
-    _, source = base
+def test_a_plan_can_be_read_edited_and_fed_back(opened, tmp_path):
     target = Target(tcr=0.8)
-    plan = allocated(source, target, SPACE, "dense", table(source).predicted(), 3)
-    (tmp_path / "plan.yaml").write_text(to_yaml(plan))
-    assert from_yaml(type(plan), tmp_path / "plan.yaml") == plan
-    assert plan.target == target
-    assert plan.seed == 3
+    chosen = allocated(opened, target, table(opened), seed=3)
+    (tmp_path / "plan.yaml").write_text(to_yaml(chosen))
+    assert from_yaml(CompressionPlan, tmp_path / "plan.yaml") == chosen
+    assert (chosen.target, chosen.seed) == (target, 3)
 
 
 @pytest.mark.parametrize(
     "target",
     [Target(tcr=0.97), Target(tcr=0.1), Target(stored_bytes=1000), Target(loaded_bytes=10**9)],
 )
-def test_budgets_out_of_reach_are_refused_with_the_range(target, base):
-    folder, _ = base
+def test_budgets_out_of_reach_are_refused_with_the_range(target, opened):
     with pytest.raises(InputError, match=r"cannot be met: .* smallest plan and .* the largest"):
-        srcr.plan(folder, target, SPACE, Calibration("self", 8, 24), quiet=True)
+        plan(opened, target, SPACE, DATA, options=QUIET)
 
 
-def test_a_table_belongs_to_its_model(base, tmp_path):
-    folder, source = base
-    with pytest.raises(InputError, match="another model"):
-        srcr.plan(folder, Target(tcr=0.8), SPACE, Calibration(), table(source), quiet=True)
+def test_a_table_belongs_to_its_model(opened):
+    other = tiny_model("llama", seed=1)
+    with pytest.raises(InputError, match=r"another model \(base\)"):
+        plan(other, Target(tcr=0.8), table(opened), options=QUIET)
+    chosen = plan(opened, Target(tcr=0.8), table(opened), options=QUIET)
+    assert chosen == allocated(opened, Target(tcr=0.8), table(opened))
 
 
-def test_without_a_table_one_is_made(base):
-    folder, source = base
-    space = Space((Level(0, 3), Level(0.25, 4), Level(0, 5)), SPACE.treatment, SweepSpec())
-    plan = srcr.plan(folder, Target(tcr=0.78), space, Calibration("self", 8, 24), quiet=True)
-    assert {layer.name for layer in plan.layers} == set(source.topology.shapes)
+def test_a_table_of_an_earlier_version_is_read(opened):
+    new = to_dict(table(opened))
+    old = {key: new[key] for key in ("base", "base_sha256", "calibration", "seconds")} | {
+        "treatment": {"prune": new["prune"], "quant": new["quant"]},
+        "sweep": new["solver"],
+        "units": new["groups"],
+    }
+    old["treatment"]["quant"]["symmetric"] = False
+    losses = from_dict(SensitivityTable, old)
+    chosen = plan(opened, Target(tcr=0.8), losses, options=QUIET)
+    assert {layer.quant.symmetric for layer in chosen.layers} == {False}
+    assert {layer.quant.group_size for layer in chosen.layers} == {-1}
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_without_a_table_one_is_made(in_memory, opened):
+    levels = (CompressionLevel(0, 3), CompressionLevel(0.25, 4), CompressionLevel(0, 5))
+    space = SearchSpace(levels, quant=SPACE.quant)
+    model = opened.loaded() if in_memory else opened.folder
+    chosen = plan(model, Target(tcr=0.78), space, DATA, options=QUIET)
+    assert {layer.name for layer in chosen.layers} == set(opened.topology.shapes)
+    assert {layer.bits for layer in chosen.layers} <= {3, 4, 5}

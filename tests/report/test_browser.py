@@ -29,9 +29,9 @@ QUIET = [
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield found
-        found.close()
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +48,16 @@ def page(browser: Any, url: str, request: pytest.FixtureRequest) -> Iterator[Any
         **getattr(request, "param", {"viewport": {"width": 1280, "height": 900}})
     )
     page = context.new_page()
-    said: list[str] = []
+    messages: list[str] = []
     fetched: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda call: fetched.append(call.url))
     page.goto(url)
     page.wait_for_selector("#plot-kl .scatterlayer .point")
     yield page
     context.close()
-    assert said == []
+    assert messages == []
     assert [call for call in fetched if not call.startswith(("data:", "blob:"))] == [url]
 
 
@@ -100,8 +100,8 @@ def test_the_front_is_that_of_the_runs_shown(page: Any) -> None:
     assert page.evaluate(count) > 2
     page.get_by_label("Search").fill("sequential")
     shown = page.evaluate("document.querySelector('#plot-kl').data.at(-1).y")
-    found = page.evaluate("document.querySelector('#plot-kl').data.slice(0, -1).flatMap(t => t.y)")
-    assert shown == [min(found)]
+    values = page.evaluate("document.querySelector('#plot-kl').data.slice(0, -1).flatMap(t => t.y)")
+    assert shown == [min(values)]
 
 
 def test_each_size_can_be_the_axis(page: Any) -> None:
@@ -191,8 +191,8 @@ def test_with_reduced_motion_nothing_glides(browser: Any, url: str) -> None:
 def test_the_policy_stops_other_scripts_and_requests(browser: Any, url: str) -> None:
     context = browser.new_context()
     page = context.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
     page.goto(url)
     page.evaluate(
         "() => { const script = document.createElement('script'); script.textContent = 'window.ran = 1';"
@@ -200,5 +200,5 @@ def test_the_policy_stops_other_scripts_and_requests(browser: Any, url: str) -> 
     )
     page.wait_for_timeout(100)
     assert page.evaluate("typeof window.ran") == "undefined"
-    assert len([line for line in said if "Content Security Policy" in line]) == 2
+    assert len([line for line in messages if "Content Security Policy" in line]) == 2
     context.close()

@@ -73,8 +73,8 @@ def test_the_first_words_say_what_was_compressed_and_what_it_kept(
 
 
 def test_every_section_is_there(page: str) -> None:
-    found = Page(page)
-    ids = {attrs.get("id") for _, attrs in found.tags}
+    parsed = Page(page)
+    ids = {attrs.get("id") for _, attrs in parsed.tags}
     assert {"runs", "tradeoff", "map", "layers", "tasks", "semantic", "divergence", "record"} <= ids
     for words in (
         "srcr compress models/tiny-llama",
@@ -84,8 +84,8 @@ def test_every_section_is_there(page: str) -> None:
         "transformers",
         "chance",
     ):
-        assert words in found.text
-    assert "fills this" not in found.text, "nothing is missing in these runs"
+        assert words in parsed.text
+    assert "fills this" not in parsed.text, "nothing is missing in these runs"
 
 
 def test_what_was_not_measured_is_one_line_that_says_how(runs: list[Run]) -> None:
@@ -111,13 +111,13 @@ def test_the_headline_falls_back(runs: list[Run]) -> None:
         if run.evaluation
     ]
     chosen = headline(without)
-    found = [
+    values = [
         run.evaluation.divergence.kl.value
         for run in without
         if run.evaluation and run.evaluation.divergence
     ]
     assert chosen.why.startswith("smallest KL")
-    assert chosen.index == found.index(min(found))
+    assert chosen.index == values.index(min(values))
     assert headline([replace(run, evaluation=None) for run in runs]).why.startswith(
         "smallest on disk"
     )

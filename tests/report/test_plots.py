@@ -62,25 +62,25 @@ def test_every_run_is_a_point_with_its_interval(
     assert sorted(i for trace in points for i in trace["meta"]["runs"]) == list(range(len(runs)))
     trace = points[0]
     run = runs[trace["meta"]["runs"][0]]
-    found = outcome.of(run)
+    measure = outcome.of(run)
     assert run.rates
-    assert found
-    assert found[1]
+    assert measure
+    assert measure[1]
     assert trace["x"][0] == axis.of(run.rates)
-    assert trace["error_y"]["array"][0] == pytest.approx(found[1][1] - found[0])
+    assert trace["error_y"]["array"][0] == pytest.approx(measure[1][1] - measure[0])
     assert len(front["meta"]["front"]) == len(runs)
 
 
 def test_a_cell_of_the_map_puts_its_best_run_first(dozen: list[Path]) -> None:
     runs = load_runs(dozen)
-    found = rate_map(runs)
-    assert found
-    (cells,) = [cells for bits, cells in found.rows if bits == 4]
-    cell = cells[found.sparsities.index(25)]
+    map_of_srcr = rate_map(runs)
+    assert map_of_srcr
+    (cells,) = [cells for bits, cells in map_of_srcr.rows if bits == 4]
+    cell = cells[map_of_srcr.sparsities.index(25)]
     names = {runs[index].name for _, index in cell}
     assert names == {"s25-w4", "s25-w4-case-a", "s25-w4-case-b", "6of8-w4"}
     assert cell[0] == max(cell)
-    assert (found.heat(found.lowest), found.heat(found.highest)) == (0, 1)
+    assert (map_of_srcr.heat(map_of_srcr.lowest), map_of_srcr.heat(map_of_srcr.highest)) == (0, 1)
     assert rate_map(runs[:1]) is None
 
 

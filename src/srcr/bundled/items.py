@@ -22,6 +22,6 @@ def make_item(prompt: str, answer: str, others: Iterable[str], rng: Random) -> I
     return Item(prompt, tuple(f" {word}." for word in words), words.index(answer))
 
 
-def held_out(key: str, one_in: int) -> bool:
-    """Whether the instance named `key` is reserved for the tasks (about one in `one_in`)."""
-    return crc32(key.encode()) % one_in == 0
+def held_out(key: str, every: int) -> bool:
+    """Whether the instance named `key` is reserved for the tasks (about 1 in `every`)."""
+    return crc32(key.encode()) % every == 0

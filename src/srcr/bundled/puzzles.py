@@ -147,14 +147,14 @@ def solved(kind: Kind, rng: Random, most: int) -> str:
 def _items(kind: Kind, count: int) -> list[Item]:
     """Questions about the first `count` different held-out instances of a kind."""
     rng = Random(f"srcr bundled {kind.__name__}")
-    found: dict[str, Item] = {}
-    while len(found) < count:
+    items: dict[str, Item] = {}
+    while len(items) < count:
         text, questions = kind(rng, False)
         question = rng.choice(questions)
         prompt = text + question.text
-        if prompt not in found:
-            found[prompt] = make_item(prompt, question.answer, question.others, rng)
-    return list(found.values())
+        if prompt not in items:
+            items[prompt] = make_item(prompt, question.answer, question.others, rng)
+    return list(items.values())
 
 
 def reasoning_items() -> list[Item]:

@@ -48,8 +48,8 @@ def log_likelihoods(
         size = max(1, min(BATCH_CHOICES, BATCH_LOGITS // (vocabulary * longest)) // n_choices)
         for begin in range(0, len(members), size):
             batch = members[begin : begin + size]
-            found = _choices(model, [prompts[i] for i in batch], [tails[i] for i in batch])
-            for i, row in zip(batch, found.tolist(), strict=True):
+            sums_of_batch = _choices(model, [prompts[i] for i in batch], [tails[i] for i in batch])
+            for i, row in zip(batch, sums_of_batch.tolist(), strict=True):
                 sums[i] = row
             done += len(batch)
             on_progress(done / len(items))
@@ -74,8 +74,8 @@ def _choices(
         before = ids[:, :-1].to(device)
         logits.append(model(input_ids=before, past_key_values=cache, use_cache=True).logits)
     odds = log_softmax(torch.cat(logits, dim=1).float(), dim=-1).cpu()
-    found = odds.gather(-1, ids[..., None])[..., 0]
-    return (found * scored).sum(-1).view(len(prompts), n_choices)
+    gathered = odds.gather(-1, ids[..., None])[..., 0]
+    return (gathered * scored).sum(-1).view(len(prompts), n_choices)
 
 
 def score(

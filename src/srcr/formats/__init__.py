@@ -1,77 +1,113 @@
-"""Checkpoint formats, one file each: the same compressed weights in several containers.
+"""Checkpoint formats, one file each, looked up by name: the same compressed weights in several containers.
 
-A format says which plans it can hold, turns one compressed weight into named tensors, reads them back,
-and knows what the engine that serves it keeps in memory. :mod:`srcr.formats.checkpoint` does the rest
-(files, shards, verification), the same for all.
+To add one, drop a file into this folder (or another that is in ``srcr.formats.__path__``) that defines
+``FORMAT``: a :class:`Format`, which writes a :class:`~srcr.formats.checkpoint.Checkpoint` and reads it back.
 """
 
-from collections.abc import Iterator, Sequence
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from srcr.errors import InputError, NotAvailableYetError
-from srcr.models.topology import Topology
-from srcr.types import CompressedWeight, CompressionPlan
+from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
+from srcr.models.config import read_config
+from srcr.models.load import load_model, resolve
+from srcr.models.matrices import MatrixRef
+from srcr.records.run import LoadedBytes
+
+#: Formats that a later version brings.
+LATER = ("gptq", "gguf", "archive")
+
+
+#: ``(matrix, its shape [rows, cols], its scheme or None, dtype)`` -> the tensors that it is stored as, by
+#: their full names, without data.
+Layout = Callable[[MatrixRef, tuple[int, int], Scheme | None, torch.dtype], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Bytes that ``engine`` keeps in memory for the weights."""
+class Format:
+    """How checkpoints are stored.
 
-    n_bytes: int
-    engine: str
+    ``check`` raises InputError where the contents do not fit; ``write`` puts a checkpoint into an empty
+    folder, ``read`` gives it back; ``recognises``: whether a folder holds this format; ``layout``: what a
+    compressed linear is stored as; ``loaded_bytes``: what the engine that serves it keeps in memory;
+    ``load``: the model in it, dequantized, on the CPU, in a precision (None: its own).
+    """
+
+    name: str
+    summary: str
+    check: Callable[[Contents], None]
+    write: Callable[[Checkpoint, Path], None]
+    read: Callable[[Path], Checkpoint]
+    recognises: Callable[[Path], bool]
+    layout: Layout
+    loaded_bytes: Callable[[Path], LoadedBytes]
+    load: Callable[[Path, torch.dtype | None], Any] = load_model
 
 
-class Format(Protocol):
-    """What a format's module defines."""
+@cache
+def _discover(path: tuple[str, ...]) -> dict[str, Format]:
+    """The formats of every file in the folders of ``path``, by name."""
+    formats = {}
+    for info in sorted(pkgutil.iter_modules(path), key=lambda info: info.name):
+        fmt = getattr(importlib.import_module(f"{__name__}.{info.name}"), "FORMAT", None)
+        if isinstance(fmt, Format):
+            formats[fmt.name] = fmt
+    return formats
 
-    def check(self, plan: CompressionPlan, topology: Topology) -> None:
-        """Raise InputError if a checkpoint of this format cannot hold the plan."""
-        ...
 
-    def tensors(
-        self, name: str, weight: CompressedWeight, dtype: torch.dtype, transposed: bool
-    ) -> dict[str, Tensor]:
-        """The tensors that stand for one linear, under their names in the file."""
-        ...
-
-    def quantization_config(
-        self, plan: CompressionPlan, topology: Topology
-    ) -> dict[str, Any] | None:
-        """The ``quantization_config`` of config.json, or None."""
-        ...
-
-    def read(
-        self,
-        path: Path,
-        names: list[str],
-        transposed: frozenset[str],
-        files: Sequence[Path] | None = None,
-    ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """(name, weight float32 [rows, cols], codes int8 or None) of each named linear in a folder, or in
-        some files of it."""
-        ...
-
-    def loaded_bytes(self, path: Path) -> Loaded:
-        """What the engine that serves this format keeps in memory."""
-        ...
+def formats() -> dict[str, Format]:
+    """Every format by name."""
+    return _discover(tuple(__path__))
 
 
 def get_format(name: str) -> Format:
     """The format called ``name``.
 
     Raises:
-        InputError: unknown; NotAvailableYetError: known, but not built yet.
+        InputError: lists the names there are; NotAvailableYetError: known, but not built yet.
     """
-    from srcr.formats import compressed_tensors, dense
-
-    known: dict[str, Format] = {"compressed-tensors": compressed_tensors, "dense": dense}
-    if name in ("gguf", "archive"):
+    if name in formats():
+        return formats()[name]
+    if name in LATER:
         raise NotAvailableYetError(f"--format {name}")
-    if name not in known:
-        raise InputError(f"format {name!r} is not known: use {', '.join(known)}")
-    return known[name]
+    raise InputError(f"format {name!r} is not known: use {', '.join(formats())}")
+
+
+def detect(folder: Path) -> Format:
+    """The format of the checkpoint in a folder.
+
+    Raises:
+        InputError: it is none that srcr reads.
+    """
+    for fmt in formats().values():
+        if fmt.recognises(folder):
+            return fmt
+    by = read_config(folder).get("quantization_config") or {}
+    raise InputError(
+        f"{folder} is quantized by {by.get('quant_method')!r}, which srcr does not read: it reads "
+        f"{', '.join(formats())} checkpoints"
+    )
+
+
+def load(path: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """The causal LM in ``path`` (a folder in any format, a hub id, or "bundled"), dequantized, on the CPU in
+    evaluation mode, in its own precision or ``dtype``.
+
+    Raises:
+        InputError: it cannot be loaded.
+
+    >>> load("bundled").config.model_type
+    'llama'
+    """
+    folder = resolve(path)
+    known = [fmt for fmt in formats().values() if fmt.recognises(folder)]
+    # What another tool has quantized, transformers may know how to load.
+    return known[0].load(folder, dtype) if known else load_model(folder, dtype)

@@ -5,7 +5,8 @@ code (the one that is 0); no ``sparsity_config`` is ever written, because vLLM r
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,154 +14,213 @@ import torch
 from torch import Tensor
 
 from srcr.errors import InputError
-from srcr.formats import Loaded
-from srcr.formats.safetensors_files import TensorFiles
-from srcr.models.load import read_config
-from srcr.models.topology import Topology
+from srcr.formats import Format
+from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
+from srcr.formats.shards import write_config, write_shards
+from srcr.models.checkpoint import OpenModel
+from srcr.models.config import read_config
+from srcr.models.matrices import MatrixRef
+from srcr.models.source import CheckpointSource
+from srcr.models.validation import library_errors
+from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.grid import Grid
-from srcr.types import CompressedWeight, CompressionPlan, LayerPlan, QuantSpec
+from srcr.records.run import LoadedBytes
+from srcr.storage.safetensors import TensorFiles
 
+NAME = "compressed-tensors"
+PACKED = "pack-quantized"
 #: Widths for which vLLM takes zero-points; symmetric ones it takes from 2 to 8.
 VLLM_ZERO_POINT_BITS = (4, 8)
+#: Bits of a word of packed codes, and of a weight that is not quantized.
+WORD_BITS, FULL_BITS = 32, 16
 
 
-def check(plan: CompressionPlan, topology: Topology) -> None:
-    """Refuses what pack-quantized, or the engines that read it, cannot hold.
+def check(contents: Contents) -> None:
+    """Refuse what pack-quantized, or the engines that read it, cannot hold.
 
     Raises:
         InputError: nothing is quantized; transposed linears (GPT-2); asymmetric with mixed settings.
     """
-    schemes = {_scheme_key(layer.quant) for layer in plan.layers if layer.quant}
+    topology, schemes = contents.topology, set(contents.schemes.values())
     if not schemes:
         raise InputError(
             "compressed-tensors holds quantized weights and this plan quantizes none (bits 16): use "
             "--format dense"
         )
-    if topology.conv1d:
+    if topology.transposed():
         raise InputError(
-            f"compressed-tensors cannot hold {min(topology.conv1d)}, a Conv1D (stored transposed), "
+            f"compressed-tensors cannot hold {min(topology.transposed())}, a Conv1D (stored transposed), "
             "which no engine matches: use --format dense"
         )
-    planned = plan.by_name()
-    for block in topology.blocks:
-        for unit in block.units:
-            names = [f"{block.name}.{name}" for name in unit.names]
-            quants = [planned[name].quant if name in planned else None for name in names]
-            if len({quant and _scheme_key(quant) for quant in quants}) > 1:
-                raise InputError(
-                    f"{', '.join(names)} share an input and are fused by serving engines: give them the "
-                    "same bits, group size and symmetry, or use --format dense"
-                )
-    asymmetric = any(not symmetric for _, _, symmetric in schemes)
-    if asymmetric and len(schemes) > 1:
+    stacked = [name for name in contents.schemes if topology.matrices[name].index is not None]
+    if stacked:
+        raise InputError(
+            f"compressed-tensors cannot hold {stacked[0]}, which lies in a stack of matrices: use "
+            "--format dense"
+        )
+    for group in topology.groups():
+        if len(contents.group_schemes(group)) > 1:
+            raise InputError(
+                f"{', '.join(group.names)} share an input and are fused by serving engines: give them the "
+                "same bits, group size and symmetry, or use --format dense"
+            )
+    if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
         raise InputError(
             "compressed-tensors with zero-points and mixed settings is loaded by no current "
             "transformers: use the same asymmetric setting everywhere, --symmetric, or --format dense"
         )
 
 
-def tensors(
-    name: str, weight: CompressedWeight, dtype: torch.dtype, transposed: bool
-) -> dict[str, Tensor]:
-    """Packed codes, scale in ``dtype``, shape, packed zero-points; a plain weight if unquantized."""
-    # Here, as in read(): who writes dense checkpoints need not wait for it.
+def _layout(
+    ref: MatrixRef, shape: tuple[int, int], scheme: Scheme | None, dtype: torch.dtype
+) -> Mapping[str, Tensor]:
+    """Packed codes, scale in ``dtype``, shape, packed zero-points; a plain weight without a scheme."""
+    name, (rows, cols) = ref.parameter, shape
+
+    def empty(dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    if scheme is None:
+        return {name: empty(dtype, rows, cols)}
+    groups = 1 if scheme.group_size == -1 else cols // scheme.group_size
+    tensors = {
+        f"{name}_packed": empty(torch.int32, rows, _words(cols, scheme.num_bits)),
+        f"{name}_scale": empty(dtype, rows, groups),
+        f"{name}_shape": empty(torch.int64, 2),
+    }
+    if not scheme.symmetric:
+        words = _words(rows, scheme.num_bits)
+        tensors[f"{name}_zero_point"] = empty(torch.int32, words, groups)
+    return tensors
+
+
+def _words(values: int, num_bits: int) -> int:
+    """Words that so many packed numbers take."""
+    return -(-values * num_bits // WORD_BITS)
+
+
+def _encode(ref: MatrixRef, weight: CompressedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of :func:`_layout`, with data."""
+    # Here, as in _decode(): who writes dense checkpoints need not wait for it.
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-    if weight.codes is None or weight.grid is None:
-        return {f"{name}.weight": weight.dequantize().to(dtype).contiguous()}
-    grid = weight.grid
-    result = {
-        f"{name}.weight_packed": pack_to_int32(weight.codes, grid.num_bits),
-        f"{name}.weight_scale": grid.scale.to(dtype).contiguous(),
-        f"{name}.weight_shape": torch.tensor(weight.codes.shape, dtype=torch.int64),
+    name, grid = ref.parameter, weight.grid
+    if weight.codes is None or grid is None:
+        return {name: weight.dequantize().to(dtype).contiguous()}
+    tensors = {
+        f"{name}_packed": pack_to_int32(weight.codes, grid.num_bits),
+        f"{name}_scale": grid.scale.to(dtype).contiguous(),
+        f"{name}_shape": torch.tensor(weight.codes.shape, dtype=torch.int64),
     }
     if grid.zero_point is not None:
-        zero = grid.zero_point.to(torch.int8)
-        result[f"{name}.weight_zero_point"] = pack_to_int32(zero, grid.num_bits, packed_dim=0)
-    return result
+        zero_point = grid.zero_point.to(torch.int8)
+        tensors[f"{name}_zero_point"] = pack_to_int32(zero_point, grid.num_bits, packed_dim=0)
+    return tensors
 
 
-def _scheme_key(quant: QuantSpec) -> tuple[int, int, bool]:
-    assert isinstance(quant.group_size, int)
-    return quant.num_bits, quant.group_size, quant.symmetric
+def _write(checkpoint: Checkpoint, folder: Path) -> None:
+    contents, dtype = checkpoint.contents, checkpoint.dtype
+    topology, plain = contents.topology, checkpoint.plain_names()
+    write_config(checkpoint, folder, quantization_config(contents))
+    layout = {name: checkpoint.meta(name) for name in plain}
+    for name in contents.compressed:
+        scheme = contents.schemes.get(name)
+        layout |= _layout(topology.matrices[name], topology.shapes[name], scheme, dtype)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name in plain:
+            yield name, checkpoint.tensor(name)
+        for name in contents.compressed:
+            weight = checkpoint.read(name)
+            yield from _encode(topology.matrices[name], weight, dtype).items()
+
+    write_shards(folder, topology, layout, tensors())
 
 
-def quantization_config(plan: CompressionPlan, topology: Topology) -> dict[str, Any] | None:
-    """One config group a setting; untouched linears and the output head are ignored by name."""
-    groups: dict[tuple[int, int, bool], list[LayerPlan]] = {}
-    for layer in plan.layers:
-        if layer.quant is not None:
-            groups.setdefault(_scheme_key(layer.quant), []).append(layer)
-    planned = {layer.name for layer in plan.layers if layer.quant is not None}
-    ignore = [name for name in topology.linears() if name not in planned]
-    if topology.head is not None:
-        ignore.append(topology.head)
+def quantization_config(contents: Contents) -> dict[str, Any]:
+    """The ``quantization_config`` of config.json: a config group for each scheme; linears that are not
+    quantized and the output head are ignored by name."""
+    groups: dict[Scheme, list[str]] = {}
+    for name, scheme in contents.schemes.items():
+        groups.setdefault(scheme, []).append(name)
+    ignore = [name for name in contents.topology.linears() if name not in contents.schemes]
+    if contents.topology.head is not None:
+        ignore.append(contents.topology.head)
     config: dict[str, Any] = {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "quant_method": NAME,
+        "format": PACKED,
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{i}": {
-                "targets": ["Linear"] if len(groups) == 1 else [layer.name for layer in layers],
+                "targets": ["Linear"] if len(groups) == 1 else names,
                 "weights": {
-                    "num_bits": bits,
+                    "num_bits": scheme.num_bits,
                     "type": "int",
-                    "symmetric": symmetric,
-                    "strategy": "channel" if size == -1 else "group",
-                    "group_size": None if size == -1 else size,
+                    "symmetric": scheme.symmetric,
+                    "strategy": "channel" if scheme.group_size == -1 else "group",
+                    "group_size": None if scheme.group_size == -1 else scheme.group_size,
                     "dynamic": False,
                 },
             }
-            for i, ((bits, size, symmetric), layers) in enumerate(groups.items())
+            for i, (scheme, names) in enumerate(groups.items())
         },
         "ignore": ignore,
     }
-    if any(not symmetric for _, _, symmetric in groups):
+    if not all(scheme.symmetric for scheme in groups):
         config["dequantize"] = True  # transformers does not pack zero-points on its lazy path
     return config
 
 
-def read(
-    path: Path,
-    names: list[str],
-    transposed: frozenset[str],
-    files: Sequence[Path] | None = None,
-) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """Codes unpacked, and dequantized in the precision of the scale."""
+def _read(folder: Path) -> Checkpoint:
+    """The checkpoint, codes and grids as stored. Masks and errors are not: a pruned weight is a code like any
+    other, so a weight's mask is None and its error NaN."""
+    config = read_config(folder)["quantization_config"]
+    files, opened = TensorFiles(folder), OpenModel(str(folder), CheckpointSource(folder), folder)
+    schemes = {name: scheme_of(config, name) for name in opened.topology.linears()}
+    schemes = {name: scheme for name, scheme in schemes.items() if scheme.num_bits < FULL_BITS}
+    contents = Contents(opened.topology, schemes, tuple(schemes))
+    return Checkpoint.of(opened, contents, partial(_decode, files, contents))
+
+
+def _decode(files: TensorFiles, contents: Contents, name: str) -> CompressedWeight:
+    """The weight of a linear.
+
+    Raises:
+        InputError: it is not packed.
+    """
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-    config = read_config(path)
-    with TensorFiles(path, files) as stored:
-        for name in names:
-            if f"{name}.weight_packed" not in stored:
-                yield name, stored.get(f"{name}.weight").to(torch.float32), None
-                continue
-            bits = num_bits(config, name)
-            shape = torch.Size(stored.get(f"{name}.weight_shape").tolist())
-            codes = unpack_from_int32(stored.get(f"{name}.weight_packed"), bits, shape)
-            scale = stored.get(f"{name}.weight_scale")
-            zero = None
-            if f"{name}.weight_zero_point" in stored:
-                packed = stored.get(f"{name}.weight_zero_point")
-                zero = unpack_from_int32(packed, bits, scale.shape, packed_dim=0)
-                zero = zero.to(torch.float32)
-            size = shape[1] // scale.shape[1]
-            grid = Grid(scale.to(torch.float32), zero, bits, size, scale.dtype)
-            yield name, grid.dequantize(codes), codes
+    parameter, bits = contents.topology.matrices[name].parameter, contents.schemes[name].num_bits
+    if f"{parameter}_packed" not in files:
+        raise InputError(
+            f"{files.folder} stores {name} in another way than {PACKED}, which srcr reads: compress the "
+            "original model"
+        )
+    with library_errors(f"{name} in {files.folder} cannot be unpacked"):
+        shape = torch.Size(files.get(f"{parameter}_shape").tolist())
+        codes = unpack_from_int32(files.get(f"{parameter}_packed"), bits, shape)
+        scale, zero_point = files.get(f"{parameter}_scale"), None
+        if f"{parameter}_zero_point" in files:
+            packed = files.get(f"{parameter}_zero_point")
+            zero_point = unpack_from_int32(packed, bits, scale.shape, packed_dim=0)
+            zero_point = zero_point.to(torch.float32)
+        size = shape[1] // scale.shape[1]
+        grid = Grid(scale.to(torch.float32), zero_point, bits, size, scale.dtype)
+    return CompressedWeight(None, float("nan"), codes, grid)
 
 
-def num_bits(config: dict[str, Any], name: str) -> int:
-    """Bits of the linear ``name`` by the ``quantization_config`` of a config.json; 16 where it has none."""
-    quantization = config.get("quantization_config") or {}
-    if _matches(name, quantization.get("ignore") or []):
-        return 16
-    for group in quantization.get("config_groups", {}).values():
-        if "Linear" in group["targets"] or _matches(name, group["targets"]):
-            return int(group["weights"]["num_bits"])
-    return 16
+def scheme_of(quantization: Mapping[str, Any], name: str) -> Scheme:
+    """The scheme of a linear by a ``quantization_config``; 16 bits where it has none."""
+    if not _matches(name, quantization.get("ignore") or []):
+        for group in quantization.get("config_groups", {}).values():
+            if "Linear" in group["targets"] or _matches(name, group["targets"]):
+                weights = group["weights"]
+                size = weights.get("group_size") or -1
+                return Scheme(int(weights["num_bits"]), size, bool(weights.get("symmetric", True)))
+    return Scheme(FULL_BITS, -1, True)
 
 
-def _matches(name: str, targets: list[str]) -> bool:
+def _matches(name: str, targets: Sequence[str]) -> bool:
     """Whether a module is among targets: names, or "re:" and a pattern."""
     return any(
         bool(re.match(target[3:], name)) if target.startswith("re:") else target == name
@@ -168,22 +228,39 @@ def _matches(name: str, targets: list[str]) -> bool:
     )
 
 
-def loaded_bytes(path: Path) -> Loaded:
+def _recognises(folder: Path) -> bool:
+    quantization = read_config(folder).get("quantization_config") or {}
+    return bool(quantization.get("quant_method") == NAME)
+
+
+def _loaded_bytes(folder: Path) -> LoadedBytes:
     """vLLM keeps the packed tensors; where it cannot serve a setting, transformers decompresses all."""
-    groups = read_config(path)["quantization_config"]["config_groups"].values()
-    with TensorFiles(path) as files:
-        sizes = files.sizes()
-        if all(
-            group["weights"]["symmetric"] or group["weights"]["num_bits"] in VLLM_ZERO_POINT_BITS
-            for group in groups
-        ):
-            return Loaded(sum(sizes.values()), "vllm")
-        total = 0
-        for name, size in sizes.items():
-            base, _, kind = name.rpartition(".")
-            if kind == "weight_packed":
-                rows, cols = files.get(f"{base}.weight_shape").tolist()
-                total += rows * cols * files.get(f"{base}.weight_scale").itemsize
-            elif kind not in ("weight_scale", "weight_shape", "weight_zero_point"):
-                total += size
-        return Loaded(total, "transformers")
+    groups = read_config(folder)["quantization_config"]["config_groups"].values()
+    files = TensorFiles(folder)
+    sizes = files.sizes()
+    if all(
+        group["weights"]["symmetric"] or group["weights"]["num_bits"] in VLLM_ZERO_POINT_BITS
+        for group in groups
+    ):
+        return LoadedBytes(sum(sizes.values()), "vllm")
+    total = 0
+    for name, size in sizes.items():
+        base, _, kind = name.rpartition(".")
+        if kind == "weight_packed":
+            rows, cols = files.get(f"{base}.weight_shape").tolist()
+            total += rows * cols * files.meta(f"{base}.weight_scale").itemsize
+        elif kind not in ("weight_scale", "weight_shape", "weight_zero_point"):
+            total += size
+    return LoadedBytes(total, "transformers")
+
+
+FORMAT = Format(
+    name=NAME,
+    summary="packed codes of 2 to 8 bits, as transformers and vLLM load them",
+    check=check,
+    write=_write,
+    read=_read,
+    recognises=_recognises,
+    layout=_layout,
+    loaded_bytes=_loaded_bytes,
+)

@@ -1,49 +1,67 @@
 """``dense``: plain safetensors in the base model's precision, for every engine and every plan."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from srcr.formats import Loaded
-from srcr.formats.safetensors_files import TensorFiles
-from srcr.models.topology import Topology
-from srcr.types import CompressedWeight, CompressionPlan
+from srcr.formats import Format
+from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
+from srcr.formats.shards import write_config, write_shards
+from srcr.models.checkpoint import open_model
+from srcr.models.config import is_quantized
+from srcr.models.matrices import MatrixRef
+from srcr.records.run import LoadedBytes
+from srcr.storage.safetensors import TensorFiles
 
 
-def check(plan: CompressionPlan, topology: Topology) -> None:
-    """Every plan fits."""
+def _check(contents: Contents) -> None:
+    """Everything fits."""
 
 
-def tensors(
-    name: str, weight: CompressedWeight, dtype: torch.dtype, transposed: bool
-) -> dict[str, Tensor]:
-    """``NAME.weight`` in ``dtype``."""
-    values = weight.dequantize().to(dtype)
-    return {f"{name}.weight": (values.T if transposed else values).contiguous()}
+def _layout(
+    ref: MatrixRef, shape: tuple[int, int], scheme: Scheme | None, dtype: torch.dtype
+) -> Mapping[str, Tensor]:
+    """The parameter in ``dtype``, whatever the scheme."""
+    return {ref.parameter: ref.stored(torch.empty(shape, dtype=dtype, device="meta"))}
 
 
-def quantization_config(plan: CompressionPlan, topology: Topology) -> dict[str, Any] | None:
-    """None: nothing tells a dense checkpoint from any other."""
-    return None
+def _write(checkpoint: Checkpoint, folder: Path) -> None:
+    """Every parameter and buffer."""
+    write_config(checkpoint, folder)
+    names = checkpoint.tensors.names()
+    write_shards(
+        folder,
+        checkpoint.contents.topology,
+        {name: checkpoint.meta(name) for name in names},
+        ((name, checkpoint.tensor(name)) for name in names),
+    )
 
 
-def read(
-    path: Path,
-    names: list[str],
-    transposed: frozenset[str],
-    files: Sequence[Path] | None = None,
-) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """Weights as they stand in the file, no codes."""
-    with TensorFiles(path, files) as stored:
-        for name in names:
-            weight = stored.get(f"{name}.weight").to(torch.float32)
-            yield name, weight.T if name in transposed else weight, None
+def _read(folder: Path) -> Checkpoint:
+    """A checkpoint of which nothing is compressed: the files say neither which weights were rounded, nor on
+    which grid."""
+    return Checkpoint.of(open_model(folder))
 
 
-def loaded_bytes(path: Path) -> Loaded:
+def _recognises(folder: Path) -> bool:
+    """Nothing tells a dense checkpoint from any other that is not quantized."""
+    return not is_quantized(folder)
+
+
+def _loaded_bytes(folder: Path) -> LoadedBytes:
     """Every tensor, as stored."""
-    with TensorFiles(path) as files:
-        return Loaded(sum(files.sizes().values()), "transformers")
+    return LoadedBytes(sum(TensorFiles(folder).sizes().values()), "transformers")
+
+
+FORMAT = Format(
+    name="dense",
+    summary="plain weights in the base's precision, for every engine; no smaller on disk",
+    check=_check,
+    write=_write,
+    read=_read,
+    recognises=_recognises,
+    layout=_layout,
+    loaded_bytes=_loaded_bytes,
+)

@@ -1,8 +1,8 @@
-"""Compression methods, one file each, found here by name.
+"""Compression methods, one file each, looked up by name.
 
-To add one, drop a file into this folder that defines ``METHOD``: a :class:`Pruner` (what a weight's
-removal costs) or a :class:`Quantizer` (which grid a weight is rounded on). :mod:`srcr.methods.joint`
-combines one of each; nothing else needs to know.
+To add one, drop a file into this folder (or another that is in ``srcr.methods.__path__``) that defines
+``METHOD``: a :class:`Pruner` (what a weight's removal costs) or a :class:`Quantizer` (which grid a weight is
+rounded on). The solver combines a pruner with a quantizer; nothing else needs to know.
 """
 
 import importlib
@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from srcr.errors import InputError
-from srcr.numerics.grid import Grid
-from srcr.types import QuantSpec
+from srcr.numerics.grid import Grid, GridSpec
+from srcr.plans.plan import CompressionPlan
 
 
 class Scores(Protocol):
@@ -45,8 +44,9 @@ class Pruner:
     compensates: bool
 
 
-#: ``(W, spec, group_size, dtype, importance, keep) -> Grid``, the arguments as in ``fit_grid``.
-FitGrid = Callable[[Tensor, QuantSpec, int, torch.dtype, Tensor, Tensor | None], Grid]
+#: ``(W [rows, cols], spec, importance [cols], mask [rows, cols] or None) -> Grid`` of the weights under the
+#: mask; the importance of a column is its entry of ``diag(H)``.
+FitGrid = Callable[[Tensor, GridSpec, Tensor, Tensor | None], Grid]
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,11 @@ class Quantizer:
 
 
 @cache
-def _found() -> tuple[dict[str, Pruner], dict[str, Quantizer]]:
+def _discover(path: tuple[str, ...]) -> tuple[dict[str, Pruner], dict[str, Quantizer]]:
+    """The methods of every file in the folders of ``path``."""
     pruners: dict[str, Pruner] = {}
     quantizers: dict[str, Quantizer] = {}
-    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
+    for info in sorted(pkgutil.iter_modules(path), key=lambda info: info.name):
         method = getattr(importlib.import_module(f"{__name__}.{info.name}"), "METHOD", None)
         if isinstance(method, Pruner):
             pruners[method.name] = method
@@ -76,12 +77,12 @@ def _found() -> tuple[dict[str, Pruner], dict[str, Quantizer]]:
 
 def pruners() -> dict[str, Pruner]:
     """Every pruner by name."""
-    return _found()[0]
+    return _discover(tuple(__path__))[0]
 
 
 def quantizers() -> dict[str, Quantizer]:
     """Every quantizer by name."""
-    return _found()[1]
+    return _discover(tuple(__path__))[1]
 
 
 def get_pruner(name: str) -> Pruner:
@@ -104,3 +105,16 @@ def get_quantizer(name: str) -> Quantizer:
     if name not in quantizers():
         raise InputError(f"quant method {name!r} is not known: use {', '.join(quantizers())}")
     return quantizers()[name]
+
+
+def check_methods(plan: CompressionPlan) -> None:
+    """Refuse a plan with a method that does not exist.
+
+    Raises:
+        InputError: lists the names there are.
+    """
+    for layer in plan.layers:
+        if layer.quant is not None:
+            get_quantizer(layer.quant.method)
+        if layer.prune is not None:
+            get_pruner(layer.prune.method)

@@ -3,23 +3,15 @@
 Scales are searched for the lowest error of the surviving weights, weighted by the Hessian's diagonal.
 """
 
-import torch
 from torch import Tensor
 
 from srcr.methods import Quantizer
-from srcr.numerics.grid import Grid, fit_grid
-from srcr.types import QuantSpec
+from srcr.numerics.grid import Grid, GridSpec
+from srcr.numerics.scales import fit_grid
 
 
-def _fit(
-    W: Tensor,
-    spec: QuantSpec,
-    group_size: int,
-    dtype: torch.dtype,
-    importance: Tensor,
-    keep: Tensor | None,
-) -> Grid:
-    return fit_grid(W, spec.num_bits, group_size, spec.symmetric, dtype, importance, keep)
+def _fit(W: Tensor, spec: GridSpec, importance: Tensor, mask: Tensor | None) -> Grid:
+    return fit_grid(W, spec, importance, mask)
 
 
 METHOD = Quantizer(

@@ -1,22 +1,14 @@
 """Round to nearest: the range of the weights decides the grid, nothing is compensated."""
 
-import torch
 from torch import Tensor
 
 from srcr.methods import Quantizer
-from srcr.numerics.grid import Grid, fit_grid
-from srcr.types import QuantSpec
+from srcr.numerics.grid import Grid, GridSpec
+from srcr.numerics.scales import fit_grid
 
 
-def _fit(
-    W: Tensor,
-    spec: QuantSpec,
-    group_size: int,
-    dtype: torch.dtype,
-    importance: Tensor,
-    keep: Tensor | None,
-) -> Grid:
-    return fit_grid(W, spec.num_bits, group_size, spec.symmetric, dtype, keep=keep, search=False)
+def _fit(W: Tensor, spec: GridSpec, importance: Tensor, mask: Tensor | None) -> Grid:
+    return fit_grid(W, spec, mask=mask, shrinks=())
 
 
 METHOD = Quantizer(

@@ -1,6 +1,8 @@
 """How far the compressed model's predictions are from the base model's, on the same text."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,33 +11,17 @@ from torch import Tensor
 from srcr.errors import NumericalError
 from srcr.metrics.intervals import ratio_interval
 from srcr.metrics.quantiles import Quantiles
-from srcr.types import Estimate
+from srcr.records.evaluation import Divergence, Estimate, KlEstimate, Perplexity
 
 PERCENTS = (50.0, 95.0, 99.0, 99.9)
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """The compressed model against the base, over ``n_tokens`` predicted positions (len - 1 a sequence).
-
-    ``kl``: mean KL(base || compressed) in nats; ``kl_percentiles``: its 50th, 95th, 99th and 99.9th
-    percentile over positions; ``top1_agreement``: share of positions where both rank the same token
-    first; ``flips``: share where exactly one of them ranks the text's own token first (after "Accuracy is
-    Not All You Need", arXiv 2407.09141); ``perplexity_ratio``: compressed over base.
-    """
-
-    kl: Estimate
-    kl_percentiles: tuple[float, float, float, float]
-    top1_agreement: Estimate
-    flips: Estimate
-    base_perplexity: float
-    perplexity: float
-    perplexity_ratio: Estimate
-    n_tokens: int
+#: At most so many tokens, and so many logits, go through each model at a time.
+BATCH_TOKENS, BATCH_LOGITS = 4096, 1 << 26
+#: The largest logarithm whose exponential JSON can hold.
+MAX_LOG = 709
 
 
 @dataclass
-class Accumulator:
+class DivergenceAccumulator:
     """Collects batch by batch. A document leaves its sums behind, a position its KL in a temporary file:
     logits are never kept, and memory does not grow with the length of the documents."""
 
@@ -51,11 +37,11 @@ class Accumulator:
         """
         target = input_ids[:, 1:, None]
         base = base_logits[:, :-1].float().log_softmax(-1)
-        ours = logits[:, :-1].float().log_softmax(-1)
-        losses = [-part.gather(-1, target)[..., 0] for part in (base, ours)]
-        best = [part.argmax(-1) for part in (base, ours)]
+        compressed = logits[:, :-1].float().log_softmax(-1)
+        losses = [-part.gather(-1, target)[..., 0] for part in (base, compressed)]
+        best = [part.argmax(-1) for part in (base, compressed)]
         right = [part == target[..., 0] for part in best]
-        kl = (base.exp() * (base - ours)).sum(-1)
+        kl = (base.exp() * (base - compressed)).sum(-1)
         if not bool(torch.isfinite(kl).all()):
             raise NumericalError("the models' predictions are not finite on this text")
         self.kl.add(kl.cpu().numpy())
@@ -66,21 +52,50 @@ class Accumulator:
     def result(self) -> Divergence:
         """The figures over everything added."""
         kl, agree, flips, base_loss, loss, tokens = torch.cat(self.sums, dim=1).numpy()
-        more = ratio_interval(loss - base_loss, tokens)
-        ratio, low, high = (_exp(part) for part in (more.value, more.low, more.high))
-        p50, p95, p99, p999 = self.kl.percentiles(PERCENTS)
+        mean_kl, difference = ratio_interval(kl, tokens), ratio_interval(loss - base_loss, tokens)
         return Divergence(
-            kl=ratio_interval(kl, tokens),
-            kl_percentiles=(p50, p95, p99, p999),
+            kl=KlEstimate(mean_kl.value, mean_kl.ci95, *self.kl.percentiles(PERCENTS)),
             top1_agreement=ratio_interval(agree, tokens),
             flips=ratio_interval(flips, tokens),
-            base_perplexity=_exp(base_loss.sum() / tokens.sum()),
-            perplexity=_exp(loss.sum() / tokens.sum()),
-            perplexity_ratio=Estimate(ratio, low, high, more.n),
+            perplexity=Perplexity(
+                base=_exp(base_loss.sum() / tokens.sum()),
+                compressed=_exp(loss.sum() / tokens.sum()),
+                ratio=Estimate(
+                    _exp(difference.value), (_exp(difference.low), _exp(difference.high))
+                ),
+            ),
             n_tokens=self.n_tokens,
         )
 
 
+@torch.no_grad()
+def measure_divergence(
+    base: Any,
+    models: Sequence[Any],
+    input_ids: Tensor,
+    on_pass: Callable[[int], None] = lambda model: None,
+) -> list[Divergence]:
+    """The divergence of each of ``models`` from ``base`` on ``input_ids`` [n, len], batch by batch: the
+    base's logits of a batch serve every model. ``on_pass`` is told after each model's pass over a batch which
+    it was: 0 the base, 1 the first of ``models``."""
+    accumulators = [DivergenceAccumulator() for _ in models]
+    for ids in evaluation_batches(base, input_ids):
+        ids = ids.to(base.device)
+        expected = base(ids, use_cache=False).logits
+        on_pass(0)
+        for number, (accumulator, model) in enumerate(zip(accumulators, models, strict=True), 1):
+            accumulator.add(expected, model(ids, use_cache=False).logits, ids)
+            on_pass(number)
+    return [accumulator.result() for accumulator in accumulators]
+
+
+def evaluation_batches(model: Any, input_ids: Tensor) -> tuple[Tensor, ...]:
+    """Token ids [n, len] in batches of which a model's logits fit into memory."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    size = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary) // input_ids.shape[1]
+    return torch.split(input_ids, max(1, size))
+
+
 def _exp(loss: float) -> float:
     """The exponential, the largest number JSON can hold at most."""
-    return float(np.exp(np.minimum(loss, 709)))
+    return float(np.exp(np.minimum(loss, MAX_LOG)))

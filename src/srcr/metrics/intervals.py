@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from srcr.types import Estimate
+from srcr.records.evaluation import Estimate
 
 Array = npt.NDArray[np.float64]
 
@@ -35,14 +35,14 @@ def ratio_interval(total: Array, weight: Array, seed: int = 0) -> Estimate:
     n = len(total)
     value, error = _ratio(total, weight)
     if error == 0:
-        return Estimate(float(value), float(value), float(value), n)
-    found = [_ratio(total[draw], weight[draw]) for draw in _draws(n, seed)]
-    values, errors = (np.concatenate(part) for part in zip(*found, strict=True))
+        return Estimate(float(value), (float(value), float(value)))
+    draws = [_ratio(total[draw], weight[draw]) for draw in _draws(n, seed)]
+    values, errors = (np.concatenate(part) for part in zip(*draws, strict=True))
     t = (values - value) / np.maximum(errors, error / 4)
     high, low = value - error * np.quantile(t, _TAILS)
     ratios = total / weight
     low, high = np.clip([low, high], ratios.min(), ratios.max())
-    return Estimate(float(value), float(low), float(high), n)
+    return Estimate(float(value), (float(low), float(high)))
 
 
 def interval(
@@ -57,13 +57,13 @@ def interval(
     below = float(np.where(tied, 0.5, draws < value).mean())
     if not 0 < below < 1:  # no bias can be told from draws that all lie on one side
         low, high = np.quantile(draws, _TAILS)
-        return Estimate(value, float(low), float(high), n)
+        return Estimate(value, (float(low), float(high)))
     bias = _NORMAL.inv_cdf(below)
     skew = _acceleration(statistic, n)
     shifted = [bias + _NORMAL.inv_cdf(tail) for tail in _TAILS]
     tails = [_NORMAL.cdf(bias + z / (1 - skew * z)) for z in shifted]
     low, high = np.quantile(draws, tails)
-    return Estimate(value, float(low), float(high), n)
+    return Estimate(value, (float(low), float(high)))
 
 
 def _draws(n: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:

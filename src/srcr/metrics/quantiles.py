@@ -57,12 +57,12 @@ class Quantiles:
             upper = keys >> 16
             for b, counts in lower.items():
                 counts += np.bincount(keys[upper == b] & 0xFFFF, minlength=_HALF)
-        found = {}
+        values = {}
         for rank, b in bucket.items():
             within = min(rank, last) - int(ends[b] - self._upper[b])
             low = int(np.searchsorted(np.cumsum(lower[b]), within, side="right"))
-            found[rank] = _value(b << 16 | low)
-        return found
+            values[rank] = _value(b << 16 | low)
+        return values
 
     def _stored_keys(self) -> Iterator[npt.NDArray[np.uint32]]:
         self._file.flush()

@@ -3,35 +3,38 @@
 TCr and its composition are those of Laborde et al., arXiv 2505.07289, section III.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from srcr.errors import InputError
-from srcr.files import RECORD
-from srcr.formats import Loaded, compressed_tensors, get_format
-from srcr.formats.safetensors_files import TensorFiles
-from srcr.models.load import read_config, weight_files
-from srcr.models.topology import Topology, linear_weight
+from srcr.models.checkpoint import OpenModel
+from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.entropy import code_entropy, sparse_entropy
-from srcr.types import CompressedWeight, LayerRecord, Rates
+from srcr.records.run import LayerRecord, LoadedBytes, Rates
+from srcr.storage.index import file_bytes
+from srcr.storage.layout import RECORD
 
-COMPRESSED_TENSORS = "compressed-tensors"
-#: What each count includes, for people to read beside it.
-INCLUDES = {
-    "tcr": "linear layers of the decoder blocks against 16 bits; no scales, zero-points, embeddings, head",
-    "entropy_bits": "bits a weight of the same layers if their codes were ideally entropy-coded; no scales",
-    "base_bytes": "weight files of the original on disk: everything in them",
-    "stored_bytes": "weight files on disk: codes, scales, zero-points, embeddings, head",
-    "loaded_bytes": "weights that the named engine keeps in memory, embeddings and head included",
-}
+#: Bits of a weight that is not quantized.
+FULL_BITS = 16
+
+
+@dataclass(frozen=True)
+class LayerRates:
+    """A linear layer: how many weights it has, the share that was pruned, bits of a kept one, the share that
+    is exactly 0, and the entropy of what is stored in bits a weight (None: not known)."""
+
+    size: int
+    sparsity: float
+    bits: float
+    zeros: float
+    entropy_bits: float | None
 
 
 def layer_tcr(sparsity: float, bits: float) -> float:
     """Theoretical compression rate of a layer against 16 bits: ``1 - (1 - s) q / 16``."""
-    return 1 - (1 - sparsity) * bits / 16
+    return 1 - (1 - sparsity) * bits / FULL_BITS
 
 
 def mean_rates(layers: Iterable[tuple[int, float, float]]) -> tuple[float, float, float]:
@@ -46,37 +49,67 @@ def mean_rates(layers: Iterable[tuple[int, float, float]]) -> tuple[float, float
     )
 
 
-def file_bytes(folder: Path) -> int:
-    """Bytes of the weight files on disk."""
-    return sum(path.stat().st_size for path in weight_files(folder))
-
-
-def planned_rates(
-    shapes: Mapping[str, tuple[int, int]],
-    layers: Iterable[LayerRecord],
-    zeros: Mapping[str, float],
-    base: Path,
-    folder: Path,
-    loaded: Loaded,
+def compressed_rates(
+    base: OpenModel, layers: Iterable[LayerRecord], folder: Path, loaded: LoadedBytes
 ) -> Rates:
-    """Rates of a model that was just compressed, from what happened to its ``layers``: sparsity counted in
-    the masks, not assumed. ``zeros`` is the share of zeros in each layer that was left alone."""
+    """Rates of a model that was just compressed into ``folder``, from what happened to its ``layers``:
+    sparsity counted in the masks, not assumed."""
     known = {layer.name: layer for layer in layers}
     rows = []
-    nothing = entropy = total = 0.0
-    for name, (height, width) in shapes.items():
-        size, layer = height * width, known.get(name)
-        rows.append((size, layer.sparsity, layer.bits) if layer else (size, 0.0, 16))
-        entropy += size * (layer.entropy_bits if layer else 16.0)
-        nothing += size * (layer.zeros if layer else zeros[name])
-        total += size
-    sparsity, bits, tcr = mean_rates(rows)
+    for name, (height, width) in base.topology.shapes.items():
+        layer, size = known.get(name), height * width
+        if layer is not None:
+            row = LayerRates(size, layer.sparsity, layer.bits, layer.zeros, layer.entropy_bits)
+        else:
+            zeros = count_zeros([base.blockwise.matrix(name)])
+            row = LayerRates(size, 0.0, FULL_BITS, zeros, float(FULL_BITS))
+        rows.append(row)
+    total = sum(row.size for row in rows)
+    sparsity, bits, tcr = mean_rates((row.size, row.sparsity, row.bits) for row in rows)
     return Rates(
-        sparsity=sparsity, bits=bits, tcr=tcr, zeros=nothing / total,
-        base_bytes=file_bytes(base), stored_bytes=file_bytes(folder),
+        sparsity=sparsity, bits=bits, tcr=tcr,
+        zeros=sum(row.size * row.zeros for row in rows) / total,
+        base_bytes=base.weight_bytes, stored_bytes=file_bytes(folder),
         loaded_bytes=loaded.n_bytes, engine=loaded.engine, source=RECORD,
-        entropy_bits=entropy / total,
+        entropy_bits=_mean_entropy(rows, total),
     )  # fmt: skip
+
+
+def measured_rates(
+    layers: Sequence[LayerRates],
+    base_size: int,
+    base_bytes: int,
+    stored_bytes: int,
+    loaded: LoadedBytes,
+) -> Rates:
+    """Rates of a checkpoint whose history is not known, from its own config and weights.
+
+    ``base_size`` counts the weights of the base's linear layers: everything that it has and the checkpoint
+    has not (heads, channels, layers that were removed) counts as sparsity. In quantized layers, pruned
+    weights cannot be told from those that rounding made zero: none counts as pruned.
+    """
+    present = sum(layer.size for layer in layers)
+    total = max(base_size, present)
+    kept = [layer.size * (1 - layer.sparsity) for layer in layers]
+    bits = sum(size * layer.bits for size, layer in zip(kept, layers, strict=True))
+    return Rates(
+        sparsity=1 - sum(kept) / total,
+        bits=sum(layer.size * layer.bits for layer in layers) / present,
+        tcr=1 - bits / (FULL_BITS * total),
+        zeros=sum(layer.size * layer.zeros for layer in layers) / present,
+        base_bytes=base_bytes, stored_bytes=stored_bytes,
+        loaded_bytes=loaded.n_bytes, engine=loaded.engine, source="config and weights",
+        entropy_bits=_mean_entropy(layers, total),
+    )  # fmt: skip
+
+
+def _mean_entropy(layers: Sequence[LayerRates], total: int) -> float | None:
+    """Bits a weight of ``total``; None where that of a layer is not known."""
+    bits = [layer.entropy_bits for layer in layers]
+    known = [x for x in bits if x is not None]
+    if len(known) < len(bits):
+        return None
+    return sum(layer.size * x for layer, x in zip(layers, known, strict=True)) / total
 
 
 def mask_sparsity(weight: CompressedWeight) -> float:
@@ -99,54 +132,3 @@ def count_zeros(weights: Iterable[torch.Tensor]) -> float:
         zero += int((weight == 0).sum())
         total += weight.numel()
     return zero / total
-
-
-def measured_rates(
-    base: Path, folder: Path, model: Any, topology: Topology, parameters: int
-) -> Rates:
-    """Rates of a checkpoint from its own config and weights.
-
-    Bits come from its ``quantization_config``; sparsity is the zeros of layers that are not quantized
-    (in quantized ones, pruned weights cannot be told from those that rounding made zero), and everything
-    that the base has and the checkpoint has not: ``parameters`` counts the base's linear layers, so
-    heads, channels and layers that were removed count as sparsity. The entropy is unknown where codes
-    are stored in a way that srcr does not read.
-
-    Raises:
-        InputError: the checkpoint is quantized by another library than compressed-tensors.
-    """
-    config = read_config(folder)
-    by = (config.get("quantization_config") or {}).get("quant_method", COMPRESSED_TENSORS)
-    if by != COMPRESSED_TENSORS:
-        raise InputError(
-            f"{folder} is quantized by {by!r}, whose bits srcr cannot count: it rates plain and "
-            f"{COMPRESSED_TENSORS} checkpoints"
-        )
-    zeros = {
-        name: count_zeros([linear_weight(model.get_submodule(name))]) for name in topology.shapes
-    }
-    sizes = {name: height * width for name, (height, width) in topology.shapes.items()}
-    bits = {name: compressed_tensors.num_bits(config, name) for name in sizes}
-    kept = {n: sizes[n] * (1 - zeros[n] if bits[n] == 16 else 1) for n in sizes}
-    present = sum(sizes.values())
-    with TensorFiles(folder) as files:
-        packed = any(name.endswith(".weight_packed") for name in files.names())
-    fmt = get_format(COMPRESSED_TENSORS if packed else "dense")
-    entropy: float | None = 0.0
-    for name, _, codes in fmt.read(folder, list(sizes), topology.conv1d):
-        if entropy is None or (codes is None and bits[name] != 16):
-            entropy = None
-        else:
-            found = sparse_entropy(zeros[name]) if codes is None else code_entropy(codes)
-            entropy += sizes[name] * found
-    loaded = fmt.loaded_bytes(folder)
-    total = max(parameters, present)
-    return Rates(
-        sparsity=1 - sum(kept.values()) / total,
-        bits=sum(sizes[n] * bits[n] for n in sizes) / present,
-        tcr=1 - sum(kept[n] * bits[n] for n in sizes) / (16 * total),
-        zeros=sum(sizes[n] * zeros[n] for n in sizes) / present,
-        base_bytes=file_bytes(base), stored_bytes=file_bytes(folder),
-        loaded_bytes=loaded.n_bytes, engine=loaded.engine, source="config and weights",
-        entropy_bits=None if entropy is None else entropy / total,
-    )  # fmt: skip

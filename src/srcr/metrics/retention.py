@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from srcr.metrics.intervals import RESAMPLES
-from srcr.types import Estimate
+from srcr.records.evaluation import Estimate, ItemScores, TaskScore
 
 Array = npt.NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 
+AT_CHANCE = "the base is at chance here: retention is undefined, and the task is not in Sr"
 #: One-sided normal quantile: a base whose accuracy is not above chance at 5 % is "at chance".
 _ABOVE_CHANCE = 1.645
 
@@ -94,7 +95,7 @@ def sr_difference(
         for name in kept
     ]
     chances = [ours[name].chance for name in kept]
-    return _estimate(columns, chances, seed, lambda found: found[..., 0] - found[..., 1])
+    return _estimate(columns, chances, seed, lambda kept: kept[..., 0] - kept[..., 1])
 
 
 def compression(sparsity: float, bits: float) -> float:
@@ -119,7 +120,7 @@ def srcr(sr: Estimate, sparsity: float, bits: float) -> Estimate:
     """SrCr: Sr times :func:`compression`, capped at 1; the interval is Sr's."""
     c = compression(sparsity, bits)
     value, low, high = (min(1.0, part) * c for part in (sr.value, sr.low, sr.high))
-    return Estimate(value, low, high, sr.n)
+    return Estimate(value, (low, high))
 
 
 def mcnemar(base: Array, compressed: Array) -> float:
@@ -140,12 +141,38 @@ def flips(scores: PairedScores) -> float:
     return float(((scores.base >= 0.5) != (scores.compressed >= 0.5)).mean())
 
 
+def task_score(scores: PairedScores, metric: str) -> TaskScore:
+    """What a task says of both models, under its ``metric``."""
+    kept = task_retention(scores)
+    return TaskScore(
+        base=float(scores.base.mean()),
+        compressed=float(scores.compressed.mean()),
+        chance=scores.chance,
+        n=len(scores.base),
+        retention=None if kept is None else kept.value,
+        ci95=None if kept is None else kept.ci95,
+        p_value=mcnemar(scores.base, scores.compressed),
+        flips=flips(scores),
+        metric=metric,
+        note=None if kept is not None else AT_CHANCE,
+    )
+
+
+def item_scores(scores: PairedScores) -> ItemScores:
+    """Scores as short JSON numbers."""
+    return ItemScores(_short(scores.base), _short(scores.compressed))
+
+
+def _short(scores: Array) -> tuple[float, ...]:
+    return tuple(int(score) if score in (0, 1) else float(score) for score in scores)
+
+
 def _columns(tasks: Sequence[PairedScores]) -> list[Array]:
     return [np.stack([scores.base, scores.compressed], axis=1) for scores in tasks]
 
 
-def _first(found: Array) -> Array:
-    first: Array = found[..., 0]
+def _first(kept: Array) -> Array:
+    first: Array = kept[..., 0]
     return first
 
 
@@ -164,4 +191,4 @@ def _estimate(
     )
     value, *draws = statistic(kept)
     low, high = np.percentile(draws, [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high), sum(len(part) for part in columns))
+    return Estimate(float(value), (float(low), float(high)))

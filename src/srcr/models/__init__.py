@@ -1,1 +1,1 @@
-"""Models: where they come from, how they are built, and how their weights reach the engine."""
+"""Models: where they come from, what they are made of, and how their weights reach the engine."""

@@ -1,4 +1,4 @@
-"""Masks with exact counts. ``True`` is kept, as in compressed-tensors' bitmasks."""
+"""Masks with exact counts; True is kept."""
 
 import re
 
@@ -6,29 +6,29 @@ import torch
 from torch import Tensor
 
 from srcr.errors import InputError
-from srcr.numerics.kernels import kth_smallest
+from srcr.numerics.kernels.dispatch import kth_smallest
 
 UNSTRUCTURED = "unstructured"
 _NM = re.compile(r"([0-9]{1,3}):([0-9]{1,3})")
 
 
 def parse_structure(structure: str) -> tuple[int, int] | None:
-    """``None`` for "unstructured", ``(N, M)`` for "N:M" (N of every M neighbours are kept).
+    """``(N, M)`` of "N:M" (N of every M neighbours are kept), None of "unstructured".
 
     Raises:
         InputError: anything else, or N not in 1..M-1.
     """
     if structure == UNSTRUCTURED:
         return None
-    found = _NM.fullmatch(structure)
-    if not found:
+    match = _NM.fullmatch(structure)
+    if not match:
         raise InputError(
             f"mask structure {structure!r} is not known: use 'unstructured' or 'N:M', for example 2:4"
         )
-    keep, group = int(found[1]), int(found[2])
-    if not 1 <= keep < group:
+    kept, group = int(match[1]), int(match[2])
+    if not 1 <= kept < group:
         raise InputError(f"mask structure {structure!r}: N must be at least 1 and less than M")
-    return keep, group
+    return kept, group
 
 
 def check_width(pattern: tuple[int, int] | None, cols: int) -> None:
@@ -48,22 +48,23 @@ def count_pruned(sparsity: float, size: int) -> int:
     return round(sparsity * size)
 
 
-def keep_all_but_lowest(scores: Tensor, count: int) -> Tensor:
-    """Prune exactly ``count`` entries with the lowest scores of the whole tensor (ties: first goes)."""
+def prune_lowest(scores: Tensor, count: int) -> Tensor:
+    """The mask that prunes exactly ``count`` entries with the lowest scores of the whole tensor; of equal
+    scores the first go."""
     flat = scores.reshape(-1)
     if count <= 0:
         return torch.ones_like(scores, dtype=torch.bool)
     limit = kth_smallest(flat, count - 1)
-    keep = flat > limit
-    pruned = flat.numel() - int(keep.count_nonzero())
+    mask = flat > limit
+    pruned = flat.numel() - int(mask.count_nonzero())
     if pruned > count:  # ties, of which only the first go: mostly few
         tied = (flat == limit).nonzero().view(-1)
-        keep[tied[count - (pruned - len(tied)) :]] = True
-    return keep.view(scores.shape)
+        mask[tied[count - (pruned - len(tied)) :]] = True
+    return mask.view(scores.shape)
 
 
-def keep_rowwise(scores: Tensor, count: int) -> Tensor:
-    """Prune the lowest scores row by row, ``count`` in all.
+def prune_rowwise(scores: Tensor, count: int) -> Tensor:
+    """The mask that prunes the lowest of ``scores`` [rows, cols] row by row, ``count`` in all.
 
     Where the share of a row is not whole, the first rows prune one weight more than the last.
     """
@@ -74,16 +75,17 @@ def keep_rowwise(scores: Tensor, count: int) -> Tensor:
     return ranks >= quota
 
 
-def keep_n_of_m(scores: Tensor, keep: int, group: int) -> Tensor:
-    """Keep the ``keep`` highest scores of every ``group`` neighbouring columns [rows, cols].
+def n_of_m_mask(scores: Tensor, kept: int, group: int) -> Tensor:
+    """The mask that keeps the ``kept`` highest of every ``group`` neighbouring columns of ``scores``
+    [rows, cols].
 
     Raises:
         InputError: ``group`` does not divide the number of columns.
     """
     rows, cols = scores.shape
-    check_width((keep, group), cols)
+    check_width((kept, group), cols)
     grouped = scores.reshape(rows, cols // group, group)
     order = torch.argsort(grouped, dim=2, stable=True)
     mask = torch.ones_like(grouped, dtype=torch.bool)
-    mask.scatter_(2, order[:, :, : group - keep], False)
+    mask.scatter_(2, order[:, :, : group - kept], False)
     return mask.view(rows, cols)

@@ -15,117 +15,116 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srcr.numerics.grid import Column, Grid
-from srcr.numerics.hessian import Factor
-from srcr.numerics.kernels import FixColumns, Sweep, kernels_for, permute_columns
+from srcr.numerics.cholesky import CholeskyFactor
+from srcr.numerics.grid import Grid, QParams
+from srcr.numerics.kernels.dispatch import FixColumns, kernels_for, permute_columns
+from srcr.numerics.kernels.states import SweepState
 
-#: ``(W [rows, n], positions) -> keep [rows, n]``: chooses the mask of the n columns at these positions
+#: ``(W [rows, n], positions) -> mask [rows, n]``: chooses the mask of the n columns at these positions
 #: of the sweep, from their current weights.
 SelectMask = Callable[[Tensor, slice], Tensor]
 
 
 @dataclass(frozen=True)
-class Selection:
+class MaskSelection:
     """How the mask is chosen: by ``select`` for ``span`` columns at a time (M for N:M). What has
-    reached a pruned weight is pushed on with the rest, or dropped where ``push`` is False."""
+    reached a pruned weight is pushed on with the rest, or dropped where ``propagate`` is False."""
 
     select: SelectMask
     span: int
-    push: bool = True
+    propagate: bool = True
 
 
 @dataclass(frozen=True, eq=False)
-class Swept:
-    """``weight`` [rows, cols] float32 as the engine will see it, ``codes`` int8 or None, ``keep``
-    the mask or None, ``loss`` the sweep's own estimate of the squared output error a row [rows]."""
+class SweepResult:
+    """``weight`` [rows, cols] float32 as the engine will see it, ``codes`` int8 [rows, cols] or None,
+    ``mask`` bool [rows, cols] (True: kept) or None."""
 
     weight: Tensor
     codes: Tensor | None
-    keep: Tensor | None
-    loss: Tensor
+    mask: Tensor | None
 
-    def rows(self, part: slice) -> "Swept":
-        """Some rows of all."""
-        codes, keep = (None if t is None else t[part] for t in (self.codes, self.keep))
-        return Swept(self.weight[part], codes, keep, self.loss[part])
-
-
-def fix(w: Tensor, column: Column | None, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """What a column of weights [rows] becomes: rounded on the grid if there is one, zero where not
-    kept. Returns the weights and their codes (None without a grid)."""
-    if column is not None:
-        code = column.quantize(w)
-        if keep is not None:
-            code = torch.where(keep, code, column.zero_codes())
-        return column.dequantize(code), code
-    return (w if keep is None else torch.where(keep, w, torch.zeros_like(w))), None
+    def rows(self, rows: slice) -> "SweepResult":
+        """The result of a slice of the rows."""
+        codes, mask = (None if t is None else t[rows] for t in (self.codes, self.mask))
+        return SweepResult(self.weight[rows], codes, mask)
 
 
-def fix_columns(state: Sweep, start: int, at: slice, stop: int) -> None:
-    """Fix the columns ``at`` of the block ``start:stop``, each one's error pushed on to its end: the
-    reference of the compiled kernels."""
-    grid = None if state.grid is None else state.grid.columns(state.order[at])
-    for j in range(at.start, at.stop):
-        keep = None if state.keep is None else state.keep[:, j]
-        w = state.work[:, j]
-        if keep is not None and not state.push:
-            w = torch.where(keep, w, torch.zeros_like(w))
-        value, code = fix(w, None if grid is None else grid.at(j - at.start), keep)
-        if state.codes is not None and code is not None:
-            state.codes[:, j] = code
+def fix(
+    weight: Tensor, qparams: QParams | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What weights [rows] of a column become, and their codes (None without a grid): rounded on the grid
+    if there is one, zero where the mask is False."""
+    if qparams is not None:
+        codes = qparams.quantize(weight)
+        if mask is not None:
+            codes = torch.where(mask, codes, qparams.zero_codes())
+        return qparams.dequantize(codes), codes
+    return (weight if mask is None else torch.where(mask, weight, torch.zeros_like(weight))), None
+
+
+def fix_columns(state: SweepState, start: int, columns: slice, stop: int) -> None:
+    """Fix ``columns`` of the block ``start:stop``, each one's error pushed on to its end: the reference of
+    the compiled kernels."""
+    qparams = None if state.grid is None else state.grid.columns(state.order[columns])
+    for j in range(columns.start, columns.stop):
+        mask = None if state.mask is None else state.mask[:, j]
+        w = state.weight[:, j]
+        if mask is not None and not state.propagate:
+            w = torch.where(mask, w, torch.zeros_like(w))
+        value, codes = fix(w, None if qparams is None else qparams.column(j - columns.start), mask)
+        if state.codes is not None and codes is not None:
+            state.codes[:, j] = codes
         error = (w - value) / state.upper[j, j]
-        state.work[:, j] = value
+        state.weight[:, j] = value
         state.errors[:, j - start] = error
-        state.work[:, j + 1 : stop].addr_(error, state.upper[j, j + 1 : stop], alpha=-1)
+        state.weight[:, j + 1 : stop].addr_(error, state.upper[j, j + 1 : stop], alpha=-1)
 
 
 def sweep(
     W: Tensor,
-    factor: Factor,
-    selection: Selection | None = None,
+    factor: CholeskyFactor,
+    selection: MaskSelection | None = None,
     grid: Grid | None = None,
     block_size: int = 128,
-    columns: FixColumns | None = None,
-) -> Swept:
-    """Sweep ``W`` [rows, cols] in the factor's order; the errors of a block of ``block_size`` columns
-    reach the columns behind it in one matrix product.
+    fix_block: FixColumns | None = None,
+) -> SweepResult:
+    """What ``W`` [rows, cols] becomes when it is swept in the factor's order; the errors of a block of
+    ``block_size`` columns reach the columns behind it in one matrix product.
 
     Pruned weights are exactly 0 and, with a grid, hold the code that dequantizes to 0. The span of
-    ``selection`` must divide ``block_size`` (or be at least as large as the block). ``columns`` fixes
+    ``selection`` must divide ``block_size`` (or be at least as large as the block). ``fix_block`` fixes
     the columns within a block; None is the fastest that the device has.
     """
-    if columns is None:
+    if fix_block is None:
         kernels = kernels_for(W.device)
-        columns = kernels.fix_columns if kernels else fix_columns
+        fix_block = kernels.fix_columns if kernels else fix_columns
     upper, order = factor.upper, factor.order
     rows, cols = W.shape
-    work = permute_columns(W.to(torch.float32, copy=True).contiguous(), order)
-    state = Sweep(
-        work,
+    weight = permute_columns(W.to(torch.float32, copy=True).contiguous(), order)
+    state = SweepState(
+        weight,
         upper,
         order,
-        codes=None if grid is None else torch.empty_like(work, dtype=torch.int8),
-        keep=None if selection is None else torch.empty_like(work, dtype=torch.bool),
-        errors=work.new_empty(rows, min(block_size, cols)),
+        codes=None if grid is None else torch.empty_like(weight, dtype=torch.int8),
+        mask=None if selection is None else torch.empty_like(weight, dtype=torch.bool),
+        errors=weight.new_empty(rows, min(block_size, cols)),
         grid=grid,
-        push=selection is None or selection.push,
+        propagate=selection is None or selection.propagate,
     )
-    loss = torch.zeros(rows, device=W.device)
     for start in range(0, cols, block_size):
         stop = min(start + block_size, cols)
         span = stop - start if selection is None else selection.span
         for first in range(start, stop, span):
-            at = slice(first, min(first + span, stop))
-            if selection is not None and state.keep is not None:
-                state.keep[:, at] = selection.select(work[:, at], at)
-            columns(state, start, at, stop)
+            columns = slice(first, min(first + span, stop))
+            if selection is not None and state.mask is not None:
+                state.mask[:, columns] = selection.select(weight[:, columns], columns)
+            fix_block(state, start, columns, stop)
         errors = state.errors[:, : stop - start]
-        work[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
-        loss += errors.square().sum(dim=1)
+        weight[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
     back = torch.argsort(order)
-    return Swept(
-        weight=permute_columns(work, back),
+    return SweepResult(
+        weight=permute_columns(weight, back),
         codes=None if state.codes is None else permute_columns(state.codes, back),
-        keep=None if state.keep is None else permute_columns(state.keep, back),
-        loss=loss,
+        mask=None if state.mask is None else permute_columns(state.mask, back),
     )

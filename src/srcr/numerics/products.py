@@ -27,5 +27,5 @@ def product(A: Tensor, B: Tensor) -> Tensor:
         return A @ B
     if not (B.is_contiguous() or B.T.is_contiguous()):
         B = B.contiguous()
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(A.contiguous(), B.T, None, "none", [], "")
-    return found
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(A.contiguous(), B.T, None, "none", [], "")
+    return result

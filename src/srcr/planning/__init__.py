@@ -1,1 +1,1 @@
-"""What each layer deserves: levels, what they cost and lose, and the best choice for a size."""
+"""Which level each group of linears gets: cheap first, measured last."""

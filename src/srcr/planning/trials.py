@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -16,132 +17,155 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
 from srcr.errors import InputError, first_line
-from srcr.planning.candidates import Choice, Measured
-from srcr.planning.levels import Decision, Level
+from srcr.models.topology import LinearGroup
+from srcr.planning.space import Assignment, measurement
+from srcr.plans.specs import CompressionLevel
+from srcr.records.search import Measurement
 
-#: Measures some choices, in their order.
-Measure = Callable[[Sequence[Choice]], Iterable[Measured]]
-#: Seconds after which a trial that another machine has taken counts as lost, at least.
-PATIENCE = 30.0
-#: Or so many times what the longest has taken.
-LONGEST = 10
-#: Seconds that a process waits for others to be done with an SQLite file.
-LOCKED = 60
+#: Measures assignments, in their order.
+Measure = Callable[[Sequence[Assignment]], Iterable[Measurement]]
+
+
+@dataclass(frozen=True)
+class TrialsSpec:
+    """Where and how trials are shared: ``storage``, a database URL; the ``study`` in it; a ``fingerprint`` of
+    what decides a trial's result. ``lost_after`` seconds a trial that another machine has taken counts as
+    lost, but not before ``lost_factor`` times what the longest has taken: a process cannot tell whether one
+    on another machine is still at work. ``lock_seconds``: so long it waits for others to be done with an
+    SQLite file."""
+
+    storage: str
+    study: str
+    fingerprint: str
+    lost_after: float = 30.0
+    lost_factor: float = 10.0
+    lock_seconds: float = 60.0
 
 
 class Trials:
-    """The study ``name`` in ``storage`` (a database URL), whose trials name the units' levels.
+    """The study of a spec, whose trials name the levels of the ``groups``.
 
     Raises:
         InputError: the database cannot be opened, or the study was made with other settings.
     """
 
-    def __init__(
-        self, storage: str, name: str, fingerprint: str, units: Sequence[Decision]
-    ) -> None:
+    def __init__(self, spec: TrialsSpec, groups: Sequence[LinearGroup]) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.units = tuple(units)
+        self._spec = spec
+        self._size = len(groups)
         try:
-            self.study = optuna.create_study(
-                storage=_open(storage), study_name=name, load_if_exists=True
+            self._study = optuna.create_study(
+                storage=_open(spec.storage, spec.lock_seconds),
+                study_name=spec.study,
+                load_if_exists=True,
             )
-            known = self.study.user_attrs.get("fingerprint")
+            known = self._study.user_attrs.get("fingerprint")
             if known is None:
-                self.study.set_user_attr("fingerprint", fingerprint)
+                self._study.set_user_attr("fingerprint", spec.fingerprint)
         except Exception as error:  # SQLAlchemy's drivers raise many kinds
-            raise InputError(f"storage {storage}: {first_line(error)}") from None
-        if known not in (None, fingerprint):
+            raise InputError(f"storage {spec.storage}: {first_line(error)}") from None
+        if known not in (None, spec.fingerprint):
             raise InputError(
-                f"storage {storage} holds a study {name!r} of another search (model, data, target, levels or "
-                "seed differ): give the same options, or another --storage"
+                f"storage {spec.storage} holds a study {spec.study!r} of another search (model, data, "
+                "target, levels or seed differ): give the same options, or another --storage"
             )
-        self._known: dict[Choice, Measured] = {}
+        self._known: dict[Assignment, Measurement] = {}
         self._read: set[int] = set()
 
     def __len__(self) -> int:
         self._refresh()
         return len(self._known)
 
-    def results(self) -> dict[Choice, Measured]:
+    def results(self) -> dict[Assignment, Measurement]:
         """Everything measured so far."""
         self._refresh()
         return dict(self._known)
 
     def measure(
-        self, choices: Sequence[Choice], measure: Measure, at_once: int = 1
-    ) -> list[Measured]:
-        """Each choice's result: from the study where it is there, else by ``measure``, ``at_once`` of them
-        at a time. What another process has taken is waited for, and measured here if that does not end."""
+        self, assignments: Sequence[Assignment], measure: Measure, at_once: int = 1
+    ) -> list[Measurement]:
+        """Each assignment's result: from the study where it is there, else by ``measure``, ``at_once`` of
+        them at a time. What another process has taken is waited for, and measured here if that does not
+        end."""
         self._refresh()
-        taken = {self._choice(t) for t in self._trials((TrialState.WAITING, TrialState.RUNNING))}
-        for choice in dict.fromkeys(choices):
-            if choice not in self._known and choice not in taken:
-                self._enqueue(choice)
-        wanted = set(choices)
+        taken = {
+            self._assignment(t) for t in self._trials((TrialState.WAITING, TrialState.RUNNING))
+        }
+        for assignment in dict.fromkeys(assignments):
+            if assignment not in self._known and assignment not in taken:
+                self._enqueue(assignment)
+        wanted = set(assignments)
         while self._take(wanted, measure, at_once):
             pass
         self._wait(wanted)
-        rest = [choice for choice in dict.fromkeys(choices) if choice not in self._known]
-        for choice in rest:  # a process died with them
-            self._enqueue(choice)
-        while rest and self._take(set(rest), measure, at_once, others=False):
+        rest = [each for each in dict.fromkeys(assignments) if each not in self._known]
+        for assignment in rest:  # a process died with them
+            self._enqueue(assignment)
+        while rest and self._take(set(rest), measure, at_once, leave_taken=False):
             pass
-        return [self._known[choice] for choice in choices]
+        return [self._known[assignment] for assignment in assignments]
 
     def _take(
-        self, wanted: set[Choice], measure: Measure, at_once: int, others: bool = True
+        self, wanted: set[Assignment], measure: Measure, at_once: int, leave_taken: bool = True
     ) -> bool:
-        """Take some waiting trials and measure them, but for those that ``others`` are at already; False
-        where none waits."""
-        mine: list[tuple[optuna.Trial, Choice]] = []
+        """Take waiting trials and measure them, but with ``leave_taken`` not those that others are at work
+        on; whether any waited."""
+        asked = self._ask(wanted, at_once)
+        self._refresh()
+        theirs = self._first_takers() if leave_taken else {}
+        fresh = []
+        for trial, assignment in asked:
+            if assignment in self._known or theirs.get(assignment, trial.number) < trial.number:
+                self._study.tell(trial, state=TrialState.FAIL)
+            else:
+                fresh.append((trial, assignment))
+        results = measure([assignment for _, assignment in fresh])
+        for (trial, assignment), result in zip(fresh, results, strict=True):
+            if not result.complete:
+                trial.set_user_attr("whole", False)
+            self._study.tell(trial, result.kl)
+            self._known[assignment] = result
+        return bool(asked)
+
+    def _ask(self, wanted: set[Assignment], at_once: int) -> list[tuple[optuna.Trial, Assignment]]:
+        """Waiting trials, now taken by this process: as long as any of the wanted ones waits."""
+        asked: list[tuple[optuna.Trial, Assignment]] = []
         for _ in range(at_once):
-            if not any(self._choice(t) in wanted for t in self._trials((TrialState.WAITING,))):
+            if not any(self._assignment(t) in wanted for t in self._trials((TrialState.WAITING,))):
                 break
-            trial = self.study.ask()
-            found = self._choice(trial)
-            if found is None:  # another process was faster, and this one is of no use
-                self.study.tell(trial, state=TrialState.FAIL)
+            trial = self._study.ask()
+            assignment = self._assignment(trial)
+            if assignment is None:  # another process was faster, and this one is of no use
+                self._study.tell(trial, state=TrialState.FAIL)
                 continue
             trial.set_user_attr("worker", _worker())
-            mine.append((trial, found))
-        self._refresh()
-        theirs = self._first_takers() if others else {}
-        fresh = []
-        for trial, choice in mine:
-            if choice in self._known or theirs.get(choice, trial.number) < trial.number:
-                self.study.tell(trial, state=TrialState.FAIL)
-            else:
-                fresh.append((trial, choice))
-        for (trial, choice), result in zip(
-            fresh, measure([choice for _, choice in fresh]), strict=True
-        ):
-            if not result.whole:
-                trial.set_user_attr("whole", False)
-            self.study.tell(trial, result.kl)
-            self._known[choice] = result
-        return bool(mine)
+            asked.append((trial, assignment))
+        return asked
 
-    def _wait(self, wanted: set[Choice]) -> None:
+    def _wait(self, wanted: set[Assignment]) -> None:
         """Until nobody is at work on what is wanted, or it takes too long."""
-        began = time.monotonic()
+        spec, began = self._spec, time.monotonic()
         while True:
             self._refresh()
+            missing = wanted - self._known.keys()
             running = [
-                t for t in self._trials((TrialState.RUNNING,))
-                if self._choice(t) in wanted - self._known.keys() and _alive(t.user_attrs.get("worker"))
-            ]  # fmt: skip
-            if not running or time.monotonic() - began > max(PATIENCE, LONGEST * self._longest()):
+                trial
+                for trial in self._trials((TrialState.RUNNING,))
+                if self._assignment(trial) in missing and _alive(trial.user_attrs.get("worker"))
+            ]
+            limit = max(spec.lost_after, spec.lost_factor * self._longest())
+            if not running or time.monotonic() - began > limit:
                 return
             time.sleep(0.2)
 
-    def _first_takers(self) -> dict[Choice | None, int]:
-        """The first of the trials of each choice that somebody is at work on."""
-        found: dict[Choice | None, int] = {}
+    def _first_takers(self) -> dict[Assignment | None, int]:
+        """The first of the trials of each assignment that a process is at work on."""
+        first: dict[Assignment | None, int] = {}
         for trial in self._trials((TrialState.RUNNING,)):
             if _alive(trial.user_attrs.get("worker")):
-                choice = self._choice(trial)
-                found[choice] = min(trial.number, found.get(choice, trial.number))
-        return found
+                assignment = self._assignment(trial)
+                first[assignment] = min(trial.number, first.get(assignment, trial.number))
+        return first
 
     def _longest(self) -> float:
         trials = self._trials((TrialState.COMPLETE,))
@@ -151,31 +175,32 @@ class Trials:
         for trial in self._trials((TrialState.COMPLETE,)):
             if trial.number not in self._read:
                 self._read.add(trial.number)
-                choice = self._choice(trial)
-                if choice is not None and trial.value is not None:
-                    whole = bool(trial.user_attrs.get("whole", True))
-                    self._known.setdefault(choice, Measured(trial.value, whole))
+                assignment = self._assignment(trial)
+                if assignment is not None and trial.value is not None:
+                    complete = bool(trial.user_attrs.get("whole", True))
+                    result = measurement(assignment, trial.value, complete)
+                    self._known.setdefault(assignment, result)
 
     def _trials(self, states: tuple[TrialState, ...]) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=states)
+        return self._study.get_trials(deepcopy=False, states=states)
 
-    def _enqueue(self, choice: Choice) -> None:
-        # As one text: a study with two parameters a unit takes many times longer to write.
-        text = ";".join(_text(level) for level in choice)
-        self.study.enqueue_trial({}, user_attrs={"levels": text})
+    def _enqueue(self, assignment: Assignment) -> None:
+        # As one text: a study with two parameters a group takes many times longer to write.
+        text = ";".join(_text(level) for level in assignment)
+        self._study.enqueue_trial({}, user_attrs={"levels": text})
 
-    def _choice(self, trial: FrozenTrial | optuna.Trial) -> Choice | None:
+    def _assignment(self, trial: FrozenTrial | optuna.Trial) -> Assignment | None:
         text = trial.user_attrs.get("levels", "")
-        choice = tuple(_level(part) for part in text.split(";")) if text else ()
-        return choice if len(choice) == len(self.units) else None
+        assignment = tuple(_level(part) for part in text.split(";")) if text else ()
+        return assignment if len(assignment) == self._size else None
 
 
-def _open(url: str) -> optuna.storages.RDBStorage:
+def _open(url: str, lock_seconds: float) -> optuna.storages.RDBStorage:
     """A database. In SQLite a transaction takes the write lock at once: it has no lock on a row, and Python's
     driver begins none before the first write, so that two processes would be given the same trial."""
     sqlite = url.startswith("sqlite")
     opened = optuna.storages.RDBStorage(
-        url, engine_kwargs={"connect_args": {"timeout": LOCKED}} if sqlite else None
+        url, engine_kwargs={"connect_args": {"timeout": lock_seconds}} if sqlite else None
     )
     if sqlite:
 
@@ -191,15 +216,15 @@ def _open(url: str) -> optuna.storages.RDBStorage:
     return opened
 
 
-def _text(level: Level | None) -> str:
+def _text(level: CompressionLevel | None) -> str:
     return "none" if level is None else f"{level.sparsity!r},{level.num_bits}"
 
 
-def _level(text: str) -> Level | None:
+def _level(text: str) -> CompressionLevel | None:
     if text == "none":
         return None
     sparsity, bits = text.split(",")
-    return Level(float(sparsity), int(bits))
+    return CompressionLevel(float(sparsity), int(bits))
 
 
 def _worker() -> str:

@@ -3,78 +3,60 @@
 import math
 from collections.abc import Sequence
 
-from srcr.errors import InputError
-from srcr.models.topology import Topology
-from srcr.planning.allocation import Option
-from srcr.planning.budget import Budget
-from srcr.planning.levels import Level
-
-#: More zeros than this no uniform candidate has.
-MOST_ZEROS = 0.65
-#: Levels that a search looks at cost between so many times the average and so many.
-CHEAPEST, DEAREST = 0.6, 1.6
-#: A budget may be missed from below by so much.
-TOLERANCE = 0.005
+from srcr.planning.costs import TOLERANCE, SizeBudget
+from srcr.plans.specs import CompressionLevel
 
 
-def uniform_levels(budget: Budget, bits: Sequence[int]) -> list[Level]:
-    """The levels that meet a budget when every layer has them: by TCr one for every width, with the zeros it
-    takes; by bytes, where zeros save nothing, the widest that fits."""
-    total = sum(rows * cols for rows, cols in budget.shapes.values())
-    found = []
+def uniform_levels(
+    budget: SizeBudget, bits: Sequence[int], max_sparsity: float = 0.65
+) -> list[CompressionLevel]:
+    """The levels that meet a budget when every linear has them: by TCr one for every width, with the zeros
+    it takes; by bytes, where zeros save nothing, the widest that fits. ``max_sparsity``: with more zeros than
+    this, no model is worth comparing with."""
+    candidates = []
     for width in sorted(set(bits)):
-        zeros = 0.0
-        if budget.counts_zeros:
-            zeros = max(0.0, math.ceil(1e6 * (1 - budget.limit / total / width)) / 1e6)
-        level = Level(zeros, width) if zeros < 1 else None
-        while level is not None and budget.counts_zeros and cost_of(budget, level) > budget.limit:
-            zeros += 1e-6  # each layer's count of zeros is rounded
-            level = Level(zeros, width)
-        if level is not None and zeros <= MOST_ZEROS and cost_of(budget, level) <= budget.limit:
-            found.append(level)
+        level = _level_of(budget, width)
+        if level is not None and level.sparsity <= max_sparsity:
+            candidates.append(level)
     if not budget.counts_zeros:
-        return found[-1:]
-    return [level for level in found if cost_of(budget, level) >= (1 - TOLERANCE) * budget.limit]
+        return candidates[-1:]
+    least = (1 - TOLERANCE) * budget.limit
+    return [level for level in candidates if budget.cost_everywhere(level) >= least]
 
 
-def cost_of(budget: Budget, level: Level) -> int:
-    """What all linears cost at one level."""
-    return sum(budget.cost(name, level) for name in budget.shapes)
+def _level_of(budget: SizeBudget, width: int) -> CompressionLevel | None:
+    """The level of a width that costs at most what the budget allows, with as few zeros as that takes; None
+    where there is none."""
+    zeros = 0.0
+    if budget.counts_zeros:
+        zeros = max(0.0, math.ceil(1e6 * (1 - budget.limit / budget.total_weights / width)) / 1e6)
+    while zeros < 1:
+        level = CompressionLevel(zeros, width)
+        if budget.cost_everywhere(level) <= budget.limit:
+            return level
+        if not budget.counts_zeros:
+            return None
+        zeros += 1e-6  # each linear's count of zeros is rounded
+    return None
 
 
-def worthwhile(levels: Sequence[Level], budget: Budget) -> tuple[Level, ...]:
+def worthwhile_levels(
+    levels: Sequence[CompressionLevel], budget: SizeBudget
+) -> tuple[CompressionLevel, ...]:
     """The levels but for those with zeros where zeros save nothing."""
     return tuple(level for level in levels if budget.counts_zeros or level.sparsity == 0)
 
 
-def nearby(levels: Sequence[Level], budget: Budget) -> list[Level]:
-    """The worthwhile levels that cost about what the budget allows on the average."""
+def nearby_levels(
+    levels: Sequence[CompressionLevel],
+    budget: SizeBudget,
+    cheapest: float = 0.6,
+    dearest: float = 1.6,
+) -> list[CompressionLevel]:
+    """The worthwhile levels that cost, everywhere, between ``cheapest`` and ``dearest`` times the budget:
+    what costs far less or more on the average is not what a plan near the budget is made of."""
     return [
-        level for level in worthwhile(levels, budget)
-        if CHEAPEST * budget.limit <= cost_of(budget, level) <= DEAREST * budget.limit
-    ]  # fmt: skip
-
-
-def check_reachable(
-    options: Sequence[Sequence[Option]], budget: Budget, topology: Topology
-) -> None:
-    """Refuse a budget that no choice can meet, with the range that can be.
-
-    Raises:
-        InputError: smaller than the smallest plan, or larger than the largest.
-    """
-    base = 16 * sum(rows * cols for rows, cols in topology.shapes.values())
-    least = sum(min(option.cost for option in unit) for unit in options)
-    most = sum(max(option.cost for option in unit) for unit in options)
-    if least <= budget.limit and budget.limit * (1 - TOLERANCE) <= most:
-        return
-
-    def said(cost: int) -> str:
-        if budget.unit == "bits":
-            return f"tcr={1 - cost / base:.4f}"
-        return f"{(cost + budget.fixed) / 1e6:.3f} MB"
-
-    raise InputError(
-        f"the target {said(budget.limit)} cannot be met: with these levels {said(least)} is the smallest "
-        f"plan and {said(most)} the largest"
-    )
+        level
+        for level in worthwhile_levels(levels, budget)
+        if cheapest * budget.limit <= budget.cost_everywhere(level) <= dearest * budget.limit
+    ]

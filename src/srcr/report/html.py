@@ -20,12 +20,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from srcr.card import size
+from srcr.environment import format_bytes
 from srcr.errors import InputError
-from srcr.files import check_new_file, write_text
-from srcr.planning.sensitivity import Table
+from srcr.records.sensitivity import SensitivityTable
 from srcr.report import plots, table
 from srcr.report.runs import Run, load_runs, load_tables
+from srcr.storage.atomic import check_new_file, write_text
 
 #: Worst prompts in the whole report, at most ten a run, and characters of each text: they bound its size.
 WORST = 240
@@ -51,13 +51,15 @@ def write_report(paths: Sequence[str | Path], out: Path, overwrite: bool = False
 
     Raises:
         InputError: nothing usable at ``paths``, or ``out`` cannot be written.
+
+    >>> write_report(["small"], Path("report.html"))
     """
     check_new_file(out, overwrite)
     write_text(out, build_report(load_runs(paths), tables=load_tables(paths)))
 
 
 def build_report(
-    runs: Sequence[Run], title: str | None = None, tables: Sequence[Table] = ()
+    runs: Sequence[Run], title: str | None = None, tables: Sequence[SensitivityTable] = ()
 ) -> str:
     """The report of ``runs``, and heat maps of ``tables`` of losses, as one self-contained HTML page. Where
     the details of all runs would make it larger than 2 MB, those of the best are kept (all stay in the table
@@ -77,7 +79,10 @@ def build_report(
 
 
 def _page(
-    runs: Sequence[Run], detailed: frozenset[int], title: str | None, tables: Sequence[Table]
+    runs: Sequence[Run],
+    detailed: frozenset[int],
+    title: str | None,
+    tables: Sequence[SensitivityTable],
 ) -> str:
     """The page, with the details of some of the runs."""
     bases = list(dict.fromkeys(short(run.base) for run in runs))
@@ -97,7 +102,7 @@ def _page(
         structures=sorted({table.structure(run) for run in runs}),
         data=data,
         map=table.rate_map(runs),
-        heat_maps=[table.loss_map(found) for found in tables],
+        heat_maps=[table.loss_map(each) for each in tables],
         policy=_policy(scripts),
         scripts=[Markup(script) for script in scripts],
         style=Markup(_own("report.css")),
@@ -116,8 +121,8 @@ def headline(runs: Sequence[Run]) -> Headline:
     for why, measure in choices:
         # A search's other finalists are not on disk: the page speaks of one that is.
         here = [(run, index) for index, run in enumerate(runs) if run.folder]
-        found = ((measure(run), index) for run, index in here or zip(runs, count(), strict=False))
-        known = [(value, index) for value, index in found if value is not None]
+        values = ((measure(run), index) for run, index in here or zip(runs, count(), strict=False))
+        known = [(value, index) for value, index in values if value is not None]
         if known:
             index = min(known)[1]
             return _kept(index, f"{why} of {len(runs)} runs" if len(runs) > 1 else "", runs[index])
@@ -125,14 +130,14 @@ def headline(runs: Sequence[Run]) -> Headline:
 
 
 def _kept(index: int, why: str, run: Run) -> Headline:
-    found = run.evaluation
-    if found and found.sr is not None:
+    evaluation = run.evaluation
+    if evaluation and evaluation.sr is not None:
         return Headline(
-            index, why, table.percent(found.sr), table.percents(found.sr_ci95),
+            index, why, table.percent(evaluation.sr), table.percents(evaluation.sr_ci95),
             "of the base's task scores above chance (semantic retention, Sr)",
         )  # fmt: skip
-    if found and found.divergence:
-        top1 = found.divergence.top1_agreement
+    if evaluation and evaluation.divergence:
+        top1 = evaluation.divergence.top1_agreement
         return Headline(
             index, why, table.percent(top1.value), table.percents(top1.ci95),
             "of the base's next-token choices (top-1 agreement)",
@@ -157,7 +162,8 @@ def _kl(run: Run) -> float | None:
 
 
 def _text_hash(run: Run) -> str | None:
-    return run.evaluation.text.get("sha256") if run.evaluation else None
+    text = run.evaluation.text if run.evaluation else None
+    return text.sha256 if text else None
 
 
 def _data(runs: Sequence[Run], detailed: frozenset[int]) -> dict[str, Any]:
@@ -212,14 +218,14 @@ def short(model: str) -> str:
 def evaluate_command(run: Run, options: str) -> str:
     """The command that fills what is missing in a run, and measures again what it had."""
     parts = ["srcr evaluate", shlex.quote(run.base), shlex.quote(run.folder or run.name)]
-    found = run.evaluation
-    if found and found.tasks and "--tasks" not in options:
-        given = re.search(r"--tasks[ =](\S+)", found.command)
-        parts.append(f"--tasks {given[1] if given else ','.join(found.tasks)}")
-    if found and found.semantic and "--semantic" not in options:
+    evaluation = run.evaluation
+    if evaluation and evaluation.tasks and "--tasks" not in options:
+        given = re.search(r"--tasks[ =](\S+)", evaluation.command)
+        parts.append(f"--tasks {given[1] if given else ','.join(evaluation.tasks)}")
+    if evaluation and evaluation.semantic and "--semantic" not in options:
         parts.append("--semantic")
     parts += [options] if options else []
-    return " ".join([*parts, "--report", *(["--overwrite"] if found else [])])
+    return " ".join([*parts, "--report", *(["--overwrite"] if evaluation else [])])
 
 
 def _environment() -> Environment:
@@ -233,7 +239,7 @@ def _environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     shown = (
         table.percent, table.percents, table.number, table.numbers, table.smaller, table.structure,
-        plots.mode, plots.method, size, short, clip, word_diff, evaluate_command,
+        plots.mode, plots.method, format_bytes, short, clip, word_diff, evaluate_command,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in shown}
     return environment

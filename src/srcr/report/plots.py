@@ -16,9 +16,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from srcr.card import size
-from srcr.report.runs import Interval, Run, Task
-from srcr.types import Rates
+from srcr.environment import format_bytes
+from srcr.records.evaluation import Interval, TaskScore
+from srcr.records.run import Rates
+from srcr.report.runs import Run
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ class Outcome:
 
 
 def _sr(run: Run) -> tuple[float, Interval | None] | None:
-    found = run.evaluation
-    return (found.sr, found.sr_ci95) if found and found.sr is not None else None
+    evaluation = run.evaluation
+    if evaluation is None or evaluation.sr is None:
+        return None
+    return evaluation.sr, evaluation.sr_ci95
 
 
 def _kl(run: Run) -> tuple[float, Interval | None] | None:
@@ -96,7 +99,7 @@ def mode(run: Run) -> str:
     pruned = any(layer.prune and layer.sparsity for layer in run.plan.layers)
     quantized = any(layer.quant for layer in run.plan.layers)
     if pruned and quantized:
-        return run.plan.sweep.mode
+        return run.plan.solver.mode
     return "quantization only" if quantized else "pruning only" if pruned else "untouched"
 
 
@@ -111,26 +114,26 @@ def tradeoff(runs: Sequence[Run], outcome: Outcome, axis: Axis) -> dict[str, Any
     """Size against outcome, a colour for each mode, with the Pareto front; None where no run has it."""
     rows = []
     for index, run in enumerate(runs):
-        found, rates = outcome.of(run), run.rates
-        if found and rates and math.isfinite(found[0]):
-            rows.append((index, run, rates, found))
+        measure, rates = outcome.of(run), run.rates
+        if measure and rates and math.isfinite(measure[0]):
+            rows.append((index, run, rates, measure))
     if not rows:
         return None
     figure = go.Figure()
     modes = list(dict.fromkeys(mode(run) for run in runs))
     for series, name in enumerate(modes):
-        some = [row for row in rows if mode(row[1]) == name]
+        shown = [row for row in rows if mode(row[1]) == name]
         figure.add_scatter(
-            x=[axis.of(rates) for _, _, rates, _ in some],
-            y=[found[0] for *_, found in some],
-            error_y=_spread([found for *_, found in some]),
-            text=[_label(run, rates, found) for _, run, rates, found in some],
+            x=[axis.of(rates) for _, _, rates, _ in shown],
+            y=[measure[0] for *_, measure in shown],
+            error_y=_spread([measure for *_, measure in shown]),
+            text=[_label(run, rates, measure) for _, run, rates, measure in shown],
             mode="markers",
             name=name,
-            meta={"series": series, "runs": [index for index, *_ in some]},
+            meta={"series": series, "runs": [index for index, *_ in shown]},
             hovertemplate=f"%{{text}}<br>{outcome.symbol} %{{y:.4g}}<extra></extra>",
         )
-    points = [(axis.of(rates), outcome.better * found[0]) for _, _, rates, found in rows]
+    points = [(axis.of(rates), outcome.better * measure[0]) for _, _, rates, measure in rows]
     order = sorted(range(len(rows)), key=lambda i: points[i])
     above = dominators(points)
     figure.add_scatter(
@@ -152,12 +155,13 @@ def tradeoff(runs: Sequence[Run], outcome: Outcome, axis: Axis) -> dict[str, Any
     return _plain(figure)
 
 
-def _label(run: Run, rates: Rates, found: tuple[float, Interval | None]) -> str:
-    interval = f"<br>95 % interval [{found[1][0]:.3g}, {found[1][1]:.3g}]" if found[1] else ""
+def _label(run: Run, rates: Rates, measure: tuple[float, Interval | None]) -> str:
+    ci95 = measure[1]
+    interval = f"<br>95 % interval [{ci95[0]:.3g}, {ci95[1]:.3g}]" if ci95 else ""
     return (
         f"<b>{html.escape(run.name)}</b><br>{100 * rates.sparsity:.3g} % sparsity, {rates.bits:.3g} bits"
-        f"<br>TCr {100 * rates.tcr:.4g} %, stored {size(rates.stored_bytes)}, "
-        f"loaded {size(rates.loaded_bytes)}"
+        f"<br>TCr {100 * rates.tcr:.4g} %, stored {format_bytes(rates.stored_bytes)}, "
+        f"loaded {format_bytes(rates.loaded_bytes)}"
         f"{interval}"
     )
 
@@ -207,18 +211,18 @@ def _score_panels() -> go.Layout:
     return panels.update_yaxes(rangemode="tozero").layout
 
 
-def task_figure(tasks: Mapping[str, Task]) -> dict[str, Any]:
+def task_figure(tasks: Mapping[str, TaskScore]) -> dict[str, Any]:
     """Scores of both models with the chance level, and retention with its interval."""
     figure = go.Figure(layout=_score_panels())
     names = [html.escape(name) for name in tasks]
-    found = list(tasks.values())
-    figure.add_bar(x=names, y=[t.base for t in found], name="base", meta={"series": 3})
-    figure.add_bar(x=names, y=[t.compressed for t in found], name="compressed", meta={"series": 0})
+    scores = list(tasks.values())
+    figure.add_bar(x=names, y=[t.base for t in scores], name="base", meta={"series": 3})
+    figure.add_bar(x=names, y=[t.compressed for t in scores], name="compressed", meta={"series": 0})
     figure.add_scatter(
-        x=names, y=[t.chance for t in found], name="chance", mode="markers",
+        x=names, y=[t.chance for t in scores], name="chance", mode="markers",
         marker={"symbol": "line-ew-open", "size": 30}, meta={"ink": True},
     )  # fmt: skip
-    kept = [(name, t.retention, t.ci95) for name, t in zip(names, found, strict=True)]
+    kept = [(name, t.retention, t.ci95) for name, t in zip(names, scores, strict=True)]
     rows = [(name, value, ci95) for name, value, ci95 in kept if value is not None]
     figure.add_bar(
         x=[name for name, *_ in rows],

@@ -5,12 +5,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from srcr.card import size
-from srcr.planning.levels import Decision
-from srcr.planning.sensitivity import Table
+from srcr.environment import format_bytes
+from srcr.models.topology import LinearGroup
+from srcr.records.evaluation import Interval
+from srcr.records.run import Rates
+from srcr.records.sensitivity import SensitivityTable
 from srcr.report.plots import method, mode
-from srcr.report.runs import Interval, Run
-from srcr.types import Rates
+from srcr.report.runs import Run
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class RateMap:
 
 @dataclass(frozen=True)
 class LossMap:
-    """What units (rows) lose at levels (columns): (KL or None, output error, heat) of each cell. Heat is the
+    """What groups (rows) lose at levels (columns): (KL or None, output error, heat) of each cell. Heat is the
     loss's logarithm between the table's lowest and highest, from 0 to 1."""
 
     base: str
@@ -106,39 +107,34 @@ def group(run: Run) -> str:
     if run.plan is None:
         return "–"
     sizes = {layer.quant.group_size for layer in run.plan.layers if layer.quant}
-    names = sorted("channel" if found == -1 else str(found) for found in sizes)
+    names = sorted("channel" if size == -1 else str(size) for size in sizes)
     return ", ".join(names) or "–"
 
 
-def loss_map(found: Table) -> LossMap:
+def loss_map(table: SensitivityTable) -> LossMap:
     """The heat map of a table of losses: where KL was measured, only the levels at which it was."""
-    chosen = [
-        level for level in found.levels
-        if any(x.kl is not None for unit in found.units for x in unit.losses if x.level == level)
-    ] or list(found.levels)  # fmt: skip
-    measured = any(x.kl is not None for unit in found.units for x in unit.losses)
-    picked = [
-        [next(x for x in unit.losses if x.level == level) for level in chosen]
-        for unit in found.units
-    ]
-    logs = [math.log(max(x.error if x.kl is None else x.kl, 1e-12)) for row in picked for x in row]
+    losses = [{loss.level: loss for loss in group.losses} for group in table.groups]
+    measured = {level for row in losses for level, loss in row.items() if loss.kl is not None}
+    levels = [level for level in table.levels if level in measured] or list(table.levels)
+    shown = [[row[level] for level in levels] for row in losses]
+    logs = [math.log(max(x.error if x.kl is None else x.kl, 1e-12)) for row in shown for x in row]
     low, span = min(logs), (max(logs) - min(logs)) or 1.0
     heat = iter([(value - low) / span for value in logs])
     rows = tuple(
-        (Decision(unit.names).label, tuple((x.kl, x.error, next(heat)) for x in row))
-        for unit, row in zip(found.units, picked, strict=True)
+        (LinearGroup(group.names).label, tuple((x.kl, x.error, next(heat)) for x in row))
+        for group, row in zip(table.groups, shown, strict=True)
     )
-    return LossMap(found.base, tuple(str(level) for level in chosen), rows, measured)
+    return LossMap(table.base, tuple(map(str, levels)), rows, bool(measured))
 
 
 def rate_map(runs: Sequence[Run]) -> RateMap | None:
     """The map of SrCr, by whole percent of sparsity and tenths of a bit; None below two cells."""
     cells: dict[tuple[int, float], list[tuple[float, int]]] = {}
     for index, run in enumerate(runs):
-        rates, found = run.rates, run.evaluation
-        if rates and found and found.srcr is not None and math.isfinite(found.srcr):
+        rates, srcr = run.rates, run.evaluation.srcr if run.evaluation else None
+        if rates and srcr is not None and math.isfinite(srcr):
             key = round(100 * rates.sparsity), round(rates.bits, 1)
-            cells.setdefault(key, []).append((found.srcr, index))
+            cells.setdefault(key, []).append((srcr, index))
     if len(cells) < 2:
         return None
     values = [value for cell in cells.values() for value, _ in cell]
@@ -159,12 +155,12 @@ def _rate(show: Callable[[Rates], Cell]) -> Callable[[Run], Cell]:
 
 
 def _bytes(n_bytes: int, base: int) -> Cell:
-    return Cell(size(n_bytes), smaller(base, n_bytes), n_bytes)
+    return Cell(format_bytes(n_bytes), smaller(base, n_bytes), n_bytes)
 
 
 def _entropy(rates: Rates) -> Cell:
-    found = rates.entropy_bits
-    return NOTHING if found is None else Cell(number(found), sort=found)
+    bits = rates.entropy_bits
+    return NOTHING if bits is None else Cell(number(bits), sort=bits)
 
 
 def _kl(run: Run) -> Cell:
@@ -184,20 +180,20 @@ def _top1(run: Run) -> Cell:
 
 
 def _sr(run: Run) -> Cell:
-    found = run.evaluation
-    return _share(found.sr, found.sr_ci95) if found else NOTHING
+    evaluation = run.evaluation
+    return _share(evaluation.sr, evaluation.sr_ci95) if evaluation else NOTHING
 
 
 def _srcr(run: Run) -> Cell:
-    found = run.evaluation
-    if found is None or found.srcr is None:
+    evaluation = run.evaluation
+    if evaluation is None or evaluation.srcr is None:
         return NOTHING
-    return Cell(f"{found.srcr:.3f}", numbers(found.srcr_ci95), found.srcr)
+    return Cell(f"{evaluation.srcr:.3f}", numbers(evaluation.srcr_ci95), evaluation.srcr)
 
 
 def _semantic(run: Run) -> Cell:
-    found = run.evaluation.semantic if run.evaluation else None
-    return _share(found.consistency, found.ci95) if found else NOTHING
+    semantic = run.evaluation.semantic if run.evaluation else None
+    return _share(semantic.consistency, semantic.ci95) if semantic else NOTHING
 
 
 def _share(value: float | None, ci95: Interval | None) -> Cell:

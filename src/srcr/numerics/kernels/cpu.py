@@ -16,7 +16,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from srcr.numerics.grid import Grid, code_range
-from srcr.numerics.kernels import Descent, Sweep
+from srcr.numerics.kernels.states import DescentState, SweepState
 
 #: How the engine's product is rounded: not at all, or to one of the 16-bit types.
 _PRODUCT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -56,11 +56,11 @@ def _fixed(w, kept, r, j, g, scale, zero, low, high, product, codes):  # type: i
 
 
 @njit(inline="always", **_OPTIONS)
-def _sweep_one(  # type: ignore[no-untyped-def]
-    w, pivot, r, j, i, g, work, codes, keep, errors, push, scale, zero, low, high, product
+def _fix_weight(  # type: ignore[no-untyped-def]
+    w, pivot, r, j, i, g, work, codes, mask, errors, push, scale, zero, low, high, product
 ):
     """Fix one weight in column j, the i-th of the block; returns its error."""
-    kept = keep[r, j] if keep.size else True
+    kept = mask[r, j] if mask.size else True
     if not (kept or push):
         w = np.float32(0.0)
     value = _fixed(w, kept, r, j, g, scale, zero, low, high, product, codes)
@@ -70,11 +70,11 @@ def _sweep_one(  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always", **_OPTIONS)
-def _descend_one(  # type: ignore[no-untyped-def]
-    pull, energy, r, j, i, g, weight, codes, keep, steps, scale, zero, low, high, product
+def _step_weight(  # type: ignore[no-untyped-def]
+    pull, energy, r, j, i, g, weight, codes, mask, steps, scale, zero, low, high, product
 ):
     """Move one weight to its best value; returns the step."""
-    kept = keep[r, j] if keep.size else True
+    kept = mask[r, j] if mask.size else True
     before = weight[r, j]
     weight[r, j] = _fixed(
         before + pull / energy, kept, r, j, g, scale, zero, low, high, product, codes
@@ -96,7 +96,7 @@ def _push(row, w0, w1, w2, w3, e0, e1, e2, e3):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, **_OPTIONS)
 def _sweep(  # type: ignore[no-untyped-def]
-    work, upper, groups, codes, keep, errors, push, scale, zero, low, high, product,
+    work, upper, groups, codes, mask, errors, push, scale, zero, low, high, product,
     start, first, last, stop,
 ):  # fmt: skip
     rows = work.shape[0]
@@ -108,13 +108,13 @@ def _sweep(  # type: ignore[no-untyped-def]
         for j in range(first, last):
             i, g = j - start, groups[j]
             k, p = i + 1, upper[i, i]
-            e0 = _sweep_one(w0[i], p, r0, j, i, g, work, codes, keep, errors, push,
+            e0 = _fix_weight(w0[i], p, r0, j, i, g, work, codes, mask, errors, push,
                             scale, zero, low, high, product)  # fmt: skip
-            e1 = _sweep_one(w1[i], p, r1, j, i, g, work, codes, keep, errors, push,
+            e1 = _fix_weight(w1[i], p, r1, j, i, g, work, codes, mask, errors, push,
                             scale, zero, low, high, product)  # fmt: skip
-            e2 = _sweep_one(w2[i], p, r2, j, i, g, work, codes, keep, errors, push,
+            e2 = _fix_weight(w2[i], p, r2, j, i, g, work, codes, mask, errors, push,
                             scale, zero, low, high, product)  # fmt: skip
-            e3 = _sweep_one(w3[i], p, r3, j, i, g, work, codes, keep, errors, push,
+            e3 = _fix_weight(w3[i], p, r3, j, i, g, work, codes, mask, errors, push,
                             scale, zero, low, high, product)  # fmt: skip
             _push(upper[i, k:], w0[k:], w1[k:], w2[k:], w3[k:], e0, e1, e2, e3)
         work[r0, last:stop] = w0[last - start :]
@@ -125,7 +125,7 @@ def _sweep(  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, **_OPTIONS)
 def _descend(  # type: ignore[no-untyped-def]
-    pull, damped, groups, weight, codes, keep, steps, scale, zero, low, high, product, start, stop
+    pull, damped, groups, weight, codes, mask, steps, scale, zero, low, high, product, start, stop
 ):
     rows = pull.shape[0]
     for quad in prange((rows + 3) // 4):
@@ -138,7 +138,7 @@ def _descend(  # type: ignore[no-untyped-def]
         for j in range(start, stop):
             i, g = j - start, groups[j]
             for q in range(count):
-                e[q] = _descend_one(p[q, i], damped[i, i], r0 + q, j, i, g, weight, codes, keep, steps,
+                e[q] = _step_weight(p[q, i], damped[i, i], r0 + q, j, i, g, weight, codes, mask, steps,
                                     scale, zero, low, high, product)  # fmt: skip
             k = i + 1
             _push(damped[i, k:], p0[k:], p1[k:], p2[k:], p3[k:], e[0], e[1], e[2], e[3])
@@ -153,27 +153,27 @@ def _permute(matrix, order):  # type: ignore[no-untyped-def]
 
 
 def permute_columns(matrix: Tensor, order: Tensor) -> None:
-    """As :func:`srcr.numerics.kernels.permute_columns`."""
+    """As :func:`srcr.numerics.kernels.dispatch.permute_columns`."""
     _threads()
     _permute(matrix.numpy(), order.numpy())
 
 
-def fix_columns(state: Sweep, start: int, at: slice, stop: int) -> None:
+def fix_columns(state: SweepState, start: int, columns: slice, stop: int) -> None:
     """As :func:`srcr.numerics.obs.fix_columns`."""
     _threads()
     _sweep(
-        state.work.numpy(), _block(state.upper, start, stop), _groups(state.order, state.grid),
-        _codes(state.codes), _mask(state.keep), state.errors.numpy(), state.push,
-        *_grid(state.grid), start, at.start, at.stop, stop,
+        state.weight.numpy(), _block(state.upper, start, stop), _groups(state.order, state.grid),
+        _codes(state.codes), _mask(state.mask), state.errors.numpy(), state.propagate,
+        *_grid(state.grid), start, columns.start, columns.stop, stop,
     )  # fmt: skip
 
 
-def step_columns(state: Descent, start: int, stop: int) -> None:
+def step_columns(state: DescentState, start: int, stop: int) -> None:
     """As :func:`srcr.numerics.descent.step_columns`."""
     _threads()
     _descend(
         state.pull.numpy(), _block(state.damped, 0, stop - start), _groups(state.order, state.grid),
-        state.weight.numpy(), _codes(state.codes), _mask(state.keep), state.steps.numpy(),
+        state.weight.numpy(), _codes(state.codes), _mask(state.mask), state.steps.numpy(),
         *_grid(state.grid), start, stop,
     )  # fmt: skip
 

@@ -68,8 +68,8 @@ def _emit_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         right = builder.bitcast(right, words.as_pointer())
         halves = [builder.load(builder.gep(right, [number(half)]), align=4) for half in range(2)]
         for row in range(TILE):
-            one = builder.load(builder.gep(left, [number(row)]))
-            x = builder.insert_element(anything, one, number(0))
+            word = builder.load(builder.gep(left, [number(row)]))
+            x = builder.insert_element(anything, word, number(0))
             x = builder.shuffle_vector(x, anything, everywhere)
             for half, y in enumerate(halves):
                 place = sums[2 * row + half]
@@ -112,13 +112,13 @@ def _pack(x):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always", **_OPTIONS)
-def _add(found, out, row, col):  # type: ignore[no-untyped-def]
+def _add(sums, out, row, col):  # type: ignore[no-untyped-def]
     """Add a tile's sums to ``out`` from ``row`` and ``col`` on, as far as that reaches."""
     wide = min(PANEL, out.shape[1] - col)
     for r in range(min(TILE, out.shape[0] - row)):
-        some = out[row + r, col : col + wide]
+        part = out[row + r, col : col + wide]
         for k in range(wide):
-            some[k] += found[r * PANEL + k]
+            part[k] += sums[r * PANEL + k]
 
 
 @njit(parallel=True, **_OPTIONS)
@@ -138,7 +138,7 @@ def _add_products(left, right, out, symmetric):  # type: ignore[no-untyped-def]
         else:
             below, beside = turn // across, turn % across
         below, beside = below * SQUARE, beside * SQUARE
-        found = np.empty(TILE * PANEL, np.float32)
+        sums = np.empty(TILE * PANEL, np.float32)
         for start in range(0, pairs, PAIRS):
             steps = min(PAIRS, pairs - start)
             for j in range(beside, min(beside + SQUARE, right.shape[0])):
@@ -146,8 +146,8 @@ def _add_products(left, right, out, symmetric):  # type: ignore[no-untyped-def]
                 for i in range(max(below, j) if symmetric else below, min(below + SQUARE, panels)):
                     at = (i * pairs + start) * PANEL
                     for first in range(0, min(PANEL, rows - i * PANEL), TILE):
-                        _tile(flat, at + first, other, on, steps, found)
-                        _add(found, out, i * PANEL + first, j * PANEL)
+                        _tile(flat, at + first, other, on, steps, sums)
+                        _add(sums, out, i * PANEL + first, j * PANEL)
 
 
 def _packed(x: Tensor) -> Any:
@@ -155,15 +155,15 @@ def _packed(x: Tensor) -> Any:
 
 
 def accumulate(moment: Tensor, left: Tensor, right: Tensor) -> None:
-    """As :func:`srcr.numerics.hessian.accumulate`, of bfloat16 matrices."""
+    """As :func:`srcr.numerics.moments.accumulate`, of bfloat16 matrices."""
     _threads()
-    for some, others in zip(torch.split(left, ROWS), torch.split(right, ROWS), strict=True):
-        _add_products(_packed(some), _packed(others), moment.numpy(), False)
+    for x, y in zip(torch.split(left, ROWS), torch.split(right, ROWS), strict=True):
+        _add_products(_packed(x), _packed(y), moment.numpy(), False)
 
 
 def accumulate_gram(moment: Tensor, x: Tensor) -> None:
-    """As :func:`srcr.numerics.hessian.accumulate_gram`, of a bfloat16 matrix."""
+    """As :func:`srcr.numerics.moments.accumulate_gram`, of a bfloat16 matrix."""
     _threads()
-    for some in torch.split(x, ROWS):
-        panels = _packed(some)
+    for rows in torch.split(x, ROWS):
+        panels = _packed(rows)
         _add_products(panels, panels, moment.numpy(), True)

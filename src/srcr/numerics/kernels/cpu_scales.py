@@ -1,7 +1,7 @@
 """The scale search on a CPU, compiled by Numba: rows in parallel, the columns of a group in vector units,
 nothing written but the result.
 
-It tries what :func:`srcr.numerics.grid.fit_rows` tries and takes what that takes: the lowest loss, of
+It tries what :func:`srcr.numerics.scales.search_scales` tries and takes what that takes: the lowest loss, of
 equals the first. A try is given up as soon as a part of its loss is more than the best whole one, so a
 good one comes first: what served the group before. Losses agree with PyTorch's to a few parts in a
 million, so only tries that close to each other may change places.
@@ -14,7 +14,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from srcr.numerics.grid import Grid, code_range
+from srcr.numerics.grid import Grid, GridSpec, code_range
 from srcr.numerics.kernels.cpu import _OPTIONS, _PRODUCT, _rounded, _threads
 
 #: Columns between two looks at whether a try is still worth it.
@@ -108,8 +108,8 @@ def _loss(  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always", **_OPTIONS)
-def _stored(scale, product, tiny):  # type: ignore[no-untyped-def]
-    """As :func:`srcr.numerics.grid.stored`."""
+def _round_to_storage(scale, product, tiny):  # type: ignore[no-untyped-def]
+    """As :func:`srcr.numerics.grid.round_to_storage`."""
     scale = _rounded(scale, product)
     return tiny if abs(scale) < tiny else scale
 
@@ -126,15 +126,15 @@ def _grid(number, lowest, highest, shrinks, low, high, symmetric, product, tiny)
         scale = (highest - lowest) / steps
         safe = scale if scale > 0 else np.float32(1.0)
         zero = min(max(np.rint(low - lowest / safe), low), high)
-        return _stored(scale, product, tiny), zero
+        return _round_to_storage(scale, product, tiny), zero
     largest = max(highest, -lowest)
     divisor = steps / np.float32(2.0) if number == 0 else (-low if number % 2 else low)
-    return _stored(largest / divisor, product, tiny), np.float32(0.0)
+    return _round_to_storage(largest / divisor, product, tiny), np.float32(0.0)
 
 
 @njit(parallel=True, **_OPTIONS)
 def _search(  # type: ignore[no-untyped-def]
-    W, keep, importance, size, shrinks, low, high, symmetric, product, tiny, scales, zeros
+    W, mask, importance, size, shrinks, low, high, symmetric, product, tiny, scales, zeros
 ):
     rows, groups = scales.shape
     tries = 1 + shrinks.size * (2 if symmetric else 1)
@@ -146,8 +146,8 @@ def _search(  # type: ignore[no-untyped-def]
         for r in range(block * BLOCK, min((block + 1) * BLOCK, rows)):
             for g in range(groups):
                 x[:] = W[r, g * size : (g + 1) * size]
-                if keep.size:
-                    alive = keep[r, g * size : (g + 1) * size]
+                if mask.size:
+                    alive = mask[r, g * size : (g + 1) * size]
                     if alive.any():
                         for k in range(size):
                             x[k] = x[k] if alive[k] else np.float32(0.0)
@@ -172,28 +172,27 @@ def _search(  # type: ignore[no-untyped-def]
                 )
 
 
-def fit_rows(
+def search_scales(
     W: Tensor,
-    num_bits: int,
-    group_size: int,
-    symmetric: bool,
-    dtype: torch.dtype,
+    spec: GridSpec,
     importance: Tensor | None,
-    keep: Tensor | None,
+    mask: Tensor | None,
     shrinks: Sequence[float],
 ) -> Grid:
-    """As :func:`srcr.numerics.grid.fit_rows`."""
+    """As :func:`srcr.numerics.scales.search_scales`."""
     _threads()
     rows, cols = W.shape
-    scale = torch.empty(rows, cols // group_size)
-    zero = torch.empty_like(scale)
+    scale = torch.empty(rows, cols // spec.group_size)
+    zero_point = torch.empty_like(scale)
     weight = torch.ones(cols) if importance is None else importance.to(torch.float32)
-    low, high = map(np.float32, code_range(num_bits))
+    low, high = map(np.float32, code_range(spec.num_bits))
     _search(
         W.to(torch.float32).contiguous().numpy(),
-        np.empty((0, 0), np.bool_) if keep is None else keep.contiguous().numpy(),
-        weight.contiguous().numpy(), group_size, np.array(shrinks, np.float32), low, high,
-        symmetric, _PRODUCT[dtype], np.float32(torch.finfo(dtype).tiny),
-        scale.numpy(), zero.numpy(),
+        np.empty((0, 0), np.bool_) if mask is None else mask.contiguous().numpy(),
+        weight.contiguous().numpy(), spec.group_size, np.array(shrinks, np.float32), low, high,
+        spec.symmetric, _PRODUCT[spec.dtype], np.float32(torch.finfo(spec.dtype).tiny),
+        scale.numpy(), zero_point.numpy(),
     )  # fmt: skip
-    return Grid(scale, None if symmetric else zero, num_bits, group_size, dtype)
+    return Grid(
+        scale, None if spec.symmetric else zero_point, spec.num_bits, spec.group_size, spec.dtype
+    )

@@ -1,5 +1,5 @@
 """The k-th smallest of many numbers on a CPU, compiled by Numba: counted by their leading bits in parallel,
-then found among the few that share those of the one looked for."""
+then candidates among the few that share those of the one looked for."""
 
 import numpy as np
 from numba import get_num_threads, njit, prange
@@ -31,14 +31,14 @@ def _kth(flat, k, parts):  # type: ignore[no-untyped-def]
     while before + total[rank] <= k:
         before += total[rank]
         rank += 1
-    found = np.empty(total[rank], np.float32)
+    candidates = np.empty(total[rank], np.float32)
     for part in prange(parts):
         place = counts[:part, rank].sum()
         for i in range(part * size, min((part + 1) * size, flat.size)):
             if _rank(flat[i]) == rank:
-                found[place] = flat[i]
+                candidates[place] = flat[i]
                 place += 1
-    return np.partition(found, k - before)[k - before]
+    return np.partition(candidates, k - before)[k - before]
 
 
 def kth_smallest(flat: Tensor, k: int) -> float:

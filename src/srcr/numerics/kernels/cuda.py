@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from srcr.numerics.grid import Grid, code_range
-from srcr.numerics.kernels import Descent, Sweep, select_columns
+from srcr.numerics.kernels.states import DescentState, SweepState
 
 #: How the engine's product is rounded.
 _PRODUCT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -26,7 +26,10 @@ _OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
 #: Added and subtracted again, it leaves the nearest integer, ties to even, of what is below 2^22.
 _ROUNDER = tl.constexpr(1.5 * 2.0**23)
 
-permute_columns = select_columns
+
+def permute_columns(matrix: Tensor, order: Tensor) -> None:
+    """As :func:`srcr.numerics.kernels.dispatch.permute_columns`."""
+    matrix.copy_(matrix.index_select(1, order))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -60,7 +63,7 @@ def _fixed(w, kept, scale, zero, low, high, PRODUCT: tl.constexpr):  # type: ign
 
 @triton.jit(do_not_specialize=["first", "last"])  # type: ignore[untyped-decorator]
 def _sweep(  # type: ignore[no-untyped-def]
-    work, upper, order, codes, keep, errors, scale, zero,
+    weight, upper, order, codes, mask_pointer, errors, scale, zero,
     rows, cols, stride, width, first, last, groups, group_size, reach, low, high,
     PUSH: tl.constexpr, PRODUCT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +75,7 @@ def _sweep(  # type: ignore[no-untyped-def]
     inside = r < rows
     here = inside[:, None] & (k < width)[None, :]
     at = (r * cols)[:, None] + k[None, :]
-    w = tl.load(work + at, mask=here, other=0.0)
+    w = tl.load(weight + at, mask=here, other=0.0)
     e = tl.zeros((ROWS, BLOCK), tl.float32)
     c = tl.zeros((ROWS, BLOCK), tl.float32)
     for i in range(first, last):
@@ -81,10 +84,14 @@ def _sweep(  # type: ignore[no-untyped-def]
         group = r * groups + tl.load(order + i).to(tl.int32) // group_size
         s = None if scale is None else tl.load(scale + group, mask=inside, other=1.0)
         z = 0.0 if zero is None else tl.load(zero + group, mask=inside, other=0.0)
-        kept = None if keep is None else tl.load(keep + r * cols + i, mask=inside, other=0) != 0
+        kept = (
+            None
+            if mask_pointer is None
+            else tl.load(mask_pointer + r * cols + i, mask=inside, other=0) != 0
+        )
         now = (k == i)[None, :]
         x = tl.sum(tl.where(now, w, 0.0), axis=1)
-        if keep is not None and not PUSH:
+        if mask_pointer is not None and not PUSH:
             x = tl.where(kept, x, 0.0)
         value, code = _fixed(x, kept, s, z, low, high, PRODUCT)
         error = tl.div_rn(x - value, pivot)
@@ -93,7 +100,7 @@ def _sweep(  # type: ignore[no-untyped-def]
         c = tl.where(now, code[:, None], c)
     tl.debug_barrier()  # no store before every thread has read what it needs
     done = here & ((k >= first) & (k < last))[None, :]
-    tl.store(work + at, w, mask=here & (k >= first)[None, :])
+    tl.store(weight + at, w, mask=here & (k >= first)[None, :])
     tl.store(errors + (r * reach)[:, None] + k[None, :], e, mask=done)
     if codes is not None:
         tl.store(codes + at, c.to(tl.int8), mask=done)
@@ -101,7 +108,7 @@ def _sweep(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _descend(  # type: ignore[no-untyped-def]
-    pull, damped, order, weight, codes, keep, steps, scale, zero,
+    pull, damped, order, weight, codes, mask_pointer, steps, scale, zero,
     rows, cols, stride, width, groups, group_size, reach, low, high,
     PRODUCT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -121,7 +128,11 @@ def _descend(  # type: ignore[no-untyped-def]
         group = r * groups + tl.load(order + i).to(tl.int32) // group_size
         s = None if scale is None else tl.load(scale + group, mask=inside, other=1.0)
         z = 0.0 if zero is None else tl.load(zero + group, mask=inside, other=0.0)
-        kept = None if keep is None else tl.load(keep + r * cols + i, mask=inside, other=0) != 0
+        kept = (
+            None
+            if mask_pointer is None
+            else tl.load(mask_pointer + r * cols + i, mask=inside, other=0) != 0
+        )
         before = tl.load(weight + r * cols + i, mask=inside, other=0.0)
         now = (k == i)[None, :]
         best = before + tl.div_rn(tl.sum(tl.where(now, p, 0.0), axis=1), energy)
@@ -138,24 +149,24 @@ def _descend(  # type: ignore[no-untyped-def]
         tl.store(codes + at, c.to(tl.int8), mask=here)
 
 
-def fix_columns(state: Sweep, start: int, at: slice, stop: int) -> None:
+def fix_columns(state: SweepState, start: int, columns: slice, stop: int) -> None:
     """As :func:`srcr.numerics.obs.fix_columns`."""
-    rows, cols = state.work.shape
+    rows, cols = state.weight.shape
     block = slice(start, stop)
     upper = state.upper[block, block]
     scale, zero, groups, group_size, low, high, product = _grid(state.grid)
     height, width, warps = _tile(stop - start)
-    with torch.cuda.device(state.work.get_device()):
+    with torch.cuda.device(state.weight.get_device()):
         _sweep[(triton.cdiv(rows, height),)](
-            state.work[:, block], upper, state.order[block], _part(state.codes, block),
-            _part(state.keep, block), state.errors, scale, zero,
-            rows, cols, upper.stride(0), stop - start, at.start - start, at.stop - start,
+            state.weight[:, block], upper, state.order[block], _part(state.codes, block),
+            _part(state.mask, block), state.errors, scale, zero,
+            rows, cols, upper.stride(0), stop - start, columns.start - start, columns.stop - start,
             groups, group_size, state.errors.stride(0), low, high,
-            PUSH=state.push, PRODUCT=product, ROWS=height, BLOCK=width, num_warps=warps, **_OPTIONS,
+            PUSH=state.propagate, PRODUCT=product, ROWS=height, BLOCK=width, num_warps=warps, **_OPTIONS,
         )  # fmt: skip
 
 
-def step_columns(state: Descent, start: int, stop: int) -> None:
+def step_columns(state: DescentState, start: int, stop: int) -> None:
     """As :func:`srcr.numerics.descent.step_columns`."""
     rows, cols = state.weight.shape
     block = slice(start, stop)
@@ -164,7 +175,7 @@ def step_columns(state: Descent, start: int, stop: int) -> None:
     with torch.cuda.device(state.weight.get_device()):
         _descend[(triton.cdiv(rows, height),)](
             state.pull[:, block], state.damped, state.order[block], state.weight[:, block],
-            _part(state.codes, block), _part(state.keep, block), state.steps, scale, zero,
+            _part(state.codes, block), _part(state.mask, block), state.steps, scale, zero,
             rows, cols, state.damped.stride(0), stop - start,
             groups, group_size, state.steps.stride(0), low, high,
             PRODUCT=product, ROWS=height, BLOCK=width, num_warps=warps, **_OPTIONS,

@@ -1,0 +1,270 @@
+"""The commands: what they are given becomes the arguments of a public function, and its result is shown."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from srcr.cli import parameters as given
+from srcr.errors import InputError, NotAvailableYetError
+
+app = typer.Typer(
+    name="srcr",
+    help="Make a causal language model much smaller, and prove how much of its meaning is left.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say what went wrong, as one line, and leave.
+
+    Raises:
+        SystemExit: always, with ``code``.
+    """
+    sys.stdout.flush()
+    line = " ".join(part.strip() for part in message.splitlines())
+    typer.echo(f"error: {line}", err=True)
+    raise SystemExit(code)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Where the user interrupts, say what is left of the work, and leave: typer would say nothing.
+
+    Raises:
+        SystemExit: with 1, where the user interrupts.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        fail(f"interrupted; {error or 'nothing was written'}", 1)
+
+
+def print_json(data: Any) -> None:
+    """One JSON value on stdout."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def command_line() -> str:
+    """The command as a record keeps it."""
+    return "srcr " + shlex.join(sys.argv[1:])
+
+
+@app.command()
+def inspect(model: given.Model, as_json: given.Json = False) -> None:
+    """Show what srcr sees in a model: blocks, linear layers, which share an input, bytes."""
+    from srcr.cli import tables
+    from srcr.pipelines.inspect import inspect as run
+    from srcr.serialize import to_dict
+
+    inspection = run(model)
+    if as_json:
+        print_json(to_dict(inspection))
+    else:
+        tables.inspection(inspection)
+
+
+@app.command()
+def compress(
+    model: given.Model,
+    out: given.Out,
+    sparsity: given.Sparsity = None,
+    structure: given.Structure = None,
+    bits: given.Bits = None,
+    group_size: given.GroupSize = None,
+    symmetric: given.Symmetric = None,
+    prune_method: given.PruneMethod = None,
+    quant_method: given.QuantMethod = None,
+    mode: given.Mode = None,
+    plan: given.Plan = None,
+    config: given.Config = None,
+    calibration: given.Source = None,
+    samples: given.Samples = None,
+    seq_len: given.SeqLen = None,
+    format: given.Format = None,
+    memory: given.Memory = None,
+    resume: given.Resume = False,
+    overwrite: given.Overwrite = False,
+    seed: given.Seed = None,
+    device: given.Device = None,
+    as_json: given.Json = False,
+) -> None:
+    """Prune and quantize a model in one pass and write a checkpoint that transformers loads."""
+    arguments = locals()
+    from srcr.cli import tables
+    from srcr.cli.options import Options
+    from srcr.pipelines.compress import compress as run
+    from srcr.pipelines.options import Output
+    from srcr.serialize import to_dict
+
+    options = Options.of(arguments, config)
+    output = Output(out, options.format, overwrite, resume)
+    with interruptible():
+        record = run(
+            model, options.compression(), options.data(), output, options.run(command_line())
+        )
+    if as_json:
+        print_json(to_dict(record) | {"out": str(out)})
+    else:
+        tables.compression(record, out)
+
+
+@app.command()
+def export(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A compressed model.", show_default=False)
+    ],
+    out: given.Out,
+    format: Annotated[
+        str, typer.Option("--format", help="The format to convert to: compressed-tensors or dense.")
+    ],
+    overwrite: given.Overwrite = False,
+    as_json: given.Json = False,
+) -> None:
+    """Convert a compressed model to another format: the same weights, in other files."""
+    from srcr.cli import tables
+    from srcr.pipelines.export import export as run
+    from srcr.pipelines.options import Output, RunOptions
+    from srcr.serialize import to_dict
+
+    with interruptible():
+        record = run(folder, Output(out, format, overwrite), RunOptions(command=command_line()))
+    if as_json:
+        print_json(to_dict(record) | {"out": str(out)})
+    else:
+        tables.export(record, out)
+
+
+@app.command()
+def evaluate(
+    base: given.Base,
+    compressed: given.Compressed,
+    out: given.JsonFile = None,
+    text: given.Text = "self",
+    samples: given.TextSamples = None,
+    seq_len: given.TextLength = 512,
+    tasks: given.Tasks = None,
+    limit: given.Limit = None,
+    semantic: given.Semantic = False,
+    prompts: given.Prompts = None,
+    prompt_len: given.PromptLength = None,
+    new_tokens: given.NewTokens = None,
+    scorer: given.Scorer = None,
+    report: given.Report = False,
+    overwrite: given.Overwrite = False,
+    seed: given.Seed = None,
+    device: given.Device = None,
+    as_json: given.Json = False,
+) -> None:
+    """Measure what compressed models kept of the original, with 95 % intervals."""
+    from srcr.cli import tables
+    from srcr.cli.options import split_names
+    from srcr.data.sources import EvaluationText
+    from srcr.metrics.tasks import TaskSpec
+    from srcr.pipelines.evaluate import evaluate as run
+    from srcr.pipelines.options import RunOptions
+    from srcr.report import check_results, write_results
+    from srcr.serialize import to_dict
+
+    if limit is not None and tasks is None:
+        raise InputError(f"--limit {limit} is a number of items a task: name the --tasks too")
+    check_results(out, compressed if report else [], overwrite)
+    evaluations = run(
+        base,
+        compressed,
+        EvaluationText(text, samples, seq_len),
+        None if tasks is None else TaskSpec(split_names(tasks), limit),
+        _semantic_spec(semantic, prompts, prompt_len, new_tokens, scorer),
+        RunOptions(seed, device or "auto"),
+    )
+    evaluations = [dataclasses.replace(each, command=command_line()) for each in evaluations]
+    write_results(evaluations, out, report)
+    if as_json:
+        data = [to_dict(each) for each in evaluations]
+        print_json(data[0] if len(data) == 1 else data)
+    else:
+        tables.evaluation(evaluations)
+
+
+def _semantic_spec(
+    asked: bool,
+    prompts: int | None,
+    prompt_len: int | None,
+    new_tokens: int | None,
+    scorer: str | None,
+) -> Any:
+    """What ``--semantic`` and the options that belong to it ask for; None without it."""
+    from srcr.metrics.semantic import SemanticSpec
+    from srcr.serialize import from_dict
+
+    values = {
+        "n": prompts,
+        "prompt_len": prompt_len,
+        "max_new_tokens": new_tokens,
+        "scorer": scorer,
+    }
+    values = {key: value for key, value in values.items() if value is not None}
+    if values and not asked:
+        raise InputError(
+            "--prompts, --prompt-len, --new-tokens and --scorer belong to --semantic: add it"
+        )
+    return from_dict(SemanticSpec, values, where="the command line") if asked else None
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Compressed folders, or JSON of 'srcr evaluate'.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file.")] = Path("report.html"),
+    overwrite: given.Overwrite = False,
+) -> None:
+    """Build one self-contained HTML page: how much smaller, and what was kept."""
+    from srcr.report import write_report
+
+    write_report(results, out, overwrite)
+    typer.echo(f"report: {out}")
+
+
+@app.command()
+def methods(as_json: given.Json = False) -> None:
+    """List the pruning and quantization methods."""
+    from srcr.cli import tables
+    from srcr.methods import pruners, quantizers
+
+    rows = [
+        {"kind": kind, "name": m.name, "compensates": m.compensates, "summary": m.summary,
+         "paper": m.paper}
+        for kind, known in (("prune", pruners()), ("quant", quantizers()))
+        for m in known.values()
+    ]  # fmt: skip
+    if as_json:
+        print_json({"methods": rows})
+    else:
+        tables.methods(rows)
+
+
+def _add_later(name: str, what: str) -> None:
+    """A command of the design that has not been built: it says so, whatever it is given."""
+
+    @app.command(
+        name,
+        help=f"{what} Not available yet.",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
+    def later() -> None:
+        raise NotAvailableYetError(f"srcr {name}")
+
+
+_add_later("recover", "Repair a compressed model by distillation.")
+_add_later("verify", "Load a compressed model with the engines that serve it, and compare.")

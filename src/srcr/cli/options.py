@@ -1,0 +1,202 @@
+"""Options that every command which calibrates or writes a model shares: from the command line, from a
+``--config`` file with the same names, or the defaults; in that order."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from srcr.data.sources import Calibration
+from srcr.environment import parse_size
+from srcr.errors import InputError, NotAvailableYetError
+from srcr.methods import get_pruner, get_quantizer
+from srcr.numerics.masks import UNSTRUCTURED, parse_structure
+from srcr.pipelines.options import RunOptions
+from srcr.plans.plan import CompressionPlan, Recipe
+from srcr.plans.specs import Mode, PruneSpec, QuantSpec, SolverSpec
+from srcr.serialize import from_dict, from_yaml
+
+if TYPE_CHECKING:
+    from srcr.planning.space import SearchSpace
+    from srcr.planning.specs import Resources
+
+#: Structures that a later version brings.
+STRUCTURED = ("channels", "heads", "layers")
+#: Options of the solver, by the same names.
+SOLVER = ("mode", "dampening_frac", "dense_targets", "dense_share", "descent_rounds")
+#: Options that say what a plan says.
+DECIDED_BY_A_PLAN = (
+    "sparsity", "structure", "bits", "group_size", "symmetric", "prune_method", "quant_method", *SOLVER,
+)  # fmt: skip
+#: Options that say what a sensitivity table says.
+DECIDED_BY_A_TABLE = (
+    "sparsities", "widths", "group_size", "symmetric", "prune_method", "quant_method",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything is optional: None means "as the config file, or the default, says"."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
+
+    sparsity: float | None = None
+    structure: str | None = None
+    bits: int | None = None
+    group_size: str | int | None = None
+    symmetric: bool | None = None
+    prune_method: str | None = None
+    quant_method: str | None = None
+    mode: Mode | None = None
+    dampening_frac: float | None = None
+    dense_targets: bool | None = None
+    dense_share: float | None = None
+    descent_rounds: int | None = None
+    plan: str | None = None
+    calibration: str | None = None
+    samples: int | None = None
+    seq_len: int | None = None
+    format: str | None = None
+    seed: int | None = None
+    device: str | None = None
+    memory: str | None = None
+    sparsities: list[float] | None = None
+    widths: list[int] | None = None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], config: Path | None) -> "Options":
+        """The options among a command's arguments, by their names; what is not given there, of the file.
+
+        Raises:
+            InputError: a value that is none; the file cannot be read, or has a key that is no option.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        given = {name: arguments[name] for name in names if arguments.get(name) is not None}
+        for name, number in (("sparsities", float), ("widths", int)):
+            if name in given:
+                given[name] = _numbers(given[name], name, number)
+        if "plan" in given:
+            given["plan"] = str(given["plan"])
+        options = from_dict(cls, given, where="the command line")
+        if config is None:
+            return options
+        return replace(from_yaml(cls, config), **{name: getattr(options, name) for name in given})
+
+    def compression(self) -> CompressionPlan | Recipe:
+        """The plan that was named, or the uniform recipe that the options describe.
+
+        Raises:
+            InputError: values out of range, unknown names, or a plan together with what it decides.
+        """
+        if self.plan is not None:
+            for name in DECIDED_BY_A_PLAN:
+                if getattr(self, name) is not None:
+                    option = name.replace("_", "-")
+                    raise InputError(
+                        f"--plan decides {option}: leave --{option} out, or edit the plan"
+                    )
+            return from_yaml(CompressionPlan, Path(self.plan))
+        bits = 4 if self.bits is None else self.bits
+        quant = None
+        method = get_quantizer(self.quant_method or "gptq").name
+        if bits != 16:
+            quant = QuantSpec(method, bits, self._group_size(), self.symmetric is not False)
+        given = {name: getattr(self, name) for name in SOLVER if getattr(self, name) is not None}
+        return Recipe(self._prune(), quant, from_dict(SolverSpec, given, "the options"))
+
+    def _prune(self) -> PruneSpec | None:
+        structure = self.structure or UNSTRUCTURED
+        if structure in STRUCTURED:
+            raise NotAvailableYetError(f"--structure {structure}")
+        method = get_pruner(self.prune_method or "sparsegpt").name
+        pattern = parse_structure(structure)
+        if pattern is not None and self.sparsity is None:
+            return PruneSpec.of(method, 0, structure)
+        spec = PruneSpec(method, self.sparsity or 0.0, structure)
+        return spec if spec.sparsity > 0 else None
+
+    def _group_size(self) -> int | Literal["auto"]:
+        if self.group_size is None or self.group_size == "auto":
+            return "auto"
+        try:
+            size = int(self.group_size)
+        except ValueError:
+            size = 0
+        if size != -1 and size < 1:
+            raise InputError(
+                f"group size {self.group_size!r}: use auto, -1 (channel-wise) or a number"
+            )
+        return size
+
+    def space(self) -> "SearchSpace":
+        """The levels that a plan chooses from, and how each is made.
+
+        Raises:
+            InputError: as :meth:`compression`; options that the levels decide.
+        """
+        from srcr.planning.space import BITS, SPARSITIES, SearchSpace, level_grid
+
+        for name in ("sparsity", "structure", "bits", "plan"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"--{name} is for one treatment of all layers; here --sparsities and --widths name what "
+                    "each layer may have"
+                )
+        recipe = replace(self, sparsity=0.5, bits=4, sparsities=None, widths=None).compression()
+        assert isinstance(recipe, Recipe)
+        assert recipe.prune is not None
+        assert recipe.quant is not None
+        sparsities = SPARSITIES if self.sparsities is None else self.sparsities
+        levels = level_grid(sparsities, BITS if self.widths is None else self.widths)
+        return SearchSpace(levels, recipe.prune, recipe.quant, recipe.solver)
+
+    def check_table(self) -> None:
+        """Refuse what a sensitivity table decides.
+
+        Raises:
+            InputError: names the option.
+        """
+        for name in DECIDED_BY_A_TABLE:
+            if getattr(self, name) is not None:
+                option = name.replace("_", "-")
+                raise InputError(
+                    f"--table decides {option}: leave --{option} out, or make another table"
+                )
+
+    def data(self) -> Calibration:
+        """Where calibration data comes from."""
+        default = Calibration()
+        return Calibration(
+            self.calibration or default.source,
+            self.samples,
+            default.seq_len if self.seq_len is None else self.seq_len,
+        )
+
+    def run(self, command: str) -> RunOptions:
+        """How the run goes, whatever it does."""
+        return RunOptions(self.seed, self.device or "auto", self.memory, command=command)
+
+
+def resources(database: Path | None, limit: str | None, ray: str | None) -> "Resources":
+    """What a search may use.
+
+    Raises:
+        InputError: the limit is no size.
+    """
+    from srcr.planning.specs import Resources
+
+    return Resources(database, None if limit is None else parse_size(limit), ray)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Names that are separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str, option: str, kind: type[int] | type[float]) -> list[Any]:
+    """Numbers that are separated by commas."""
+    try:
+        return [kind(part) for part in split_names(text)]
+    except ValueError:
+        raise InputError(f"--{option} {text!r}: give numbers separated by commas") from None

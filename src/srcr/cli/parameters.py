@@ -1,0 +1,154 @@
+"""Parameters that several commands have: their flags and help texts, once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="A folder, a hub id, or 'bundled'.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue a killed run of the same settings.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
+Config = Annotated[Path | None, typer.Option(help="A YAML file with these options by name.")]
+
+# Methods
+Sparsity = Annotated[
+    float | None, typer.Option(help="Fraction of weights that become zero, 0 to 1. [default: 0]")
+]
+Structure = Annotated[
+    str | None,
+    typer.Option(help="unstructured, or N:M (N of every M are kept). [default: unstructured]"),
+]
+Bits = Annotated[int | None, typer.Option(help="2 to 8; 16 quantizes nothing. [default: 4]")]
+GroupSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns that share a scale: auto (128 where it divides, else -1), -1 (the whole row) or "
+        "a number. [default: auto]"
+    ),
+]
+Symmetric = Annotated[
+    bool | None,
+    typer.Option(
+        "--symmetric/--asymmetric", help="Without or with zero-points. [default: symmetric]"
+    ),
+]
+PruneMethod = Annotated[str | None, typer.Option(help="See 'srcr methods'. [default: sparsegpt]")]
+QuantMethod = Annotated[str | None, typer.Option(help="See 'srcr methods'. [default: gptq]")]
+Mode = Annotated[
+    str | None, typer.Option(help="joint, sequential-a or sequential-b. [default: joint]")
+]
+Plan = Annotated[Path | None, typer.Option(help="A plan for each layer, instead of one for all.")]
+
+# Data, format, machine
+Source = Annotated[
+    str | None,
+    typer.Option(
+        help="bundled, self, a .txt, .jsonl, .parquet or .safetensors file, or "
+        "hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]. [default: self]"
+    ),
+]
+Samples = Annotated[int | None, typer.Option(help="Sequences. [default: 128]")]
+SeqLen = Annotated[int | None, typer.Option(help="Tokens a sequence. [default: 512]")]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", help="compressed-tensors or dense. [default: compressed-tensors]"),
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")]
+Memory = Annotated[
+    str | None, typer.Option(help="Memory budget, as 4GB or 500MB. [default: half of what is free]")
+]
+
+# Search
+Sparsities = Annotated[
+    str | None,
+    typer.Option(
+        help="Sparsities that a layer may have, comma-separated. [default: 0,0.1,0.2,0.25,0.3,0.4,0.5]"
+    ),
+]
+Widths = Annotated[
+    str | None,
+    typer.Option(help="Bits that a layer may have, comma-separated. [default: 2,3,4,5,6,8]"),
+]
+TargetSize = Annotated[
+    str | None, typer.Option(help="tcr=0.8125, stored=40MB or loaded=4GB.", show_default=False)
+]
+ConstraintText = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of a target, what the smallest model must keep: semantic>=0.98, kl<=0.01, "
+        "sr>=0.95, or a task's retention.",
+    ),
+]
+Trials = Annotated[int | None, typer.Option(help="Candidates measured. [default: 200]")]
+Measure = Annotated[str, typer.Option(help="kl, top1, semantic, sr, srcr, or a task's retention.")]
+SearchTasks = Annotated[str, typer.Option(help="Tasks of sr and srcr, comma-separated.")]
+Limit = Annotated[int | None, typer.Option(help="Items a task. [default: all]")]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Database URL of the trials. [default: SQLite, removed at the end]"),
+]
+Study = Annotated[
+    str | None, typer.Option(help="The study's name there. [default: by the settings]")
+]
+Database = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the level database, to keep it. [default: removed at the end]"),
+]
+DatabaseLimit = Annotated[
+    str | None, typer.Option(help="The most that the level database may take, as 2GB.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster that measures; 'local' starts one. [default: this process]"),
+]
+Probes = Annotated[
+    int | None,
+    typer.Option(help="Levels at which the KL of the whole model is measured. [default: 3]"),
+]
+SensitivityFile = Annotated[
+    Path | None, typer.Option(help="A table of 'srcr sensitivity'. [default: made now]")
+]
+
+# Evaluation
+Base = Annotated[str, typer.Argument(help="The original model.", show_default=False)]
+Compressed = Annotated[
+    list[str], typer.Argument(help="One or more compressed versions.", show_default=False)
+]
+JsonFile = Annotated[Path | None, typer.Option("--out", "-o", help="Write the JSON here.")]
+Text = Annotated[str, typer.Option(help="Text to compare on, as --calibration.")]
+TextSamples = Annotated[int | None, typer.Option(help="Sequences. [default: 64]")]
+TextLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated: bundled, paper (MMLU-Pro, BBH, MATH), lm-evaluation-harness names, "
+        "folders of task files with a slash in the name."
+    ),
+]
+Semantic = Annotated[bool, typer.Option("--semantic", help="Compare the meaning of continuations.")]
+Prompts = Annotated[int | None, typer.Option(help="Prompts for --semantic. [default: 200]")]
+PromptLength = Annotated[
+    int | None, typer.Option(help="Tokens a prompt for --semantic. [default: 32]")
+]
+NewTokens = Annotated[
+    int | None, typer.Option(help="Tokens a continuation for --semantic. [default: 32]")
+]
+Scorer = Annotated[
+    str | None,
+    typer.Option(
+        help="Sentence-embedding model for --semantic: a name, a folder, or the base itself: base. "
+        "[default: all-MiniLM-L6-v2 where the extra semantic is installed, else base]"
+    ),
+]
+Report = Annotated[
+    bool,
+    typer.Option(
+        "--report",
+        help="Also write evaluation.json, report.html and the model card's figures into each folder.",
+    ),
+]

@@ -1,0 +1,184 @@
+"""The commands that choose a configuration: sensitivity, plan, search."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from srcr.cli import parameters as given
+from srcr.cli.commands import app, command_line, interruptible, print_json
+from srcr.errors import InputError
+
+
+@app.command()
+def sensitivity(
+    model: given.Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON table.", show_default=False)],
+    probes: given.Probes = None,
+    sparsities: given.Sparsities = None,
+    widths: given.Widths = None,
+    group_size: given.GroupSize = None,
+    symmetric: given.Symmetric = None,
+    prune_method: given.PruneMethod = None,
+    quant_method: given.QuantMethod = None,
+    config: given.Config = None,
+    calibration: given.Source = None,
+    samples: given.Samples = None,
+    seq_len: given.SeqLen = None,
+    database: given.Database = None,
+    database_limit: given.DatabaseLimit = None,
+    ray: given.Ray = None,
+    memory: given.Memory = None,
+    overwrite: given.Overwrite = False,
+    seed: given.Seed = None,
+    device: given.Device = None,
+    as_json: given.Json = False,
+) -> None:
+    """Measure what each part of a model loses at each sparsity and width."""
+    arguments = locals()
+    from srcr.cli import tables
+    from srcr.cli.options import Options, resources
+    from srcr.pipelines.sensitivity import sensitivity as run
+    from srcr.planning.specs import ExplorationSpec
+    from srcr.serialize import to_dict, to_json
+    from srcr.storage.atomic import check_new_file, write_text
+
+    check_new_file(out, overwrite)
+    options = Options.of(arguments, config)
+    table = run(
+        model,
+        options.space(),
+        options.data(),
+        ExplorationSpec.probes if probes is None else probes,
+        resources(database, database_limit, ray),
+        options.run(command_line()),
+    )
+    write_text(out, to_json(table))
+    if as_json:
+        print_json(to_dict(table))
+    else:
+        tables.sensitivity(table, out)
+
+
+@app.command()
+def plan(
+    model: given.Model,
+    target: given.TargetSize = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The YAML plan, for 'srcr compress --plan'.")
+    ] = Path("plan.yaml"),
+    table: given.SensitivityFile = None,
+    sparsities: given.Sparsities = None,
+    widths: given.Widths = None,
+    group_size: given.GroupSize = None,
+    symmetric: given.Symmetric = None,
+    prune_method: given.PruneMethod = None,
+    quant_method: given.QuantMethod = None,
+    config: given.Config = None,
+    calibration: given.Source = None,
+    samples: given.Samples = None,
+    seq_len: given.SeqLen = None,
+    format: given.Format = None,
+    database: given.Database = None,
+    database_limit: given.DatabaseLimit = None,
+    ray: given.Ray = None,
+    memory: given.Memory = None,
+    overwrite: given.Overwrite = False,
+    seed: given.Seed = None,
+    device: given.Device = None,
+    as_json: given.Json = False,
+) -> None:
+    """Give each part of a model the sparsity and width it deserves, at a size."""
+    arguments = locals()
+    from srcr.cli import tables
+    from srcr.cli.options import Options, resources
+    from srcr.pipelines.plan import plan as run
+    from srcr.planning.costs import parse_target
+    from srcr.records.sensitivity import SensitivityTable
+    from srcr.serialize import from_yaml, to_dict, to_yaml
+    from srcr.storage.atomic import check_new_file, write_text
+
+    if target is None:
+        raise InputError("a plan needs a size: --target tcr=0.8125, stored=40MB or loaded=4GB")
+    size = parse_target(target)
+    check_new_file(out, overwrite)
+    known = None if table is None else from_yaml(SensitivityTable, table)
+    if known is not None:
+        Options.of(arguments, None).check_table()
+    options = Options.of(arguments, config)
+    result = run(
+        model,
+        size,
+        options.space() if known is None else known,
+        options.data(),
+        options.format or "compressed-tensors",
+        resources(database, database_limit, ray),
+        options.run(command_line()),
+    )
+    write_text(out, to_yaml(result))
+    if as_json:
+        print_json(to_dict(result))
+    else:
+        tables.plan(result, out)
+
+
+@app.command()
+def search(
+    model: given.Model,
+    out: given.Out,
+    target: given.TargetSize = None,
+    constraint: given.ConstraintText = None,
+    trials: given.Trials = None,
+    objective: given.Measure = "kl",
+    tasks: given.SearchTasks = "bundled",
+    limit: given.Limit = None,
+    storage: given.Storage = None,
+    study: given.Study = None,
+    sparsities: given.Sparsities = None,
+    widths: given.Widths = None,
+    group_size: given.GroupSize = None,
+    symmetric: given.Symmetric = None,
+    prune_method: given.PruneMethod = None,
+    quant_method: given.QuantMethod = None,
+    config: given.Config = None,
+    calibration: given.Source = None,
+    samples: given.Samples = None,
+    seq_len: given.SeqLen = None,
+    format: given.Format = None,
+    database: given.Database = None,
+    database_limit: given.DatabaseLimit = None,
+    ray: given.Ray = None,
+    memory: given.Memory = None,
+    resume: given.Resume = False,
+    overwrite: given.Overwrite = False,
+    seed: given.Seed = None,
+    device: given.Device = None,
+    as_json: given.Json = False,
+) -> None:
+    """Find the best configuration at a size, measured, never worse than uniform."""
+    arguments = locals()
+    from srcr.cli import tables
+    from srcr.cli.options import Options, resources, split_names
+    from srcr.pipelines.options import Output
+    from srcr.pipelines.search import search as run
+    from srcr.planning.costs import parse_target
+    from srcr.planning.specs import SearchSpec
+    from srcr.plans.objective import Objective, parse_constraint
+    from srcr.serialize import to_dict
+
+    if (target is None) == (constraint is None):
+        raise InputError("a search needs either --target tcr=0.8125 or --constraint semantic>=0.98")
+    aim = Objective(objective, split_names(tasks), limit)
+    size = parse_target(target) if target is not None else parse_constraint(str(constraint), aim)
+    options = Options.of(arguments, config)
+    output = Output(out, options.format, overwrite, resume)
+    trials = SearchSpec.trials if trials is None else trials
+    spec = SearchSpec(trials, storage, study, resources(database, database_limit, ray), aim)
+    with interruptible():
+        result = run(
+            model, size, options.space(), options.data(), output, spec, options.run(command_line())
+        )
+    if as_json:
+        print_json(to_dict(result) | {"out": str(out)})
+    else:
+        tables.search(result, out)

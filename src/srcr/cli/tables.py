@@ -1,0 +1,222 @@
+"""Results as tables on the terminal."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from srcr.environment import format_bytes
+from srcr.models.topology import LinearGroup
+from srcr.plans.plan import CompressionPlan
+from srcr.plans.specs import CompressionLevel
+from srcr.records.card import labels
+from srcr.records.evaluation import Evaluation, Interval
+from srcr.records.inspection import Inspection
+from srcr.records.run import Rates, RunRecord
+from srcr.records.search import SearchResult
+from srcr.records.sensitivity import SensitivityTable
+
+#: Layers shown with their output error.
+WORST_LAYERS = 5
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def compression(record: RunRecord, out: Path) -> None:
+    """What a compression did, and where it lies."""
+    table = _table(f"{record.base} -> {out}", "", "")
+    for row in (
+        *_rate_rows(record.rates),
+        ("format", record.format),
+        ("time", f"{record.seconds:.1f} s"),
+        ("peak memory", format_bytes(record.peak_memory_bytes)),
+    ):
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    worst = sorted(record.layers, key=lambda layer: -layer.error)[:WORST_LAYERS]
+    layers = _table("layers with the largest output error", "layer", "sparsity", "bits", "error")
+    for layer in worst:
+        bits = str(layer.bits)
+        layers.add_row(layer.name, f"{100 * layer.sparsity:.1f} %", bits, f"{layer.error:.2e}")
+    console.print(layers)
+
+
+def export(record: RunRecord, out: Path) -> None:
+    """What a compressed model takes in its new format, and where it lies."""
+    table = _table(f"{record.base} -> {out}", "", "")
+    for row in (*_rate_rows(record.rates), ("format", record.format)):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _rate_rows(rates: Rates) -> list[tuple[str, str]]:
+    return [
+        ("theoretical compression rate (TCr)", f"{100 * rates.tcr:.2f} %"),
+        ("sparsity (pruned)", f"{100 * rates.sparsity:.2f} %"),
+        ("zeros (pruned or rounded to 0)", f"{100 * rates.zeros:.2f} %"),
+        ("bits a kept weight", f"{rates.bits:g}"),
+        ("weight files, base", format_bytes(rates.base_bytes)),
+        ("weight files, stored", format_bytes(rates.stored_bytes)),
+        (f"weights in memory ({rates.engine})", format_bytes(rates.loaded_bytes)),
+    ]
+
+
+def evaluation(evaluations: Sequence[Evaluation]) -> None:
+    """Each compressed model against the base: sizes, divergence, and where measured tasks and meaning."""
+    first = evaluations[0]
+    console = Console()
+    title = f"against {first.base}"
+    if first.text is not None:
+        text = first.text
+        title += f", on {text.samples} x {text.seq_len} tokens of {text.source} (95 % intervals)"
+    columns = ("TCr", "stored", "loaded", "KL", "same top-1", "perplexity")
+    table = _table(title, "compressed", *columns)
+    names = labels([each.compressed for each in evaluations])
+    for name, each in zip(names, evaluations, strict=True):
+        perplexity = ""
+        if each.divergence is not None:
+            values = each.divergence.perplexity
+            perplexity = f"{values.compressed:.3f} (base {values.base:.3f})"
+        table.add_row(name, *_measure_cells(each), perplexity)
+    console.print(table)
+    if any(each.tasks or each.semantic for each in evaluations):
+        console.print(_retention_table(evaluations))
+
+
+def _measure_cells(each: Evaluation) -> list[str]:
+    """TCr, stored and loaded bytes, KL and top-1 agreement."""
+    rates, divergence = each.rates, each.divergence
+    sizes = [
+        f"{100 * rates.tcr:.2f} %",
+        format_bytes(rates.stored_bytes),
+        f"{format_bytes(rates.loaded_bytes)} ({rates.engine})",
+    ]
+    if divergence is None:
+        return [*sizes, "", ""]
+    kl, top1 = divergence.kl, divergence.top1_agreement
+    return [*sizes, _spread(kl.value, kl.ci95), _percent(top1.value, top1.ci95)]
+
+
+def _retention_table(evaluations: Sequence[Evaluation]) -> Table:
+    """What was kept: a row a measure, a column a candidate."""
+    names = labels([each.compressed for each in evaluations])
+    table = _table("what was kept (1 is all of it)", "", *names)
+    if any(each.tasks for each in evaluations):
+        sr = (_spread(each.sr, each.sr_ci95) for each in evaluations)
+        table.add_row("Sr, mean retention", *sr, style="bold")
+        srcr = (_spread(each.srcr, each.srcr_ci95) for each in evaluations)
+        table.add_row("SrCr, with compression", *srcr, style="bold")
+    for name, task in evaluations[0].tasks.items():
+        scores = [each.tasks[name] for each in evaluations]
+        table.add_row(
+            f"{name} (base {task.base:.3f}, chance {task.chance:.3f})",
+            *(f"{t.compressed:.3f}: {_spread(t.retention, t.ci95)}" for t in scores),
+        )
+    meanings = [each.semantic for each in evaluations if each.semantic is not None]
+    if meanings:
+        alike = "undefined (all texts alike)"
+        cells = (_spread(s.normalised, s.normalised_ci95, alike) for s in meanings)
+        table.add_row(f"semantic, over chance ({meanings[0].scorer})", *cells)
+    return table
+
+
+def _spread(
+    value: float | None, ci95: Interval | None, undefined: str = "undefined (base at chance)"
+) -> str:
+    """A value and its interval."""
+    if value is None or ci95 is None:
+        return undefined
+    return f"{value:.4f} [{ci95[0]:.4f}, {ci95[1]:.4f}]"
+
+
+def _percent(value: float, ci95: Interval) -> str:
+    return f"{100 * value:.1f} % [{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
+
+
+def inspection(model: Inspection) -> None:
+    """A model's blocks, and the linears that share an input."""
+    console = Console()
+    console.print(
+        f"{model.model}: {model.architecture}, {model.parameters:,} parameters "
+        f"({model.linear_parameters:,} in {len(model.blocks)} blocks' linear layers), "
+        f"{model.dtype}, {format_bytes(model.base_bytes)} on disk; output head "
+        f"{model.output_head}{' (tied)' if model.tied_embeddings else ''}"
+    )
+    table = _table("linears of each block that share an input", "block", "linears", "shapes")
+    for block in model.blocks:
+        for i, group in enumerate(block.units):
+            names = [name.removeprefix(block.name + ".") for name in group.linears]
+            shapes = ", ".join("x".join(map(str, shape)) for shape in group.shapes)
+            table.add_row(block.name if i == 0 else "", ", ".join(names), shapes)
+    console.print(table)
+
+
+def methods(rows: Sequence[dict[str, Any]]) -> None:
+    """Every method."""
+    table = _table("methods", "kind", "name", "compensates", "summary", "paper")
+    for row in rows:
+        table.add_row(
+            row["kind"],
+            row["name"],
+            "yes" if row["compensates"] else "no",
+            row["summary"],
+            row["paper"],
+        )
+    Console().print(table)
+
+
+def sensitivity(table: SensitivityTable, out: Path) -> None:
+    """What each group of linears loses at some levels."""
+    shown = _shown_levels(table)
+    rows = _table(
+        f"{table.base}: what groups lose at some levels (output error; KL where measured) -> {out}",
+        "group", "weights", *(str(level) for level in shown),
+    )  # fmt: skip
+    for group in table.groups:
+        losses = {loss.level: loss for loss in group.losses}
+        cells = []
+        for level in shown:
+            loss = losses[level]
+            kl = "" if loss.kl is None else f" (KL {loss.kl:.2g})"
+            cells.append(f"{loss.error:.1e}{kl}")
+        rows.add_row(LinearGroup(group.names).label, str(group.size), *cells)
+    Console().print(rows)
+
+
+def _shown_levels(table: SensitivityTable) -> list[CompressionLevel]:
+    """The levels that fit on a terminal: those with a KL, else three."""
+    measured = {
+        loss.level for group in table.groups for loss in group.losses if loss.kl is not None
+    }
+    return sorted(measured)[:4] or list(table.levels[:: max(1, len(table.levels) // 3)][:3])
+
+
+def plan(compression: CompressionPlan, out: Path) -> None:
+    """The levels of a plan, and how many layers have each."""
+    rows = _table(f"plan -> {out}", "sparsity", "bits", "layers")
+    count = Counter((round(layer.sparsity, 3), layer.bits) for layer in compression.layers)
+    for (sparsity, bits), layers in sorted(count.items()):
+        rows.add_row(f"{100 * sparsity:.4g} %", str(bits), str(layers))
+    Console().print(rows)
+
+
+def search(result: SearchResult, out: Path) -> None:
+    """Every finalist on text that nothing before has seen, the chosen one marked."""
+    rows = _table(
+        f"{result.model} -> {out}: {result.trials} candidates measured, {result.seconds:.0f} s",
+        "finalist", "TCr", "stored", "loaded", "KL on unseen text", "same top-1",
+    )  # fmt: skip
+    for finalist in result.finalists:
+        chosen = finalist.compressed == result.chosen
+        name = finalist.compressed + (" (chosen)" if chosen else "")
+        rows.add_row(name, *_measure_cells(finalist), style="bold" if chosen else "")
+    Console().print(rows)

@@ -1,0 +1,121 @@
+"""What a run has: versions, a device, memory; and sizes as people write them.
+
+"Memory" is that of the device which computes: a process's resident memory on a CPU, what torch has
+allocated on a GPU.
+"""
+
+import ctypes
+import os
+import platform
+import re
+import resource
+import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from srcr.errors import InputError
+
+#: Packages that decide the result.
+PACKAGES = ("srcr", "torch", "transformers", "compressed-tensors", "safetensors")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT])(i?)B", re.IGNORECASE)
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the result, by name."""
+    installed = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            installed[package] = version(package)
+        except PackageNotFoundError:
+            installed[package] = "not installed"
+    return installed
+
+
+def select_device(name: str) -> torch.device:
+    """The torch device called auto, cpu or cuda.
+
+    Raises:
+        InputError: unknown, or there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r} is not known: use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch sees no GPU here: use cpu or auto")
+    return torch.device(name)
+
+
+def parse_size(text: str) -> int:
+    """Bytes that ``text`` names: 4GB, 500MB, 1.5GiB.
+
+    Raises:
+        InputError: it is no such size, or zero.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match:
+        base = 1024 if match[3] else 1000
+        size = int(float(match[1]) * base ** _POWERS[match[2].upper()])
+    if size < 1:
+        raise InputError(
+            f"memory {text!r} is no size: give a number above 0 and its unit, as 4GB, 500MB or 1.5GiB"
+        )
+    return size
+
+
+def format_megabytes(size: float) -> str:
+    """A size that :func:`parse_size` reads back to at least as many bytes."""
+    return f"{-int(-size // 10**6)}MB"
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Bytes in the unit people use."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.2f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} GB"
+
+
+def resident_memory(device: torch.device) -> int:
+    """Bytes in use now."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    with suppress(OSError):
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return peak_memory()
+
+
+def peak_memory() -> int:
+    """The most main memory in bytes that this process has had so far."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that nobody uses, as far as can be known: within the limit of a container."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        free = int(line.split()[1]) * 1024
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        free = min(free, max(0, limit - used))
+    return free
+
+
+def release_memory() -> None:
+    """Give memory that is free back to the system, where its allocator would keep it (glibc)."""
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)

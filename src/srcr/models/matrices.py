@@ -1,0 +1,53 @@
+"""How a 2-D weight is named, and how it is read from a module and put there."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MatrixRef:
+    """A matrix [out_features, in_features] of a model: the parameter it lies in, ``index`` its place in a
+    stack of them (None: the parameter is the matrix), ``transposed`` whether it is stored as
+    [in_features, out_features] (GPT-2's Conv1D)."""
+
+    parameter: str
+    index: int | None = None
+    transposed: bool = False
+
+    def view(self, parameter: Tensor) -> Tensor:
+        """The matrix in the parameter's tensor."""
+        matrix = parameter if self.index is None else parameter[self.index]
+        return matrix.T if self.transposed else matrix
+
+    def stored(self, matrix: Tensor) -> Tensor:
+        """A matrix as the parameter stores it."""
+        return matrix.T if self.transposed else matrix
+
+
+def read_matrix(module: nn.Module, ref: MatrixRef, prefix: str = "") -> Tensor:
+    """A view of the matrix [out_features, in_features] that ``module`` (``prefix`` in the model) holds."""
+    owner, key = _owner(module, ref, prefix)
+    parameter = owner._parameters[key]
+    assert parameter is not None
+    return ref.view(parameter)
+
+
+def replace_matrix(module: nn.Module, ref: MatrixRef, matrix: Tensor, prefix: str = "") -> None:
+    """Give ``module`` another matrix; the old parameter stays as it is for whoever else holds it."""
+    owner, key = _owner(module, ref, prefix)
+    if ref.index is None:
+        owner._parameters[key] = nn.Parameter(ref.stored(matrix), False)
+        return
+    parameter = owner._parameters[key]
+    assert parameter is not None
+    stack = parameter.detach().clone()
+    stack[ref.index] = ref.stored(matrix)
+    owner._parameters[key] = nn.Parameter(stack, False)
+
+
+def _owner(module: nn.Module, ref: MatrixRef, prefix: str) -> tuple[nn.Module, str]:
+    """The module that holds the parameter, and its name there."""
+    name = ref.parameter.removeprefix(f"{prefix}.") if prefix else ref.parameter
+    owner, _, key = name.rpartition(".")
+    return module.get_submodule(owner), key

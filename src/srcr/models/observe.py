@@ -1,0 +1,195 @@
+"""The topology of a model, seen by watching it run: no tables of names.
+
+A model is traced on a few tokens. Decoder blocks are the module list that holds most of the linear
+weights and whose members run in their order; linears that are handed the very same tensor share an input,
+hence a Hessian.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from srcr.errors import InputError
+from srcr.models.matrices import MatrixRef
+from srcr.models.streaming import home_of
+from srcr.models.topology import Block, Coupling, LinearGroup, Topology
+from srcr.models.validation import library_errors
+
+#: Tokens that a model is traced on.
+TRACED_TOKENS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class _Trace:
+    """What a forward pass showed: linears in the order they ran with what they were given, members of
+    module lists in the order they ran, and whether each returned a tuple."""
+
+    calls: list[tuple[str, Tensor]]
+    steps: list[str]
+    returned_tuple: dict[str, bool]
+
+
+def observe(
+    model: Any, find_couplings: Callable[[Topology], tuple[Coupling, ...]] = lambda _: ()
+) -> Topology:
+    """The topology of ``model``, which must be ready to run (with stand-in weights, say).
+
+    Raises:
+        InputError: there are no decoder blocks, or blocks hold weights that are not plain linears
+            (fused experts), that run more than once, or that the trace does not reach.
+    """
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    try:
+        trace = _trace(model, linears, lists)
+    except InputError:
+        _refuse_fused(model, "")  # stand-ins for a stack of matrices may not run
+        raise
+    home = _home_of_blocks(model, linears, lists, trace)
+    blocks = []
+    for i in range(len(lists[home])):
+        block = f"{home}.{i}"
+        names = [n for n in linears if n.startswith(block + ".")]
+        _check_block(model, block, names, trace.calls)
+        blocks.append(Block(block, _groups(block, trace.calls)))
+    inside = [n for n in linears if n.startswith(home + ".")]
+    head = output_head(model)
+    embedding = model.get_input_embeddings().weight
+    return Topology(
+        blocks=tuple(blocks),
+        matrices={n: _matrix(n, linears[n]) for n in inside},
+        shapes={n: _shape(linears[n]) for n in inside},
+        head=head,
+        tied=head is not None and model.get_submodule(head).weight is embedding,
+        returns_tuple=trace.returned_tuple[f"{home}.0"],
+        find_couplings=find_couplings,
+    )
+
+
+def output_head(model: nn.Module) -> str | None:
+    """The module name of the output embedding, whatever the architecture calls it."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+@torch.no_grad()
+def _trace(
+    model: Any, linears: Mapping[str, nn.Module], lists: Mapping[str, nn.ModuleList]
+) -> _Trace:
+    members = {id(child): f"{n}.{i}" for n, m in lists.items() for i, child in enumerate(m)}
+    trace = _Trace([], [], {})
+    handles = []
+    for name, module in linears.items():
+
+        def on_linear(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+            trace.calls.append((name, args[0]))
+
+        handles.append(module.register_forward_pre_hook(on_linear))
+    for module in model.modules():
+        if id(module) not in members:
+            continue
+
+        def on_member(
+            _: nn.Module, args: Any, output: Any, name: str = members[id(module)]
+        ) -> None:
+            trace.steps.append(name)
+            trace.returned_tuple[name] = isinstance(output, tuple)
+
+        handles.append(module.register_forward_hook(on_member))
+    try:
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        tokens = (torch.arange(TRACED_TOKENS) * 7 + 3) % vocabulary
+        with library_errors(f"{type(model).__name__} does not run"):
+            model(tokens[None].to(home_of(model)), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return trace
+
+
+def _home_of_blocks(
+    model: Any,
+    linears: Mapping[str, nn.Module],
+    lists: Mapping[str, nn.ModuleList],
+    trace: _Trace,
+) -> str:
+    """The module list that holds the decoder blocks: all its members ran, and hold most linear weights."""
+    ran = set(trace.steps)
+    sizes = {
+        n: sum(rows * cols for k, module in linears.items() if k.startswith(n + ".")
+               for rows, cols in [_shape(module)])
+        for n, m in lists.items()
+        if all(f"{n}.{i}" in ran for i in range(len(m)))
+    }  # fmt: skip
+    if not sizes or max(sizes.values()) == 0:
+        fused = _fused(model, "")
+        what = f"; its weight {fused} is a stack of matrices" if fused else ""
+        raise InputError(
+            f"{type(model).__name__} has no decoder blocks that srcr recognises: no list of modules "
+            f"that hold linear layers and run one after the other{what}"
+        )
+    return max(sizes, key=lambda n: (sizes[n], -len(n)))
+
+
+def _matrix(name: str, module: nn.Module) -> MatrixRef:
+    """Where the weight of a linear lies."""
+    parameters = module.named_parameters(prefix=name, recurse=False)
+    parameter = next(key for key, tensor in parameters if tensor is module.weight)
+    return MatrixRef(parameter, None, _transposed(module))
+
+
+def _transposed(module: nn.Module) -> bool:
+    return isinstance(module, Conv1D)
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    rows, cols = weight.T.shape if _transposed(module) else weight.shape
+    return rows, cols
+
+
+def _groups(block: str, calls: list[tuple[str, Tensor]]) -> tuple[LinearGroup, ...]:
+    """The linears of ``block`` grouped by the tensor they were given (same memory, same view)."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, x in calls:
+        if name.startswith(block + "."):
+            key = (x.data_ptr(), tuple(x.shape), x.stride())
+            groups.setdefault(key, []).append(name)
+    return tuple(LinearGroup(tuple(names)) for names in groups.values())
+
+
+def _check_block(model: Any, block: str, names: list[str], calls: list[tuple[str, Tensor]]) -> None:
+    _refuse_fused(model.get_submodule(block), block)
+    count = {name: sum(1 for called, _ in calls if called == name) for name in names}
+    for name, times in count.items():
+        if times != 1:
+            how = "does not run" if times == 0 else f"runs {times} times"
+            raise InputError(
+                f"{name} {how} in a forward pass (a mixture of experts, or shared layers): srcr "
+                "supports models whose linear layers each run once"
+            )
+
+
+def _refuse_fused(module: nn.Module, prefix: str) -> None:
+    fused = _fused(module, prefix)
+    if fused:
+        raise InputError(
+            f"{fused} is a stack of matrices (fused mixture-of-experts weights), which srcr cannot "
+            "compress: only models whose blocks are made of linear layers are supported"
+        )
+
+
+def _fused(module: nn.Module, prefix: str) -> str | None:
+    """A parameter that stacks several matrices, outside convolutions: its name and shape."""
+    for name, child in module.named_modules(prefix=prefix):
+        if type(child).__name__.startswith("Conv"):
+            continue
+        for key, parameter in child.named_parameters(recurse=False):
+            if parameter.ndim >= 3:
+                return f"{name}.{key} {list(parameter.shape)}"
+    return None

@@ -1,0 +1,112 @@
+"""Where a model's weights come from: its config, and its tensors by their names in the checkpoint."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from srcr.models.config import read_config, read_model_config
+from srcr.storage.safetensors import TensorFiles
+
+
+class WeightSource(Protocol):
+    """A model's config and tensors; whoever reads weights reads a source."""
+
+    @property
+    def config(self) -> Any:
+        """The transformers config that the model is built from."""
+        ...
+
+    def config_dict(self) -> dict[str, Any]:
+        """``config.json`` of the model, without a quantization_config."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """Every tensor's name."""
+        ...
+
+    def meta(self, name: str) -> Tensor:
+        """A tensor's shape and precision, without data."""
+        ...
+
+    def get(self, name: str) -> Tensor:
+        """A tensor, not to be changed."""
+        ...
+
+
+class CheckpointSource:
+    """The files of a checkpoint folder, read a tensor at a time.
+
+    Raises:
+        InputError: as :func:`srcr.models.config.read_model_config`; a damaged file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config: Any = read_model_config(folder)
+        self._files = TensorFiles(folder)
+
+    def config_dict(self) -> dict[str, Any]:
+        """``config.json`` as written."""
+        return without_quantization(read_config(self.folder))
+
+    def names(self) -> Sequence[str]:
+        """Every tensor of the files."""
+        return list(self._files.entries)
+
+    def meta(self, name: str) -> Tensor:
+        """A tensor's shape and precision by the header."""
+        return self._files.meta(name)
+
+    def get(self, name: str) -> Tensor:
+        """A tensor, in memory of its own."""
+        return self._files.get(name)
+
+
+class ModuleSource:
+    """A transformers model in memory; ``folder`` is where its config.json lies, if it came from files."""
+
+    def __init__(self, model: Any, folder: Path | None = None) -> None:
+        self.model = model
+        self.folder = folder
+        self.config: Any = _config_of(model)
+        self._tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
+
+    def config_dict(self) -> dict[str, Any]:
+        """``config.json`` as written, or as transformers would write it."""
+        if self.folder is not None:
+            return without_quantization(read_config(self.folder))
+        data: dict[str, Any] = self.model.config.to_dict()
+        data["architectures"] = [type(self.model).__name__]
+        data["dtype"] = str(self.model.dtype).removeprefix("torch.")
+        return without_quantization(data)
+
+    def names(self) -> Sequence[str]:
+        """Every tensor of the model's state, tied ones too."""
+        return list(self._tensors)
+
+    def meta(self, name: str) -> Tensor:
+        """A tensor's shape and precision."""
+        return torch.empty_like(self._tensors[name], device="meta")
+
+    def get(self, name: str) -> Tensor:
+        """The model's own tensor."""
+        return self._tensors[name].detach()
+
+
+def _config_of(model: Any) -> Any:
+    """The model's own config, or where that does not say in which precision the model is, a copy that does:
+    whatever is built from it is in the same."""
+    if model.config.dtype == model.dtype:
+        return model.config
+    config = copy.deepcopy(model.config)
+    config.dtype = model.dtype
+    return config
+
+
+def without_quantization(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json without what says how weights are quantized."""
+    return {key: value for key, value in config.items() if key != "quantization_config"}

@@ -1,0 +1,47 @@
+"""What the steps within a block of columns work on."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from srcr.numerics.grid import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class SweepState:
+    """A sweep under way, everything contiguous and with its columns in the order of the sweep.
+
+    ``weight`` [rows, cols] float32: the weights moved by the errors so far, and the final values of the
+    columns that are done; ``upper`` [cols, cols]: the factor; ``order`` [cols]: where each column stands in
+    the matrix, and so on the ``grid``; ``codes`` int8 [rows, cols] or None without a grid; ``mask`` bool
+    [rows, cols] or None; ``errors`` [rows, block] of the block's columns; ``propagate``: whether what has
+    reached a pruned weight is pushed on.
+    """
+
+    weight: Tensor
+    upper: Tensor
+    order: Tensor
+    codes: Tensor | None
+    mask: Tensor | None
+    errors: Tensor
+    grid: Grid | None
+    propagate: bool
+
+
+@dataclass(frozen=True, eq=False)
+class DescentState:
+    """A pass of coordinate descent under way, as :class:`SweepState`.
+
+    ``pull`` [rows, cols] float32: ``(target - weight) @ damped``; ``damped`` [block, at least block]: of
+    the damped Hessian the rows of the block's columns, from its first column on; ``weight`` [rows, cols]:
+    the result; ``steps`` [rows, block]: how far the block's columns have moved.
+    """
+
+    pull: Tensor
+    damped: Tensor
+    order: Tensor
+    weight: Tensor
+    codes: Tensor | None
+    mask: Tensor | None
+    steps: Tensor
+    grid: Grid | None

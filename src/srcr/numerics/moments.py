@@ -1,0 +1,45 @@
+"""Sums of products over tokens, ``X^T Y``, always in float32."""
+
+import torch
+from torch import Tensor
+
+from srcr.numerics.kernels.dispatch import moments_for
+
+#: Columns at a time of a symmetric product, of which about half is computed.
+PANEL = 256
+
+
+def accumulate(moment: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left^T right`` to ``moment`` [rows, cols] float32 in place; inputs are [n, rows] and [n, cols].
+
+    Always summed in float32: libraries round products of 16-bit inputs to 16 bits, and a token with
+    activations far above all others (as the first of a sequence often has) would bury the rest under its
+    own rounding.
+    """
+    compiled = moments_for(left, right)
+    if compiled:
+        compiled.accumulate(moment, left, right)
+        return
+    moment.addmm_(left.to(torch.float32).T, right.to(torch.float32))
+
+
+def accumulate_gram(moment: Tensor, x: Tensor) -> None:
+    """Add ``x^T x`` to ``moment`` [cols, cols] float32 in place, on and below the diagonal;
+    :func:`mirror_` completes it. ``x`` is [n, cols]."""
+    compiled = moments_for(x)
+    if compiled:
+        compiled.accumulate_gram(moment, x)
+        return
+    x = x.to(torch.float32)
+    for start in range(0, len(moment), PANEL):
+        stop = start + PANEL
+        accumulate(moment[start:, start:stop], x[:, start:], x[:, start:stop])
+
+
+def mirror_(moment: Tensor) -> None:
+    """Copy what stands below the diagonal of ``moment`` [cols, cols] above it, in place."""
+    for start in range(0, len(moment), PANEL):
+        stop = start + PANEL
+        corner = moment[start:stop, start:stop]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+        moment[start:stop, stop:] = moment[stop:, start:stop].T

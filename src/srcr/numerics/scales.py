@@ -1,0 +1,166 @@
+"""The scales of a grid: searched for the lowest error of the weights, then refitted to chosen codes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from srcr.numerics.grid import (
+    CACHED_ELEMENTS,
+    Grid,
+    GridSpec,
+    QParams,
+    code_range,
+    round_to_storage,
+)
+from srcr.numerics.hessian import DampedHessian
+from srcr.numerics.kernels.dispatch import scale_search_for
+from srcr.numerics.products import product
+from srcr.numerics.tensors import row_chunks
+
+#: Error exponent of the scale search: large errors count more than squared (as in GPTQ's own search).
+ERROR_NORM = 2.4
+#: Ranges tried by the search, as fractions of the largest surviving weight.
+SHRINKS = tuple(1.0 - 0.02 * i for i in range(36))
+
+
+def fit_grid(
+    W: Tensor,
+    spec: GridSpec,
+    importance: Tensor | None = None,
+    mask: Tensor | None = None,
+    shrinks: Sequence[float] = SHRINKS,
+) -> Grid:
+    """The grid of the surviving weights of ``W`` [rows, cols].
+
+    ``importance`` [cols] weighs the error of each column (the Hessian's diagonal), ``mask`` [rows, cols]
+    is True for surviving weights. The range of the weights (round-to-nearest's grid) and that range times
+    each of ``shrinks`` are tried; the lowest ``sum importance * |error|^2.4`` of each group wins. Searched by
+    the fastest implementation of the device; :func:`search_scales` is the reference.
+    """
+    search = scale_search_for(W.device) or search_scales
+    return search(W, spec, importance, mask, shrinks)
+
+
+def search_scales(
+    W: Tensor,
+    spec: GridSpec,
+    importance: Tensor | None,
+    mask: Tensor | None,
+    shrinks: Sequence[float],
+) -> Grid:
+    """As :func:`fit_grid`, in PyTorch: the reference of the compiled search."""
+    grids = [
+        _search_chunk(W[rows], spec, importance, None if mask is None else mask[rows], shrinks)
+        for rows in row_chunks(W, CACHED_ELEMENTS)
+    ]
+    zero_points = [grid.zero_point for grid in grids if grid.zero_point is not None]
+    return Grid(
+        torch.cat([grid.scale for grid in grids]),
+        torch.cat(zero_points) if zero_points else None,
+        spec.num_bits, spec.group_size, spec.dtype,
+    )  # fmt: skip
+
+
+def _search_chunk(
+    W: Tensor,
+    spec: GridSpec,
+    importance: Tensor | None,
+    mask: Tensor | None,
+    shrinks: Sequence[float],
+) -> Grid:
+    """:func:`search_scales` for rows that stay in the cache."""
+    rows, cols = W.shape
+    grouped = W.reshape(rows, cols // spec.group_size, spec.group_size)
+    if mask is not None:
+        kept = mask.view_as(grouped)
+        # A group without survivors is fitted whole: the sweep may yet choose otherwise.
+        kept = kept | ~kept.any(dim=2, keepdim=True)
+        grouped = torch.where(kept, grouped, torch.zeros_like(grouped))
+    highest = grouped.amax(dim=2).clamp_min(0)
+    lowest = grouped.amin(dim=2).clamp_max(0)
+    weight = None
+    if importance is not None:
+        weight = importance.reshape(1, cols // spec.group_size, spec.group_size)
+    best: tuple[Tensor, Tensor, Tensor | None] | None = None
+    # The plain range comes first, so that the search never does worse than round-to-nearest.
+    for shrink, both_sides in [(1.0, False), *((shrink, True) for shrink in shrinks)]:
+        for scale, zero_point in _candidates(lowest * shrink, highest * shrink, spec, both_sides):
+            scale = round_to_storage(scale, spec.dtype)
+            loss = _loss(grouped, scale, zero_point, spec, weight)
+            if best is None:
+                best = loss, scale, zero_point
+                continue
+            better = loss < best[0]
+            best = (
+                torch.where(better, loss, best[0]),
+                torch.where(better, scale, best[1]),
+                None
+                if zero_point is None or best[2] is None
+                else torch.where(better, zero_point, best[2]),
+            )
+    assert best is not None
+    return Grid(best[1], best[2], spec.num_bits, spec.group_size, spec.dtype)
+
+
+def _loss(
+    grouped: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: GridSpec,
+    weight: Tensor | None,
+) -> Tensor:
+    """The weighted error [rows, groups] of rounding ``grouped`` [rows, groups, group_size]."""
+    zero_point = None if zero_point is None else zero_point[..., None]
+    qparams = QParams(scale[..., None], zero_point, *code_range(spec.num_bits), spec.dtype)
+    error = (qparams.dequantize(qparams.quantize(grouped)) - grouped).abs_().pow_(ERROR_NORM)
+    return (error if weight is None else error * weight).sum(dim=2)
+
+
+def _candidates(
+    lowest: Tensor, highest: Tensor, spec: GridSpec, both_sides: bool
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Scales and zero-points float32 [rows, groups] for a range that includes 0. ``both_sides``: symmetric
+    grids with the spare code below zero, and above."""
+    quant_min, quant_max = code_range(spec.num_bits)
+    if not spec.symmetric:
+        scale = (highest - lowest) / (quant_max - quant_min)
+        safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return [(scale, (quant_min - lowest / safe).round_().clamp_(quant_min, quant_max))]
+    largest = torch.maximum(highest, -lowest)
+    if not both_sides:
+        return [(largest / ((quant_max - quant_min) / 2), None)]
+    # The grid has one code more below zero: a negative scale gives it to the positive weights.
+    return [(largest / -quant_min, None), (largest / quant_min, None)]
+
+
+def refit_scales(
+    grid: Grid, codes: Tensor, target: Tensor, damped: DampedHessian, reach: Tensor | None = None
+) -> Grid:
+    """The grid whose scales, with these ``codes`` [rows, cols], come nearest to ``target`` in the outputs.
+
+    Minimises ``tr(E (H + damp I) E^T)`` with ``E = target - Q`` over the scale of each group after the
+    other (exact for a single group): ``s += (E H) c^T / (c H c^T)`` over the group's codes c. With ``reach``,
+    which is ``target (H + damp I)``, a single group needs one product less.
+    """
+    H, damp = damped.matrix, damped.damp
+    steps = grid.expand().center(codes.to(torch.float32))
+    error = target - grid.dequantize(codes)
+    scale = grid.scale.clone()
+    size = grid.group_size
+    for group in range(scale.shape[1]):
+        cols = slice(group * size, (group + 1) * size)
+        c = steps[:, cols]
+        pull = product(error, H[cols].T).add_(error[:, cols], alpha=damp)
+        along = (pull * c).sum(dim=1)
+        if reach is not None and scale.shape[1] == 1:  # c H = (target - E) H / s
+            energy = ((reach - pull) * c).sum(dim=1) / scale[:, 0]
+        else:
+            energy = ((product(c, H[cols, cols]) + damp * c) * c).sum(dim=1)
+        step = along / energy.clamp_min(torch.finfo(torch.float32).tiny)
+        fitted = round_to_storage(scale[:, group] + step, grid.dtype)
+        # A row of zero codes says nothing of its scale.
+        fitted = torch.where((energy > 0) & torch.isfinite(fitted), fitted, scale[:, group])
+        error[:, cols] -= (fitted - scale[:, group])[:, None] * c
+        scale[:, group] = fitted
+    return Grid(scale, grid.zero_point, grid.num_bits, size, grid.dtype)

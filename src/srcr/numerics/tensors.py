@@ -1,0 +1,33 @@
+"""What every part of the numerics needs: rows in chunks, finiteness."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+#: Numbers that are worked on at a time where rows do not depend on each other.
+CHUNK_ELEMENTS = 1 << 21
+
+
+def row_chunks(matrix: Tensor, elements: int = CHUNK_ELEMENTS) -> Iterator[slice]:
+    """Slices of the rows of ``matrix`` [rows, cols], each about ``elements`` numbers and at least a row."""
+    step = max(1, elements // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), step):
+        yield slice(start, min(start + step, len(matrix)))
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The numbers of ``tensor`` as uint8 [bytes], in order; its own memory where that is in order."""
+    flat = tensor.contiguous().reshape(-1)
+    if flat.stride(0) != 1:  # a single number, which counts as contiguous however it strides
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every number of ``tensor`` is finite: whether its extremes are, which are NaN if any is."""
+    if not tensor.numel():
+        return True
+    lowest, highest = torch.aminmax(tensor)
+    return math.isfinite(lowest) and math.isfinite(highest)

@@ -1,0 +1,1 @@
+"""What people ask for, each as about ten plain steps: open, resolve, run, record."""

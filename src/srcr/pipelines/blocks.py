@@ -1,0 +1,150 @@
+"""Compress block by block into a journal, and what the journal then holds as a checkpoint."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from srcr.engine.block import BlockPair
+from srcr.engine.memory import MemoryPolicy
+from srcr.engine.walk import walk
+from srcr.errors import NumericalError
+from srcr.formats import native
+from srcr.formats.checkpoint import Checkpoint, Contents
+from srcr.metrics.rates import count_zeros, entropy_bits, layer_tcr, mask_sparsity
+from srcr.models.blockwise import BlockwiseModel
+from srcr.models.checkpoint import OpenModel
+from srcr.models.topology import LinearGroup
+from srcr.numerics.compressed import CompressedWeight
+from srcr.numerics.tensors import is_finite
+from srcr.pipelines.progress import Bar, stage
+from srcr.plans.plan import CompressionPlan, LayerPlan
+from srcr.records.run import LayerRecord
+from srcr.serialize import from_dict, to_dict
+from srcr.solver.problem import LayerProblem
+from srcr.solver.solve import solve
+from srcr.storage.journal import Journal
+from srcr.storage.safetensors import TensorFiles
+
+
+def compress_blocks(
+    blocks: BlockwiseModel,
+    plan: CompressionPlan,
+    batches: Sequence[Tensor],
+    dense_batches: int,
+    policy: MemoryPolicy,
+    journal: Journal,
+    quiet: bool,
+) -> list[LayerRecord]:
+    """The record of every compressed layer. The weights go into the journal, a block at a time; blocks that
+    it holds already are taken over."""
+    count = len(blocks.topology.blocks)
+    steps = sum(len(block.groups) + 1 for block in blocks.topology.blocks) - 1
+    layers: list[LayerRecord] = []
+    with stage("compress", steps, quiet) as bar:
+        visitor = _Visitor(blocks, plan, policy, journal, bar)
+        for records in walk(blocks, batches, visitor.visit, visitor.advance, dense_batches, policy):
+            layers.extend(records)
+        bar.reach(steps, f"{count} blocks, {len(layers)} layers")
+    return layers
+
+
+@dataclass
+class _Visitor:
+    """What happens at each block, and what people see of it; ``error`` is the last layer's."""
+
+    blocks: BlockwiseModel
+    plan: CompressionPlan
+    policy: MemoryPolicy
+    journal: Journal
+    bar: Bar
+    error: float | None = None
+
+    def __post_init__(self) -> None:
+        self._planned = self.plan.by_name()
+
+    def visit(self, pair: BlockPair) -> list[LayerRecord]:
+        """Compress a block, or take it over from the journal."""
+        if pair.index < len(self.journal.entries):
+            return self._take_over(pair)
+        done: dict[str, CompressedWeight] = {}
+        for group in pair.groups:
+            self._step(pair.index, group.names[0].removeprefix(f"{pair.name}."))
+            done |= self._compress(pair, group)
+            self.policy.tidy()
+        records = [self._record(name, weight) for name, weight in done.items()]
+        layers = [to_dict(record) for record in records]
+        self.journal.add(native.encode_all(done), layers=layers)
+        return records
+
+    def advance(self, index: int) -> None:
+        """The forward passes behind a block begin."""
+        self._step(index, "forward")
+
+    def _compress(self, pair: BlockPair, group: LinearGroup) -> dict[str, CompressedWeight]:
+        """Compress the linears of a group and put them into the modified block; by name, in main memory."""
+        plans = {name: self._planned.get(name, LayerPlan(name)) for name in group.names}
+        if all(layer.prune is None and layer.quant is None for layer in plans.values()):
+            return {}
+        weights = {name: pair.weight(name) for name in group.names}
+        statistics = pair.statistics(group, cross=self.plan.solver.dense_targets)
+        problem = LayerProblem(weights, plans, statistics, self.plan.solver, self.blocks.dtype)
+        with _named(group.names[0]):
+            solution = solve(problem)
+        for name, compressed in solution.items():
+            weight = compressed.dequantize()
+            if not is_finite(weight):
+                raise NumericalError(
+                    f"the compressed weights of {name} are not finite: its inputs overflow on this "
+                    "calibration data"
+                )
+            pair.replace(name, weight)
+            self.error = compressed.error
+        return {name: weight.cpu() for name, weight in solution.items()}
+
+    def _take_over(self, pair: BlockPair) -> list[LayerRecord]:
+        """Put a block as an earlier run finished it."""
+        entry = self.journal.entries[pair.index]
+        where = str(self.journal.folder)
+        records = [from_dict(LayerRecord, layer, where) for layer in entry["layers"]]
+        files = TensorFiles(self.journal.folder, [self.journal.file(pair.index)])
+        for record in records:
+            weight = native.decode_from(files.entries, files.get, record.name)
+            pair.replace(record.name, weight.dequantize())
+        return records
+
+    def _record(self, name: str, weight: CompressedWeight) -> LayerRecord:
+        sparsity, bits = mask_sparsity(weight), self._planned[name].bits
+        return LayerRecord(
+            name=name,
+            shape=self.blocks.topology.shapes[name],
+            sparsity=sparsity,
+            bits=bits,
+            tcr=layer_tcr(sparsity, bits),
+            zeros=count_zeros([weight.dequantize().to(self.blocks.dtype)]),
+            entropy_bits=entropy_bits(weight),
+            error=weight.error,
+        )
+
+    def _step(self, index: int, what: str) -> None:
+        """Move the bar, which names the block and the last output error."""
+        error = "" if self.error is None else f"  error {self.error:.2e}"
+        count = len(self.blocks.topology.blocks)
+        self.bar.note(f"block {index + 1}/{count} {what}{error}", advance=1)
+
+
+def journaled_checkpoint(opened: OpenModel, contents: Contents, journal: Journal) -> Checkpoint:
+    """The model with the compressed weights of a finished journal."""
+    files = TensorFiles(journal.folder, journal.files())
+    return Checkpoint.of(opened, contents, partial(native.decode_from, files.entries, files.get))
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Put the layer's name in front of a numerical error."""
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(f"{layer}: {error}") from error

@@ -1,0 +1,159 @@
+"""Compressed models as an evaluation takes them: loaded, checked against their base, and rated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srcr.errors import InputError
+from srcr.formats import detect, load
+from srcr.formats.checkpoint import Checkpoint
+from srcr.metrics.rates import FULL_BITS, LayerRates, count_zeros, entropy_bits, measured_rates
+from srcr.models.blockwise import copy_on
+from srcr.models.checkpoint import ModelLike, OpenModel, open_model
+from srcr.models.load import load_tokenizer, resolve
+from srcr.models.matrices import read_matrix
+from srcr.numerics.entropy import sparse_entropy
+from srcr.records.run import LoadedBytes, Rates, RunSummary
+from srcr.serialize import from_yaml
+from srcr.storage.index import file_bytes
+from srcr.storage.layout import RECORD
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A compressed model: its ``name``, the ``model`` in float32 on the device, its ``rates``, and of its
+    record the plan's fingerprint and the hashes of what it was calibrated on."""
+
+    name: str
+    model: Any
+    rates: Rates
+    plan_fingerprint: str | None = None
+    calibration_rows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A compressed model before it is rated, from a ``folder`` or in memory (``opened``), and its
+    tokenizer."""
+
+    name: str
+    model: Any
+    tokenizer: Any | None
+    folder: Path | None = None
+    opened: OpenModel | None = None
+
+    def on(self, device: torch.device) -> Any:
+        """The model in float32 on a device; what was in memory before stays as it is."""
+        if self.opened is None:
+            return self.model.to(device=device, dtype=torch.float32)
+        return copy_on(self.opened.loaded(torch.float32), device.type)
+
+
+def open_candidates(
+    base: OpenModel, compressed: Sequence[ModelLike], device: torch.device
+) -> tuple[Any, list[Candidate]]:
+    """The base in float32 on the device, and every compressed model beside it.
+
+    Raises:
+        InputError: a model is given twice, cannot be loaded, or is no version of the base.
+    """
+    folders = {
+        i: resolve(each) for i, each in enumerate(compressed) if isinstance(each, str | Path)
+    }
+    if len({folder.resolve() for folder in folders.values()}) < len(folders):
+        raise InputError("a compressed model was given twice: name each once")
+    reference = copy_on(base.loaded(torch.float32), device.type)
+    candidates = []
+    for i, each in enumerate(compressed):
+        loaded = _load(each, folders.get(i))
+        _check_vocabulary(base, loaded)
+        candidates.append(_rate(base, loaded, device))
+    return reference, candidates
+
+
+def _load(model: ModelLike, folder: Path | None) -> _Loaded:
+    if folder is not None:
+        if not (folder / RECORD).is_file():
+            detect(folder)  # what cannot be rated is refused before it is loaded
+        return _Loaded(str(model), load(folder), load_tokenizer(folder), folder=folder)
+    opened = open_model(model)
+    return _Loaded(opened.name, opened.loaded(), opened.tokenizer, opened=opened)
+
+
+def _check_vocabulary(base: OpenModel, loaded: _Loaded) -> None:
+    """Two models can be compared only if an id means the same to both.
+
+    Raises:
+        InputError: it does not.
+    """
+    size = loaded.model.get_input_embeddings().weight.shape[0]
+    if size != base.vocabulary:
+        raise InputError(
+            f"{loaded.name} has a vocabulary of {size}, the base {base.name} one of {base.vocabulary}: they "
+            "are not versions of the same model"
+        )
+    tokenizer, other = base.tokenizer, loaded.tokenizer
+    if tokenizer is not None and len(tokenizer) > base.vocabulary:
+        raise InputError(
+            f"the tokenizer of {base.name} has {len(tokenizer)} tokens, its model only {base.vocabulary}: "
+            "they do not belong together"
+        )
+    if tokenizer is not None and other is not None and other.get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"{loaded.name} and the base {base.name} have different tokenizers: an id does not mean the same "
+            "to both"
+        )
+
+
+def _rate(base: OpenModel, loaded: _Loaded, device: torch.device) -> Candidate:
+    """The candidate, its rates from its record where there is one (bytes counted anew), else from its config
+    and weights."""
+    folder, fingerprint = loaded.folder, None
+    rows: tuple[str, ...] = ()
+    if folder is not None and (folder / RECORD).is_file():
+        summary = from_yaml(RunSummary, folder / RECORD)
+        fingerprint = summary.plan_fingerprint
+        if summary.calibration is not None:
+            rows = summary.calibration.rows or ()
+        rates = replace(
+            summary.rates, base_bytes=base.weight_bytes, stored_bytes=file_bytes(folder)
+        )
+    else:
+        rates = _measured(base, loaded)
+    return Candidate(loaded.name, loaded.on(device), rates, fingerprint, rows)
+
+
+def _measured(base: OpenModel, loaded: _Loaded) -> Rates:
+    """Rates by the checkpoint's own config and weights."""
+    base_size = sum(rows * cols for rows, cols in base.topology.shapes.values())
+    if loaded.folder is None:
+        assert loaded.opened is not None
+        checkpoint, stored = Checkpoint.of(loaded.opened), loaded.opened.weight_bytes
+        in_memory = LoadedBytes(stored, "transformers")
+    else:
+        fmt = detect(loaded.folder)
+        checkpoint, stored = fmt.read(loaded.folder), file_bytes(loaded.folder)
+        in_memory = fmt.loaded_bytes(loaded.folder)
+    layers = [
+        _layer_rates(checkpoint, loaded.model, name)
+        for name in checkpoint.contents.topology.linears()
+    ]
+    return measured_rates(layers, base_size, base.weight_bytes, stored, in_memory)
+
+
+def _layer_rates(checkpoint: Checkpoint, model: Any, name: str) -> LayerRates:
+    """Of a linear that is not quantized, zeros count as pruned."""
+    topology = checkpoint.contents.topology
+    rows, cols = topology.shapes[name]
+    zeros = count_zeros([read_matrix(model, topology.matrices[name])])
+    scheme = checkpoint.contents.schemes.get(name)
+    if scheme is None:
+        return LayerRates(rows * cols, zeros, FULL_BITS, zeros, sparse_entropy(zeros))
+    try:
+        entropy = entropy_bits(checkpoint.read(name))
+    except InputError:  # codes that srcr does not read
+        entropy = None
+    return LayerRates(rows * cols, 0.0, scheme.num_bits, zeros, entropy)

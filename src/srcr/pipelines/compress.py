@@ -1,0 +1,313 @@
+"""compress(): open, resolve, calibrate, walk the blocks, write, verify, record."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from srcr.data.sources import Calibration, Source, calibration_request, load_tokens
+from srcr.data.tokens import Tokens
+from srcr.engine.memory import MemoryPolicy, choose_policy, estimate_memory, token_batches
+from srcr.environment import (
+    format_megabytes,
+    parse_size,
+    peak_memory,
+    resident_memory,
+    select_device,
+    versions,
+)
+from srcr.errors import InputError
+from srcr.formats import Format, get_format
+from srcr.formats.checkpoint import Contents, planned_contents
+from srcr.formats.verify import logits_fit, verify_logits, verify_tensors
+from srcr.methods import check_methods
+from srcr.metrics.rates import compressed_rates
+from srcr.models.blockwise import BlockwiseModel
+from srcr.models.checkpoint import ModelLike, OpenModel
+from srcr.pipelines.blocks import compress_blocks, journaled_checkpoint
+from srcr.pipelines.opening import TextModel, open_with_bar, writes_itself
+from srcr.pipelines.options import Output, RunOptions
+from srcr.pipelines.progress import console, say, stage
+from srcr.plans.plan import CompressionPlan, Recipe
+from srcr.plans.resolve import check_plan, resolve_group_sizes, uniform_plan
+from srcr.records.card import model_card
+from srcr.records.run import LayerRecord, RunRecord
+from srcr.serialize import from_yaml, to_json, to_yaml
+from srcr.storage.atomic import atomic_output, check_output, partial_path
+from srcr.storage.journal import Journal
+from srcr.storage.layout import CARD, PLAN, RECORD
+
+#: What is written where no format is named and it can hold the plan; and where it cannot.
+DEFAULT_FORMAT, FALLBACK_FORMAT = "compressed-tensors", "dense"
+LOGITS_SKIPPED = (
+    "logits were not compared through transformers, which would have taken more memory than compressing: "
+    "every tensor was read back and compared"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A run under way: the ``opened`` model, the same on its device (``blocks``) and its hash, the resolved
+    ``plan``, the format and what a checkpoint in it holds, the calibration data, ``notes`` for the
+    record."""
+
+    opened: OpenModel
+    blocks: BlockwiseModel
+    base_sha256: str
+    plan: CompressionPlan
+    fmt: Format
+    contents: Contents
+    tokens: Tokens
+    notes: tuple[str, ...]
+    options: RunOptions
+    started: float
+
+    def fingerprint(self) -> dict[str, str]:
+        """Everything that decides the result."""
+        return {
+            "plan": self.plan.fingerprint(),
+            "calibration": self.tokens.sha256,
+            "base": self.base_sha256,
+            "format": self.fmt.name,
+            "device": self.blocks.device.type,
+            "precision": str(self.blocks.running),
+            **versions(),
+        }
+
+
+@torch.no_grad()
+def compress(
+    model: ModelLike,
+    plan: CompressionPlan | Recipe,
+    calibration: Calibration | Tokens | Source,
+    output: Output | str | Path,
+    options: RunOptions = RunOptions(),
+) -> RunRecord:
+    """Compress ``model`` (a folder, a hub id, "bundled", a transformers model alone or with its tokenizer, or
+    an open model) by ``plan`` into the folder ``output``. ``calibration``: a source by name, a list of
+    strings, a ``datasets.Dataset``, or token ids; or a :class:`Calibration`, which also says how much of it.
+
+    Returns the record that is also written there as ``srcr.json``. The folder appears only when it is whole
+    and has been read back.
+
+    Raises:
+        InputError: anything about the model, plan, data or output folder that cannot be used.
+        NumericalError: activations overflow, or a Hessian cannot be factorised.
+        SrcrError: the disk refuses.
+        VerificationError: what was written does not read back.
+
+    >>> recipe = Recipe(PruneSpec(sparsity=0.25), QuantSpec(num_bits=4))
+    >>> compress("bundled", recipe, "self", "small").rates.tcr
+    0.8125
+    """
+    output = Output.of(output)
+    work = _prepare(model, plan, calibration, output, options)
+    fingerprint = work.fingerprint()
+    if output.resume and (record := _finished(output, fingerprint)):
+        if not options.quiet:
+            console().print(f"already done: {output.folder}")
+        return record
+    batches = token_batches(work.tokens.input_ids)
+    dense_batches = _dense_batches(work, batches)
+    policy = _choose_policy(work, batches, dense_batches, output)
+    folder = work.opened.folder
+    with atomic_output(output.folder, folder, output.overwrite, output.resume) as journal:
+        journal.begin(fingerprint)
+        if journal.entries and not options.quiet:
+            console().print(f"resumed: {len(journal.entries)} blocks were finished before")
+        layers = compress_blocks(
+            work.blocks, work.plan, batches, dense_batches, policy, journal, options.quiet
+        )
+        return _write(work, layers, journal)
+
+
+def _prepare(
+    model: ModelLike,
+    plan: CompressionPlan | Recipe,
+    calibration: Calibration | Tokens | Source,
+    output: Output,
+    options: RunOptions,
+) -> _Work:
+    """Everything that can be refused, before any work is done: what is cheap to check first."""
+    started = time.monotonic()
+    if output.format is not None:
+        get_format(output.format)
+    device = select_device(options.device)
+    budget = None if options.memory is None else parse_size(options.memory)
+    opened = open_with_bar(model, options)
+    check_output(output.folder, opened.folder, output.overwrite, output.resume)
+    shapes = opened.topology.shapes
+    plan = uniform_plan(shapes, plan) if isinstance(plan, Recipe) else plan
+    check_methods(plan)
+    check_plan(plan, shapes)
+    plan, sizes = resolve_group_sizes(plan, shapes)
+    plan = plan if options.seed is None else replace(plan, seed=options.seed)
+    contents = planned_contents(plan, opened.topology)
+    fmt, fallback = _pick_format(output.format, contents)
+    notes = tuple(note for note in (sizes, fallback) if note)
+    for note in notes:
+        say(note, options.quiet)
+    blocks = opened.blockwise.on(device)
+    base_sha256 = _hash_weights(opened, options)
+    if not isinstance(calibration, Tokens):
+        calibration = Calibration.of(calibration)
+        if budget is not None and writes_itself(calibration):
+            _check_whole(opened, budget, device)
+        calibration = _calibrate(calibration, opened, plan.seed, device, options)
+    return _Work(
+        opened, blocks, base_sha256, plan, fmt, contents, calibration, notes, options, started
+    )
+
+
+def _pick_format(name: str | None, contents: Contents) -> tuple[Format, str | None]:
+    """The format of that name; without a name the default where it can hold the contents, else the fallback
+    and why.
+
+    Raises:
+        InputError: the named format cannot hold the contents.
+    """
+    fmt = get_format(name or DEFAULT_FORMAT)
+    try:
+        fmt.check(contents)
+    except InputError as error:
+        if name is not None:
+            raise
+        return get_format(FALLBACK_FORMAT), f"format {FALLBACK_FORMAT}: {error}"
+    return fmt, None
+
+
+def _hash_weights(opened: OpenModel, options: RunOptions) -> str:
+    """The hash of the weights, each of which is checked on the way."""
+    with stage("check", 1, options.quiet) as bar:
+        bar.note("weights")
+        sha256 = opened.sha256
+        bar.note("weights", advance=1)
+    return sha256
+
+
+def _check_whole(opened: OpenModel, budget: int, device: torch.device) -> None:
+    """Refuse to load a model whole that does not fit the budget.
+
+    Raises:
+        InputError: says how much it takes.
+    """
+    if opened.blockwise.in_memory:
+        return
+    size = resident_memory(device) + opened.weight_bytes
+    if size > budget:
+        raise InputError(
+            f"--memory {format_megabytes(budget)} is too little for calibration 'self': the model writes it, "
+            f"and has to be loaded whole for that; use at least {format_megabytes(1.02 * size)}, or another "
+            "--calibration"
+        )
+
+
+def _calibrate(
+    calibration: Calibration,
+    opened: OpenModel,
+    seed: int,
+    device: torch.device,
+    options: RunOptions,
+) -> Tokens:
+    """The calibration data, loaded or written."""
+    request = calibration_request(calibration, seed)
+    with stage("calibrate", 1, options.quiet) as bar:
+        bar.note(request.name)
+        tokens = load_tokens(
+            request,
+            TextModel(opened, device.type),
+            lambda done, total: bar.reach(done / total, f"{request.name}: {done} tokens"),
+        )
+        n, length = tokens.input_ids.shape
+        bar.reach(1, f"{request.name}: {n} x {length} tokens")
+    return tokens
+
+
+def _finished(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:
+    """The record of a finished OUT, where it is what this run would give.
+
+    Raises:
+        InputError: OUT is there, but was made otherwise.
+    """
+    if not (output.folder / RECORD).is_file():
+        return None
+    record = from_yaml(RunRecord, output.folder / RECORD)
+    made = {
+        "plan": record.plan_fingerprint,
+        "calibration": record.calibration.sha256,
+        "base": record.base_sha256,
+        "format": record.format,
+    }
+    differing = [key for key, value in made.items() if value != fingerprint[key]]
+    if not differing:
+        return record
+    if output.overwrite:
+        return None
+    raise InputError(
+        f"output {output.folder} is finished, with another {' and '.join(differing)}: choose another name, "
+        "or use --overwrite"
+    )
+
+
+def _dense_batches(work: _Work, batches: tuple[Tensor, ...]) -> int:
+    """On how many of the batches the dense model runs as well."""
+    widest = max(cols for _, cols in work.opened.topology.shapes.values())
+    return work.plan.solver.dense_batches(len(batches), sum(ids.numel() for ids in batches), widest)
+
+
+def _choose_policy(
+    work: _Work, batches: tuple[Tensor, ...], dense_batches: int, output: Output
+) -> MemoryPolicy:
+    """How the walk uses the memory that it may take."""
+    memory = work.options.memory
+    estimate = estimate_memory(work.opened.topology, batches, dense_batches, work.blocks.running)
+    budget = None if memory is None else parse_size(memory)
+    policy, note = choose_policy(estimate, budget, work.blocks.device, partial_path(output.folder))
+    say(note, work.options.quiet)
+    return policy
+
+
+def _write(work: _Work, layers: list[LayerRecord], journal: Journal) -> RunRecord:
+    """Write the checkpoint from the journal, read it back, and record the run."""
+    folder, notes = journal.folder, work.notes
+    checkpoint = journaled_checkpoint(work.opened, work.contents, journal)
+    with stage("write", 3, work.options.quiet) as bar:
+        bar.note("weights")
+        work.fmt.write(checkpoint, folder)
+        bar.note("verify", advance=1)
+        verify_tensors(work.fmt, checkpoint, folder)
+        if logits_fit(work.opened):
+            verify_logits(work.opened, work.fmt, folder)
+        else:
+            notes = (*notes, LOGITS_SKIPPED)
+        bar.note("record", advance=1)
+        for path in journal.files():
+            path.unlink()
+        record = _record(work, layers, notes, folder)
+        (folder / PLAN).write_text(to_yaml(work.plan), encoding="utf-8")
+        (folder / RECORD).write_text(to_json(record), encoding="utf-8")
+        (folder / CARD).write_text(model_card(record, work.plan), encoding="utf-8")
+        bar.note("done", advance=1)
+    return record
+
+
+def _record(
+    work: _Work, layers: list[LayerRecord], notes: tuple[str, ...], folder: Path
+) -> RunRecord:
+    opened = work.opened
+    return RunRecord(
+        base=opened.name,
+        base_sha256=work.base_sha256,
+        command=work.options.command,
+        format=work.fmt.name,
+        rates=compressed_rates(opened, layers, folder, work.fmt.loaded_bytes(folder)),
+        plan_fingerprint=work.plan.fingerprint(),
+        calibration=work.tokens.record(),
+        layers=tuple(layers),
+        versions=versions(),
+        seconds=round(time.monotonic() - work.started, 3),
+        peak_memory_bytes=peak_memory(),
+        notes=notes,
+    )

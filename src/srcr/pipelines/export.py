@@ -1,0 +1,106 @@
+"""export(): a compressed model in another format."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from srcr.environment import peak_memory, versions
+from srcr.errors import InputError
+from srcr.formats import Format, detect, get_format
+from srcr.formats.checkpoint import Checkpoint
+from srcr.formats.verify import verify_tensors
+from srcr.models.load import resolve
+from srcr.pipelines.options import Output, RunOptions
+from srcr.pipelines.progress import stage
+from srcr.plans.plan import CompressionPlan
+from srcr.records.card import model_card
+from srcr.records.run import RunRecord
+from srcr.serialize import from_yaml, to_json, to_yaml
+from srcr.storage.atomic import atomic_output, check_output
+from srcr.storage.index import file_bytes
+from srcr.storage.layout import CARD, PLAN, RECORD
+
+
+def export(model: str | Path, output: Output, options: RunOptions = RunOptions()) -> RunRecord:
+    """Write the compressed model in the folder (or hub id) ``model`` to ``output.path`` in the format
+    ``output.format``: the same weights, in other files. They are read back before the folder appears.
+
+    Returns the record of the compression, with the format and bytes of now, which is also written there.
+
+    Raises:
+        InputError: no format is named, ``model`` was not compressed by srcr, or the format cannot hold what
+            it holds.
+        SrcrError: the disk refuses.
+        VerificationError: what was written does not read back.
+
+    >>> export("small", Output("small-dense", format="dense")).format
+    'dense'
+    """
+    started = time.monotonic()
+    if output.format is None:
+        raise InputError("an export needs a format to convert to: --format dense, for example")
+    fmt, folder = get_format(output.format), resolve(model)
+    check_output(output.folder, folder, output.overwrite)
+    record, plan = _read_records(folder)
+    with stage("read", 1, options.quiet) as bar:
+        checkpoint = detect(folder).read(folder)
+        bar.note(str(model), advance=1)
+    _check(fmt, checkpoint, record, str(model))
+    with (
+        atomic_output(output.folder, folder, output.overwrite) as journal,
+        stage("write", 2, options.quiet) as bar,
+    ):
+        bar.note("weights")
+        fmt.write(checkpoint, journal.folder)
+        bar.note("verify", advance=1)
+        verify_tensors(fmt, checkpoint, journal.folder)
+        loaded = fmt.loaded_bytes(journal.folder)
+        exported = replace(
+            record,
+            command=options.command,
+            format=fmt.name,
+            rates=replace(
+                record.rates,
+                stored_bytes=file_bytes(journal.folder),
+                loaded_bytes=loaded.n_bytes,
+                engine=loaded.engine,
+            ),
+            versions=versions(),
+            seconds=round(time.monotonic() - started, 3),
+            peak_memory_bytes=peak_memory(),
+            notes=(*record.notes, f"exported from {record.format}"),
+        )
+        (journal.folder / PLAN).write_text(to_yaml(plan), encoding="utf-8")
+        (journal.folder / RECORD).write_text(to_json(exported), encoding="utf-8")
+        (journal.folder / CARD).write_text(model_card(exported, plan), encoding="utf-8")
+        bar.note("done", advance=1)
+    return exported
+
+
+def _read_records(folder: Path) -> tuple[RunRecord, CompressionPlan]:
+    """What was done to the model.
+
+    Raises:
+        InputError: srcr did not write it.
+    """
+    for name in (RECORD, PLAN):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} has no {name}: srcr exports what it compressed, with 'srcr compress'"
+            )
+    return from_yaml(RunRecord, folder / RECORD), from_yaml(CompressionPlan, folder / PLAN)
+
+
+def _check(fmt: Format, checkpoint: Checkpoint, record: RunRecord, model: str) -> None:
+    """Refuse what the format cannot hold.
+
+    Raises:
+        InputError: says why; of a dense checkpoint, that its codes are gone.
+    """
+    quantized = any(layer.bits < 16 for layer in record.layers)
+    if quantized and not checkpoint.contents.schemes and fmt.name != record.format:
+        raise InputError(
+            f"{model} is a {record.format} checkpoint, which holds weights but no codes: compress the base "
+            f"again with --plan {PLAN} --format {fmt.name}"
+        )
+    fmt.check(checkpoint.contents)

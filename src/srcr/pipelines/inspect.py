@@ -1,0 +1,39 @@
+"""inspect(): what srcr sees in a model."""
+
+from srcr.models.checkpoint import ModelLike, open_model
+from srcr.models.config import is_quantized
+from srcr.models.topology import Block, Topology
+from srcr.records.inspection import InspectedBlock, InspectedGroup, Inspection
+
+
+def inspect(model: ModelLike) -> Inspection:
+    """What srcr sees in a model: blocks, linears, which share an input, parameters and bytes.
+
+    Raises:
+        InputError: the model cannot be loaded, or srcr cannot handle its architecture.
+
+    >>> inspect("bundled").architecture
+    'LlamaForCausalLM'
+    """
+    opened = open_model(model)
+    topology = opened.topology
+    return Inspection(
+        model=opened.name,
+        architecture=opened.architecture,
+        dtype=str(opened.dtype).removeprefix("torch."),
+        parameters=opened.parameters,
+        linear_parameters=sum(height * width for height, width in topology.shapes.values()),
+        base_bytes=opened.weight_bytes,
+        output_head=topology.head,
+        tied_embeddings=topology.tied,
+        quantized=opened.folder is not None and is_quantized(opened.folder),
+        blocks=tuple(_inspect_block(block, topology) for block in topology.blocks),
+    )
+
+
+def _inspect_block(block: Block, topology: Topology) -> InspectedBlock:
+    groups = (
+        InspectedGroup(group.names, tuple(topology.shapes[name] for name in group.names))
+        for group in block.groups
+    )
+    return InspectedBlock(block.name, tuple(groups))

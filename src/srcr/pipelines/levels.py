@@ -1,0 +1,167 @@
+"""Steps that sensitivity, plan and search share: a model and its texts, its level database, who measures."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srcr.data.sampling import SAMPLING_BATCH
+from srcr.data.sources import CALIBRATION_SAMPLES, Calibration, calibration_request
+from srcr.data.splits import search_sequences
+from srcr.data.tokens import context_length
+from srcr.engine.memory import (
+    BATCH_TOKENS,
+    MemoryPolicy,
+    choose_policy,
+    estimate_memory,
+    token_batches,
+)
+from srcr.environment import parse_size, select_device
+from srcr.models.checkpoint import OpenModel
+from srcr.pipelines.opening import TextModel, writes_itself
+from srcr.pipelines.options import RunOptions
+from srcr.pipelines.progress import console, say, stage
+from srcr.planning.context import SearchContext, load_splits
+from srcr.planning.database.build import (
+    DatabaseBuilder,
+    check_database_size,
+    database_bytes,
+    database_context,
+    solve_here,
+)
+from srcr.planning.database.store import LevelDatabase
+from srcr.planning.evaluators import Evaluator
+from srcr.planning.evaluators.local import EvaluatorInputs, LocalEvaluator
+from srcr.planning.evaluators.ray import RayEvaluator, solve_on
+from srcr.planning.memory import (
+    SearchPolicy,
+    TextShape,
+    choose_search_policy,
+    estimate_search_memory,
+)
+from srcr.planning.space import SearchSpace
+from srcr.planning.specs import MeasurementSpec, Resources
+
+#: At most so many logits of each model does an evaluation make at a time.
+EVALUATED_LOGITS = 1 << 26
+
+
+def open_context(
+    opened: OpenModel,
+    calibration: Calibration,
+    measurement: MeasurementSpec | None,
+    finalists: int,
+    options: RunOptions,
+) -> tuple[SearchContext, SearchPolicy]:
+    """The model on its device, with the four parts of its text; and what the memory budget leaves for
+    measuring candidates (None: nothing is measured) and for evaluating at most so many ``finalists``. It is
+    asked before anything is loaded.
+
+    Raises:
+        InputError: the budget is too little (it names the smallest that is not); as
+            :func:`srcr.planning.context.load_splits`; an unknown device.
+    """
+    blocks = opened.blockwise.on(select_device(options.device))
+    policy, base = SearchPolicy(0, 1), None
+    if measurement is not None or writes_itself(calibration):
+        measurement = measurement or MeasurementSpec()
+        policy = _choose_memory(opened, calibration, measurement, finalists, options)
+        base = opened.loaded(torch.float32)
+    source = calibration_request(calibration, 0).name
+    seed = options.seed or 0
+    with stage("texts", 1, options.quiet) as bar:
+        splits = load_splits(
+            calibration, TextModel(opened, blocks.device.type), opened.parameters, seed,
+            lambda done, total: bar.reach(done / total, f"{source}: {done} tokens"),
+        )  # fmt: skip
+        bar.reach(1, f"{source}: {len(splits.calibration.input_ids)} sequences to calibrate, "
+                  f"{len(splits.search.input_ids)} to search, to choose and to measure")  # fmt: skip
+    return SearchContext(opened, blocks, splits, seed, base), policy
+
+
+def _choose_memory(
+    opened: OpenModel,
+    calibration: Calibration,
+    measurement: MeasurementSpec,
+    finalists: int,
+    options: RunOptions,
+) -> SearchPolicy:
+    """What the memory budget leaves; a note where it should be said aloud."""
+    device = select_device(options.device)
+    # What is out of range is refused with the text; here it must only be no less than a token.
+    length = max(1, min(calibration.seq_len, context_length(opened.config) or calibration.seq_len))
+    samples = max(1, calibration.samples or CALIBRATION_SAMPLES)
+    batches = token_batches(torch.empty(samples, length, dtype=torch.int64, device="meta"))
+    running = opened.blockwise.on(device).running
+    compressing = estimate_memory(opened.topology, batches, len(batches), running)
+    least = min(compressing.of(policy) for policy in (MemoryPolicy(), MemoryPolicy(0, Path())))
+    measured = -(-search_sequences(opened.parameters) // measurement.batches)
+    written = SAMPLING_BATCH if writes_itself(calibration) else 0
+    evaluated = max(1, min(BATCH_TOKENS, EVALUATED_LOGITS // opened.vocabulary) // length)
+    shape = TextShape(length, written, measured, evaluated)
+    need = estimate_search_memory(opened, shape, least)
+    if finalists == 0:
+        need = replace(need, finalist=0, evaluating=0)
+    policy, note = choose_search_policy(
+        need, options.memory, device, measurement.cache_bytes, finalists
+    )
+    say(note, options.quiet)
+    return policy
+
+
+def fill_database(
+    context: SearchContext,
+    space: SearchSpace,
+    resources: Resources,
+    default: Path,
+    ray: Any,
+    options: RunOptions,
+) -> LevelDatabase:
+    """The level database of a model (in the folder ``default`` where the resources name none), with every
+    group at every level; what is there is not made again. Its size is said before it is built.
+
+    Raises:
+        InputError: it would be larger than allowed, or than the disk.
+    """
+    folder = Path(resources.database or default)
+    needed = database_bytes(context.topology, space.levels)
+    folder.mkdir(parents=True, exist_ok=True)
+    check_database_size(needed, resources.database_limit, shutil.disk_usage(folder).free)
+    size = f"{len(context.groups)} groups at {len(space.levels)} levels"
+    if not options.quiet:
+        console().print(f"level database: {size}, about {needed / 1e6:.1f} MB in {folder}")
+    database = LevelDatabase(folder, database_context(space, context))
+    batches = token_batches(context.splits.calibration.input_ids)
+    need = estimate_memory(context.topology, batches, 0, context.blocks.running)
+    budget = None if options.memory is None else parse_size(options.memory)
+    policy, note = choose_policy(need, budget, context.blocks.device, folder)
+    say(note, options.quiet)
+    blocks = context.topology.blocks
+    steps = sum(len(block.groups) + 1 for block in blocks) - 1
+    with stage("levels", steps, options.quiet) as bar:
+        DatabaseBuilder(
+            database,
+            space,
+            context.topology,
+            context.blocks.dtype,
+            lambda block, what: bar.note(f"block {block + 1}/{len(blocks)} {what}", advance=1),
+            solve_here if ray is None else solve_on(ray),
+        ).build(context.blocks, batches, policy)
+        bar.reach(steps, size)
+    return database
+
+
+def open_evaluator(
+    context: SearchContext, database: LevelDatabase, ray: Any, spec: MeasurementSpec
+) -> Evaluator:
+    """Who measures candidates: this process, or the workers of a cluster."""
+    inputs = EvaluatorInputs(
+        database.folder, database.context, context.splits.search.input_ids, context.device, spec
+    )
+    if ray is None:
+        return LocalEvaluator(inputs.candidates(context.opened))
+    folder = context.opened.folder
+    assert folder is not None, "checked before the work"
+    return RayEvaluator(ray, folder, inputs)

@@ -1,0 +1,82 @@
+"""plan(): the best plan for a size, by a table of losses."""
+
+from dataclasses import replace
+
+import torch
+
+from srcr.data.sources import Calibration, Source
+from srcr.errors import InputError
+from srcr.models.checkpoint import ModelLike, OpenModel
+from srcr.pipelines.levels import open_context
+from srcr.pipelines.opening import open_with_bar
+from srcr.pipelines.options import RunOptions
+from srcr.pipelines.sensitivity import measure_table
+from srcr.planning.costs import SizeBudget, check_reachable
+from srcr.planning.evaluators.ray import check_ray
+from srcr.planning.plans import allocated_plan
+from srcr.planning.space import SearchSpace, spread_levels
+from srcr.planning.specs import ExplorationSpec, MeasurementSpec, Resources
+from srcr.planning.uniform import worthwhile_levels
+from srcr.plans.plan import CompressionPlan, Target
+from srcr.records.sensitivity import SensitivityTable
+
+
+@torch.no_grad()
+def plan(
+    model: ModelLike,
+    target: Target,
+    space: SearchSpace | SensitivityTable = SearchSpace(),
+    calibration: Calibration | Source = Calibration(),
+    format_name: str = "compressed-tensors",
+    resources: Resources = Resources(),
+    options: RunOptions = RunOptions(),
+) -> CompressionPlan:
+    """The plan with the least predicted loss at the size ``target``, met from below. ``space``: what it
+    chooses from, by a table that is made here; or a table of :func:`srcr.sensitivity`, whose levels, methods
+    and grid count, and which needs no calibration.
+
+    Raises:
+        InputError: the target is out of reach, the table is of another model; as :func:`sensitivity`.
+
+    >>> plan("bundled", Target(tcr=0.8125), calibration="bundled").target
+    Target(tcr=0.8125, stored_bytes=None, loaded_bytes=None)
+    """
+    opened = open_with_bar(model, options)
+    if isinstance(space, SensitivityTable):
+        _check_table(space, opened)
+        table, space = space, _space_of(space)
+        budget = SizeBudget.of(target, opened.blockwise, space, format_name)
+        return allocated_plan(table.predicted(), budget, target, options.seed or 0)
+    check_ray(resources.ray, opened)
+    budget = SizeBudget.of(target, opened.blockwise, space, format_name)
+    space = replace(space, levels=worthwhile_levels(space.levels, budget))
+    budget = replace(budget, space=space)
+    check_reachable(budget)  # before the work
+    measurement = MeasurementSpec()
+    context, policy = open_context(opened, Calibration.of(calibration), measurement, 0, options)
+    measurement = replace(measurement, cache_bytes=policy.cache_bytes)
+    probes = spread_levels(space.levels, ExplorationSpec.probes)
+    table = measure_table(context, space, probes, measurement, resources, options)
+    return allocated_plan(table.predicted(), budget, target, context.seed)
+
+
+def _space_of(table: SensitivityTable) -> SearchSpace:
+    """The levels of a table, and how they were made."""
+    return SearchSpace(table.levels, table.prune, table.quant, table.solver)
+
+
+def _check_table(table: SensitivityTable, opened: OpenModel) -> None:
+    """Refuse a table of another model.
+
+    Raises:
+        InputError: says which it is of.
+    """
+    if table.base_sha256 != opened.sha256:
+        raise InputError(
+            f"the table is of another model ({table.base}): make one with srcr sensitivity"
+        )
+    names = [group.names for group in table.groups]
+    if names != [group.names for group in opened.topology.groups()]:
+        raise InputError(
+            "the table's groups are not those of the model: make it again with srcr sensitivity"
+        )

@@ -1,0 +1,121 @@
+"""What a plan chooses from: compression levels, and how each is made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from srcr.errors import InputError
+from srcr.models.topology import LinearGroup
+from srcr.plans.plan import CompressionPlan, LayerPlan
+from srcr.plans.resolve import Shapes, resolve_group_sizes
+from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec, SolverSpec
+from srcr.records.search import Measurement
+
+#: A level for every group of linears, in the order they run; None leaves the group as it is.
+Assignment = tuple[CompressionLevel | None, ...]
+
+
+#: Sparsities and widths that a layer may have where none are named.
+SPARSITIES: tuple[float, ...] = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
+BITS: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
+
+
+def level_grid(
+    sparsities: Sequence[float] = SPARSITIES, bits: Sequence[int] = BITS
+) -> tuple[CompressionLevel, ...]:
+    """Every combination, cheapest first.
+
+    Raises:
+        InputError: a value out of range, or none at all.
+    """
+    levels = {CompressionLevel(s, q) for s in sparsities for q in bits}
+    if not levels:
+        raise InputError(
+            "no levels to choose from: name at least one of --sparsities and of --widths"
+        )
+    return tuple(sorted(levels, key=_by_cost))
+
+
+def spread_levels(levels: Sequence[CompressionLevel], n: int) -> list[CompressionLevel]:
+    """``n`` of the levels, spread evenly over what they cost, the outermost among them.
+
+    Raises:
+        InputError: a negative number.
+    """
+    if n < 0:
+        raise InputError(
+            f"probes {n} must not be negative: it is how many levels of each group are measured"
+        )
+    ordered = sorted(levels, key=_by_cost)
+    if n >= len(ordered):
+        return ordered
+    if n <= 1:
+        return ordered[len(ordered) // 2 : len(ordered) // 2 + n]
+    return [ordered[round(i * (len(ordered) - 1) / (n - 1))] for i in range(n)]
+
+
+def _by_cost(level: CompressionLevel) -> tuple[float, CompressionLevel]:
+    return (1 - level.sparsity) * level.num_bits, level
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """``levels`` to choose from; ``prune``, ``quant`` and ``solver``: how each is made (their sparsity and
+    width count for nothing). ``draft_rounds``: how often a level of the database is polished at most. Levels
+    are compared with each other, which one round is enough for; what comes of the comparison is compressed
+    again.
+
+    >>> SearchSpace(level_grid([0.0, 0.25], [3, 4])).levels[0]
+    CompressionLevel(sparsity=0.25, num_bits=3)
+    """
+
+    levels: tuple[CompressionLevel, ...] = field(default_factory=level_grid)
+    prune: PruneSpec = field(default_factory=PruneSpec)
+    quant: QuantSpec = field(default_factory=QuantSpec)
+    solver: SolverSpec = field(default_factory=SolverSpec)
+    draft_rounds: int = 1
+
+    def draft(self) -> SolverSpec:
+        """How a level of the database is solved."""
+        rounds = min(self.draft_rounds, self.solver.descent_rounds)
+        return replace(self.solver, descent_rounds=rounds)
+
+    def layer(self, name: str, level: CompressionLevel, shapes: Shapes) -> LayerPlan:
+        """The plan of a linear at a level, its group size made explicit."""
+        prune = quant = None
+        if level.sparsity > 0:
+            prune = PruneSpec(self.prune.method, level.sparsity)
+        if level.num_bits < 16:
+            quant = replace(self.quant, num_bits=level.num_bits)
+        plan = CompressionPlan((LayerPlan(name, prune, quant),))
+        return resolve_group_sizes(plan, shapes)[0].layers[0]
+
+    def plan(
+        self, levels: Mapping[str, CompressionLevel], shapes: Shapes, seed: int
+    ) -> CompressionPlan:
+        """The plan that gives each linear, by name, its level."""
+        layers = tuple(self.layer(name, levels[name], shapes) for name in shapes)
+        return CompressionPlan(layers, None, seed, self.solver)
+
+    def group_plans(
+        self, group: LinearGroup, level: CompressionLevel, shapes: Shapes
+    ) -> dict[str, LayerPlan]:
+        """The plans of a group's linears at a level, by name."""
+        return {name: self.layer(name, level, shapes) for name in group.names}
+
+
+def levels_by_name(
+    groups: Sequence[LinearGroup], assignment: Assignment
+) -> dict[str, CompressionLevel]:
+    """The level of each linear that an assignment compresses."""
+    return {
+        name: level
+        for group, level in zip(groups, assignment, strict=True)
+        for name in group.names
+        if level is not None
+    }
+
+
+def measurement(assignment: Assignment, kl: float, complete: bool = True) -> Measurement:
+    """The record of a measured assignment."""
+    levels = tuple(None if level is None else str(level) for level in assignment)
+    return Measurement(kl, complete, levels)

@@ -1,0 +1,83 @@
+"""What happens to each layer of a model."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import AliasChoices, Field
+
+from srcr.errors import InputError
+from srcr.plans.specs import PruneSpec, QuantSpec, SolverSpec
+from srcr.serialize import STRICT, digest
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What happens to a linear layer; None leaves that half alone."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    prune: PruneSpec | None = None
+    quant: QuantSpec | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits of a kept weight: 16 when not quantized."""
+        return self.quant.num_bits if self.quant else 16
+
+    @property
+    def sparsity(self) -> float:
+        """Planned fraction of zeros."""
+        return self.prune.sparsity if self.prune else 0.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A size to reach: exactly one of the three."""
+
+    __pydantic_config__ = STRICT
+
+    tcr: float | None = None
+    stored_bytes: int | None = None
+    loaded_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.tcr, self.stored_bytes, self.loaded_bytes)
+        if sum(size is not None for size in sizes) != 1:
+            raise InputError("a target is exactly one of tcr, stored_bytes and loaded_bytes")
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """The plan of a whole model, one entry for each linear layer of its decoder blocks."""
+
+    __pydantic_config__ = STRICT
+
+    layers: tuple[LayerPlan, ...]
+    target: Target | None = None
+    seed: int = 0
+    #: Called "sweep" in files of earlier versions.
+    solver: Annotated[SolverSpec, Field(validation_alias=AliasChoices("solver", "sweep"))] = field(
+        default_factory=SolverSpec
+    )
+
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the result."""
+        return digest(self)[:16]
+
+    def by_name(self) -> dict[str, LayerPlan]:
+        """The plan of each layer by its module name."""
+        return {layer.name: layer for layer in self.layers}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The same treatment for every layer, as the command line names it.
+
+    >>> Recipe(PruneSpec(sparsity=0.25), QuantSpec(num_bits=4)).solver.mode
+    'joint'
+    """
+
+    prune: PruneSpec | None = None
+    quant: QuantSpec | None = None
+    solver: SolverSpec = field(default_factory=SolverSpec)

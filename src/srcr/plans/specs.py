@@ -1,0 +1,135 @@
+"""How a layer is pruned, quantized and solved."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from srcr.errors import InputError
+from srcr.numerics import masks
+from srcr.numerics.masks import UNSTRUCTURED, parse_structure
+from srcr.serialize import STRICT
+
+Mode = Literal["joint", "sequential-a", "sequential-b"]
+
+#: The dense model runs on at least this share of the calibration batches where nothing else is said, and
+#: on at least so many tokens for every input of the widest linear: the regression on its inputs has that many
+#: unknowns (docs/decisions/009).
+DENSE_SHARE, DENSE_TOKENS = 0.25, 8
+
+
+@dataclass(frozen=True)
+class PruneSpec:
+    """How a layer is pruned. ``sparsity`` is the fraction that becomes zero, in [0, 1); with an
+    "N:M" ``mask_structure`` (N of every M neighbours are kept) it must be ``1 - N/M``."""
+
+    __pydantic_config__ = STRICT
+
+    method: str = "sparsegpt"
+    sparsity: float = 0.5
+    mask_structure: str = UNSTRUCTURED
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise InputError(
+                f"sparsity {self.sparsity} is out of range: it is the fraction of weights that "
+                "become zero, from 0 up to but not including 1 (0.25 for 25 %)"
+            )
+        pattern = parse_structure(self.mask_structure)
+        if pattern and abs(self.sparsity - (1 - pattern[0] / pattern[1])) > 1e-9:
+            raise InputError(
+                f"sparsity {self.sparsity} contradicts {self.mask_structure}, which gives "
+                f"{1 - pattern[0] / pattern[1]:g}: leave the sparsity out"
+            )
+
+    @classmethod
+    def of(cls, method: str, sparsity: float, mask_structure: str = UNSTRUCTURED) -> "PruneSpec":
+        """A spec whose sparsity follows from an N:M structure where there is one."""
+        pattern = parse_structure(mask_structure)
+        return cls(method, 1 - pattern[0] / pattern[1] if pattern else sparsity, mask_structure)
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How a layer is quantized: ``num_bits`` from 2 to 8, ``group_size`` columns sharing a scale
+    (-1: the whole row; "auto": 128 where it divides the width, else the whole row), ``symmetric``
+    around 0 or with an integer zero-point, ``actorder`` "static" (columns swept by falling ``diag(H)``,
+    groups as they stand in the file) or None."""
+
+    __pydantic_config__ = STRICT
+
+    method: str = "gptq"
+    num_bits: int = 4
+    group_size: int | Literal["auto"] = "auto"
+    symmetric: bool = True
+    actorder: Literal["static"] | None = "static"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_bits <= 8:
+            raise InputError(
+                f"num_bits {self.num_bits} is out of range: 2 to 8 (16 means no quantization)"
+            )
+        if isinstance(self.group_size, int) and self.group_size != -1 and self.group_size < 1:
+            raise InputError(f"group_size {self.group_size} must be -1 (channel-wise) or positive")
+
+
+@dataclass(frozen=True)
+class SolverSpec:
+    """How every layer is solved: ``mode`` (one pass, or the paper's sequences), ``dampening_frac``
+    of the mean diagonal added to the Hessian, ``block_size`` columns a block, ``dense_targets``
+    (reproduce the dense model's outputs rather than the compressed model's own), ``descent_rounds`` of
+    refitted scales and coordinate descent after the sweep, ``dense_share`` of the calibration batches on
+    which the dense model runs for its targets (None: a quarter, or as many as make :data:`DENSE_TOKENS`
+    tokens for every input of the widest linear)."""
+
+    __pydantic_config__ = STRICT
+
+    mode: Mode = "joint"
+    dampening_frac: float = 0.01
+    block_size: int = 128
+    dense_targets: bool = True
+    descent_rounds: int = 2
+    dense_share: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dampening_frac <= 1:
+            raise InputError(f"dampening_frac {self.dampening_frac} must be between 0 and 1")
+        if self.block_size < 1:
+            raise InputError(f"block_size {self.block_size} must be positive")
+        if self.dense_share is not None and not 0 < self.dense_share <= 1:
+            raise InputError(
+                f"dense_share {self.dense_share} must be above 0 and at most 1 (dense_targets: false runs "
+                "the dense model on nothing)"
+            )
+        if self.descent_rounds < 0:
+            raise InputError(f"descent_rounds {self.descent_rounds} must not be negative")
+
+    def dense_batches(self, batches: int, tokens: int, width: int) -> int:
+        """On how many of so many batches, of ``tokens`` in all, the dense model runs, where the widest
+        linear has ``width`` inputs."""
+        if not self.dense_targets:
+            return 0
+        share = self.dense_share
+        if share is None:
+            share = min(1.0, max(DENSE_SHARE, DENSE_TOKENS * width / tokens))
+        return math.ceil(share * batches)
+
+
+@dataclass(frozen=True, order=True)
+class CompressionLevel:
+    """A share of zeros and a width; (0, 16) leaves a layer as it is."""
+
+    sparsity: float
+    num_bits: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1 or not (2 <= self.num_bits <= 8 or self.num_bits == 16):
+            raise InputError(
+                f"level {self}: sparsity is 0 up to but not including 1, bits are 2 to 8, or 16 for none"
+            )
+
+    def __str__(self) -> str:
+        return f"{100 * self.sparsity:g}%+{self.num_bits}"
+
+    def cost(self, size: int) -> int:
+        """Theoretical bits of ``size`` weights: what is not pruned, times the width."""
+        return (size - masks.count_pruned(self.sparsity, size)) * self.num_bits

@@ -1,0 +1,1 @@
+"""What came out: every result type, which is also its JSON."""

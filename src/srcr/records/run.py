@@ -1,0 +1,90 @@
+"""The record of a compression, ``srcr.json``."""
+
+from dataclasses import dataclass
+
+#: What each count includes, for people to read beside it.
+INCLUDES = {
+    "tcr": "linear layers of the decoder blocks against 16 bits; no scales, zero-points, embeddings, head",
+    "entropy_bits": "bits a weight of the same layers if their codes were ideally entropy-coded; no scales",
+    "base_bytes": "weight files of the original on disk: everything in them",
+    "stored_bytes": "weight files on disk: codes, scales, zero-points, embeddings, head",
+    "loaded_bytes": "weights that the named engine keeps in memory, embeddings and head included",
+}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How much smaller: see docs/measures.md for what each byte count includes."""
+
+    sparsity: float
+    bits: float
+    tcr: float
+    zeros: float
+    base_bytes: int
+    stored_bytes: int
+    loaded_bytes: int
+    engine: str
+    source: str
+    entropy_bits: float | None = None
+
+
+@dataclass(frozen=True)
+class LoadedBytes:
+    """Bytes that ``engine`` keeps in memory for a checkpoint's weights."""
+
+    n_bytes: int
+    engine: str
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """Token ids of a run: their source, ``samples`` rows of at most ``seq_len`` tokens, the hash of all, and
+    where it is kept a short hash of each row."""
+
+    source: str
+    samples: int
+    seq_len: int
+    sha256: str
+    rows: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What happened to a layer: sparsity of its mask, bits, TCr, counted zeros, the entropy of its codes
+    in bits a weight, and its output error (relative, squared)."""
+
+    name: str
+    shape: tuple[int, int]
+    sparsity: float
+    bits: int
+    tcr: float
+    zeros: float
+    entropy_bits: float
+    error: float
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What is read of an ``srcr.json`` that another version of srcr may have written."""
+
+    rates: Rates
+    plan_fingerprint: str | None = None
+    calibration: TextRecord | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything needed to understand and repeat a run; written as ``srcr.json``."""
+
+    base: str
+    base_sha256: str
+    command: str
+    format: str
+    rates: Rates
+    plan_fingerprint: str
+    calibration: TextRecord
+    layers: tuple[LayerRecord, ...]
+    versions: dict[str, str]
+    seconds: float
+    peak_memory_bytes: int
+    notes: tuple[str, ...] = ()

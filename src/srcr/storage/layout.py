@@ -1,0 +1,11 @@
+"""The files of an output folder by name."""
+
+RECORD = "srcr.json"
+PLAN = "plan.yaml"
+CARD = "README.md"
+EVALUATION = "evaluation.json"
+REPORT = "report.html"
+SEARCH = "search.json"
+CONFIG = "config.json"
+#: In a folder that srcr is writing: the journal, and the mark that it may be replaced.
+JOURNAL = ".srcr-in-progress"

@@ -1,0 +1,31 @@
+"""Checkpoints with compressed weights, as small and as quick to make as tests need them."""
+
+import torch
+
+from srcr.formats.checkpoint import Checkpoint, planned_contents
+from srcr.models.checkpoint import ModelLike, open_model
+from srcr.numerics.compressed import CompressedWeight
+from srcr.numerics.hessian import LayerStatistics
+from srcr.plans.plan import CompressionPlan, Recipe
+from srcr.plans.resolve import check_plan, resolve_group_sizes, uniform_plan
+from srcr.solver.problem import LayerProblem
+from srcr.solver.solve import solve
+
+
+def compressed_checkpoint(model: ModelLike, plan: CompressionPlan | Recipe) -> Checkpoint:
+    """The model compressed by a plan without any data: as if every input were as likely as any other."""
+    opened = open_model(model)
+    shapes = opened.topology.shapes
+    plan = uniform_plan(shapes, plan) if isinstance(plan, Recipe) else plan
+    check_plan(plan, shapes)
+    plan, _ = resolve_group_sizes(plan, shapes)
+    weights: dict[str, CompressedWeight] = {}
+    for layer in plan.layers:
+        weight = opened.blockwise.matrix(layer.name).to(torch.float32)
+        statistics = LayerStatistics(torch.eye(weight.shape[1]))
+        weights |= solve(
+            LayerProblem(
+                {layer.name: weight}, {layer.name: layer}, statistics, plan.solver, opened.dtype
+            )
+        )
+    return Checkpoint.of(opened, planned_contents(plan, opened.topology), weights.__getitem__)

@@ -1,0 +1,388 @@
+"""Every source of calibration text, and what is wrong with it."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from srcr.data.sampling import sample
+from srcr.data.sources import TextRequest, load_tokens
+from srcr.data.tokens import seed_stream
+from srcr.errors import InputError
+from srcr.models.checkpoint import open_model
+from srcr.models.load import load_model, load_tokenizer
+from srcr.testing import tiny_model
+
+SHARED = Path(__file__).parents[3] / "shared"
+STORIES = SHARED / "models/stories260K"
+TEXT = SHARED / "data/tinystories_sample.txt"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model("llama")  # vocabulary 96, context 64
+
+
+@pytest.fixture(scope="module")
+def stories():
+    """A real model with its tokenizer: vocabulary 512, context 512."""
+    if not STORIES.is_dir():
+        pytest.skip("../shared/models/stories260K (a real model with a tokenizer) is not here")
+    return load_model(STORIES), load_tokenizer(STORIES)
+
+
+def tokens(model, source, tokenizer=None, samples=None, seq_len=16, seed=0, purpose="calibration"):
+    request = TextRequest(source, samples, seq_len, 4, purpose, seed)
+    if isinstance(source, Path):
+        request = replace(request, source=str(source))
+    return load_tokens(request, open_model(model, tokenizer))
+
+
+def parquet(path, **columns):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def stories_text(n=12):
+    if not TEXT.is_file():
+        pytest.skip("../shared/data/tinystories_sample.txt is not here")
+    return [line for line in TEXT.read_text(encoding="utf-8").splitlines() if line.strip()][:n]
+
+
+class TestSelf:
+    def test_the_same_seed_writes_the_same_text(self, tiny):
+        first, again = tokens(tiny, "self"), tokens(tiny, "self")
+        assert torch.equal(first.input_ids, again.input_ids)
+        assert first.sha256 == again.sha256
+        assert first.input_ids.shape == (4, 16)
+        assert first.input_ids.dtype == torch.int64
+        assert bool((first.input_ids[:, 0] == tiny.config.bos_token_id).all())
+
+    def test_other_seeds_and_other_purposes_write_other_text(self, tiny):
+        result = {
+            tokens(tiny, "self", seed=seed, purpose=purpose).sha256
+            for seed in (0, 1, 2)
+            for purpose in ("calibration", "evaluation")
+        }
+        assert len(result) == 6
+        assert seed_stream(0, "calibration") != seed_stream(0, "evaluation")
+
+    def test_rows_differ_from_each_other(self, tiny):
+        assert len(tokens(tiny, "self", samples=20).input_ids.unique(dim=0)) == 20
+
+    def test_the_global_random_state_is_neither_used_nor_changed(self, tiny):
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        before = tokens(tiny, "self").sha256
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(2)
+        assert tokens(tiny, "self").sha256 == before
+
+    def test_tokens_come_as_often_as_the_model_thinks(self, tiny):
+        """Frequencies of the first written token against the model's own odds."""
+        n = 4000
+        ids = sample(tiny, n, 2, seed=5)
+        with torch.no_grad():
+            odds = tiny(ids[:1, :1]).logits[0, -1].softmax(-1)
+        result = torch.bincount(ids[:, 1], minlength=96) / n
+        assert float((result - odds).abs().sum()) / 2 < 0.1
+        flat = torch.full((96,), 1 / 96)
+        assert float((result - flat).abs().sum()) / 2 > 0.2
+
+    def test_a_cached_run_writes_what_a_full_run_would(self, tiny):
+        """More sequences than a sampling batch, and each step from the whole prefix."""
+        ids = sample(tiny, 70, 6, seed=1)
+        generator = torch.Generator().manual_seed(1)
+        rows = []
+        for size in (64, 6):
+            row = torch.full((size, 1), tiny.config.bos_token_id)
+            for _ in range(5):
+                with torch.no_grad():
+                    odds = tiny(row, use_cache=False).logits[:, -1].softmax(-1)
+                row = torch.cat([row, torch.multinomial(odds, 1, generator=generator)], 1)
+            rows.append(row)
+        assert (ids == torch.cat(rows)).float().mean() > 0.99
+
+    def test_a_model_without_bos_starts_anywhere(self):
+        model = tiny_model("gpt_neox")
+        model.config.bos_token_id = None
+        ids = sample(model, 30, 3, seed=0)
+        assert len(ids[:, 0].unique()) > 5
+
+    def test_nothing_is_longer_than_the_context(self, tiny):
+        assert tokens(tiny, "self", samples=2, seq_len=512).input_ids.shape == (2, 64)
+
+
+class TestTensorFile:
+    def write(self, folder, ids, name="input_ids"):
+        save_file({name: ids}, folder / "ids.safetensors")
+        return folder / "ids.safetensors"
+
+    def test_rows_are_taken_in_order_and_cropped(self, tiny, tmp_path):
+        ids = torch.randint(0, 96, (6, 100))
+        path = self.write(tmp_path, ids)
+        assert torch.equal(tokens(tiny, path, samples=3).input_ids, ids[:3, :16])
+        assert torch.equal(tokens(tiny, path, samples=6, seq_len=500).input_ids, ids[:, :64])
+
+    def test_without_samples_all_rows_up_to_the_default(self, tiny, tmp_path):
+        assert len(tokens(tiny, self.write(tmp_path, torch.zeros(3, 8).long())).input_ids) == 3
+        assert len(tokens(tiny, self.write(tmp_path, torch.zeros(9, 8).long())).input_ids) == 4
+
+    def test_int32_is_read_as_int64(self, tiny, tmp_path):
+        path = self.write(tmp_path, torch.ones(2, 8, dtype=torch.int32))
+        assert tokens(tiny, path).input_ids.dtype == torch.int64
+
+    def test_the_record_says_what_was_used(self, tiny, tmp_path):
+        ids = torch.randint(0, 96, (2, 8))
+        path = self.write(tmp_path, ids)
+        record = tokens(tiny, path).record()
+        assert (record.source, record.samples, record.seq_len) == (str(path), 2, 8)
+        assert record.sha256 == hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+        assert len(set(record.rows)) == 2
+
+    @pytest.mark.parametrize(
+        ("ids", "message"),
+        [
+            (torch.full((2, 8), 96), r"token id 96, outside the model's vocabulary of 96"),
+            (torch.full((2, 8), -1), r"token id -1, outside"),
+            (torch.zeros(2, 8), r"must be int64 \[n, len\], got torch\.float32"),
+            (torch.zeros(8, dtype=torch.int64), r"must be int64 \[n, len\]"),
+            (torch.zeros(1, 2, 8, dtype=torch.int64), r"must be int64 \[n, len\]"),
+            (torch.zeros(0, 8, dtype=torch.int64), "too little to predict"),
+            (torch.zeros(2, 1, dtype=torch.int64), "too little to predict"),
+            (torch.zeros(2, 0, dtype=torch.int64), "too little to predict"),
+        ],
+    )
+    def test_ids_that_cannot_be_used(self, tiny, tmp_path, ids, message):
+        with pytest.raises(InputError, match=message):
+            tokens(tiny, self.write(tmp_path, ids))
+
+    def test_too_few_rows(self, tiny, tmp_path):
+        path = self.write(tmp_path, torch.zeros(2, 8).long())
+        with pytest.raises(InputError, match=r"has 2 sequences, 3 were asked for: use --samples 2"):
+            tokens(tiny, path, samples=3)
+
+    def test_another_tensor_name(self, tiny, tmp_path):
+        with pytest.raises(InputError, match="no tensor 'input_ids', only tokens"):
+            tokens(tiny, self.write(tmp_path, torch.zeros(2, 8).long(), "tokens"))
+
+    @pytest.mark.parametrize("data", [b"", b"not safetensors at all"])
+    def test_not_a_tensor_file(self, tiny, tmp_path, data):
+        path = tmp_path / "ids.safetensors"
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="not a valid safetensors file"):
+            tokens(tiny, path)
+
+    def test_missing(self, tiny, tmp_path):
+        with pytest.raises(InputError, match="does not exist"):
+            tokens(tiny, tmp_path / "nowhere.safetensors")
+
+
+class TestText:
+    def sources(self, folder):
+        texts = stories_text()
+        (folder / "a.txt").write_text("\n".join(texts), encoding="utf-8")
+        rows = "\n".join(json.dumps({"text": text, "n": 1}) for text in texts)
+        (folder / "a.jsonl").write_text(rows + "\n\n", encoding="utf-8")
+        parquet(folder / "a.parquet", text=texts, n=[1] * len(texts))
+        return texts
+
+    @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+    def test_documents_are_packed_in_order(self, stories, tmp_path, suffix):
+        model, tokenizer = stories
+        texts = self.sources(tmp_path)
+        stream = [i for text in texts for i in tokenizer(text)["input_ids"]]
+        result = tokens(model, tmp_path / f"a.{suffix}", tokenizer, samples=3, seq_len=40)
+        assert result.input_ids.flatten().tolist() == stream[:120]
+
+    def test_plain_text_is_one_document(self, stories, tmp_path):
+        model, tokenizer = stories
+        self.sources(tmp_path)
+        stream = tokenizer((tmp_path / "a.txt").read_text(encoding="utf-8"))["input_ids"]
+        result = tokens(model, tmp_path / "a.txt", tokenizer, samples=3, seq_len=40)
+        assert result.input_ids.flatten().tolist() == stream[:120]
+
+    def test_rows_are_cropped_to_the_context(self, stories):
+        model, tokenizer = stories
+        stories_text()
+        assert tokens(model, TEXT, tokenizer, samples=2, seq_len=4000).input_ids.shape == (2, 512)
+
+    def test_bundled_text_differs_by_seed_and_purpose_and_repeats(self, stories):
+        model, tokenizer = stories
+        result = [
+            tokens(model, "bundled", tokenizer, seed=seed, purpose=purpose).sha256
+            for seed, purpose in
+            ((0, "calibration"), (0, "calibration"), (1, "calibration"), (0, "evaluation"))
+        ]  # fmt: skip
+        assert result[0] == result[1]
+        assert len(set(result)) == 3
+
+    @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+    def test_a_local_folder_through_the_datasets_library(
+        self, stories, tmp_path, suffix, monkeypatch
+    ):
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+        model, tokenizer = stories
+        self.sources(tmp_path)
+        data = tmp_path / "data"
+        data.mkdir()
+        (tmp_path / f"a.{suffix}").rename(data / f"train.{suffix}")
+        texts = stories_text()
+        stream = [i for text in texts for i in tokenizer(text)["input_ids"]]
+        for source in (f"hf:{data}", f"hf:{data}::train:text"):
+            result = tokens(model, source, tokenizer, samples=2, seq_len=40)
+            assert result.input_ids.flatten().tolist() == stream[:80]
+        with pytest.raises(InputError, match=r"no text column 'body' \(found: "):
+            tokens(model, f"hf:{data}:::body", tokenizer)
+        with pytest.raises(InputError, match="no text column 'n'"):
+            tokens(model, f"hf:{data}:::n", tokenizer)
+        with pytest.raises(InputError, match="cannot be read"):
+            tokens(model, f"hf:{data}::no_such_split", tokenizer)
+
+    def test_a_dataset_that_is_nowhere(self, stories, tmp_path):
+        pytest.importorskip("datasets")
+        model, tokenizer = stories
+        with pytest.raises(InputError, match="cannot be read"):
+            tokens(model, f"hf:{tmp_path / 'nowhere'}", tokenizer)
+
+    @pytest.mark.parametrize("source", ["hf:", "hf:a:b:c:d:e"])
+    def test_a_dataset_name_that_is_none(self, stories, source):
+        with pytest.raises(InputError, match=r"use hf:NAME"):
+            tokens(stories[0], source, stories[1])
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.txt", "", "is empty"),
+            ("a.txt", " \n\n ", "is empty"),
+            (
+                "a.txt",
+                "Once upon a time.",
+                r"gives \d+ tokens, enough for 0 sequences of 16; 4 were",
+            ),
+            ("a.txt", b"\xff\xfe\xfa", "not UTF-8"),
+            ("a.jsonl", "", "is empty"),
+            ("a.jsonl", '{"text": ""}\n', "is empty"),
+            ("a.jsonl", '{"text": "a"}\nnot json\n', r"line 2 is not JSON"),
+            (
+                "a.jsonl",
+                '{"body": "a", "n": 1}\n',
+                r"line 1 has no string field 'text' \(found: body, n",
+            ),
+            ("a.jsonl", '{"text": 3}\n', r"line 1 has no string field 'text'"),
+            ("a.jsonl", '["a"]\n', r"line 1 has no string field 'text' \(found: list"),
+            ("a.jsonl", b"\xff\xfe\xfa", "not UTF-8"),
+            ("a.parquet", "no parquet", "not a valid parquet file"),
+            ("a.csv", "text\na\n", r"'.*a\.csv' is not known: use bundled, self, a \.txt"),
+            ("a", "text", "is not known"),
+        ],
+    )
+    def test_files_that_cannot_be_used(self, stories, tmp_path, name, content, message):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(InputError, match=message):
+            tokens(stories[0], path, stories[1])
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({"body": ["a"]}, r"no column 'text' \(found: body\)"),
+            ({"text": [1, 2]}, "column 'text' does not hold strings"),
+            ({"text": ["", None]}, "is empty"),
+        ],
+    )
+    def test_parquet_columns_that_cannot_be_used(self, stories, tmp_path, columns, message):
+        with pytest.raises(InputError, match=message):
+            tokens(stories[0], parquet(tmp_path / "a.parquet", **columns), stories[1])
+
+    @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+    def test_missing(self, stories, tmp_path, name):
+        with pytest.raises(InputError, match="does not exist"):
+            tokens(stories[0], tmp_path / name, stories[1])
+
+    def test_the_message_names_how_many_sequences_there_are(self, stories, tmp_path):
+        model, tokenizer = stories
+        path = tmp_path / "a.txt"
+        path.write_text(stories_text(1)[0], encoding="utf-8")
+        n = len(tokenizer(path.read_text(encoding="utf-8"))["input_ids"]) // 8
+        with pytest.raises(InputError, match=rf"enough for {n} sequences of 8.*--samples {n}"):
+            tokens(model, path, tokenizer, samples=n + 1, seq_len=8)
+        assert tokens(model, path, tokenizer, samples=n, seq_len=8).input_ids.shape == (n, 8)
+
+    @pytest.mark.parametrize("source", ["a.txt", "bundled", "hf:name"])
+    def test_text_needs_a_tokenizer(self, tiny, source):
+        with pytest.raises(InputError, match="is text, but the model has no tokenizer"):
+            tokens(tiny, source)
+
+    def test_a_tokenizer_of_another_model(self, tiny, stories, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text(" ".join(stories_text()), encoding="utf-8")
+        with pytest.raises(InputError, match=r"outside the model's vocabulary of 96"):
+            tokens(tiny, path, stories[1])
+
+
+class TestMemory:
+    """Texts and token ids that are not in files."""
+
+    def test_token_ids(self, tiny):
+        ids = torch.randint(0, 96, (6, 20))
+        for source in (ids, ids.to(torch.int32), ids.tolist()):
+            result = tokens(tiny, source, samples=5)
+            assert torch.equal(result.input_ids, ids[:5, :16])
+            assert result.source == "token ids in memory"
+
+    @pytest.mark.parametrize("source", [[[1, 2], [3]], [[0.5, 1.0]], [["a"]]])
+    def test_what_are_no_token_ids(self, tiny, source):
+        with pytest.raises(InputError, match="input_ids must be int64"):
+            tokens(tiny, source)
+
+    def test_a_list_of_strings_is_documents(self, stories):
+        model, tokenizer = stories
+        texts = stories_text()
+        stream = [i for text in texts for i in tokenizer(text)["input_ids"]]
+        result = tokens(model, texts, tokenizer, samples=3, seq_len=40)
+        assert result.input_ids.flatten().tolist() == stream[:120]
+        assert result.source == "texts in memory"
+
+    def test_a_dataset_is_documents(self, stories):
+        datasets = pytest.importorskip("datasets")
+        model, tokenizer = stories
+        texts = stories_text()
+        dataset = datasets.Dataset.from_dict({"text": texts, "n": [1] * len(texts)})
+        stream = [i for text in texts for i in tokenizer(text)["input_ids"]]
+        result = tokens(model, dataset, tokenizer, samples=3, seq_len=40)
+        assert result.input_ids.flatten().tolist() == stream[:120]
+        assert result.source == "a dataset in memory"
+        with pytest.raises(InputError, match="no column 'text'"):
+            tokens(model, dataset.remove_columns("text"), tokenizer)
+
+    def test_loaded_tokens_stay_as_they_are(self, tiny):
+        loaded = tokens(tiny, "self")
+        assert tokens(tiny, loaded) is loaded
+
+    @pytest.mark.parametrize("source", [3, {"text": "a"}, None])
+    def test_what_is_no_source(self, stories, source):
+        with pytest.raises(InputError, match=f"of type {type(source).__name__} is not known"):
+            tokens(stories[0], source, stories[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 0}, r"samples 0 must be at least 1"),
+        ({"samples": -3}, r"samples -3 must be at least 1"),
+        ({"seq_len": 1}, r"seq-len 1 must be at least 2"),
+        ({"seq_len": 0}, r"seq-len 0 must be at least 2"),
+    ],
+)
+def test_counts_that_cannot_be(tiny, settings, message):
+    with pytest.raises(InputError, match=message):
+        tokens(tiny, "self", **settings)

@@ -1,0 +1,62 @@
+import pytest
+
+from srcr.errors import InputError
+from srcr.planning.space import SearchSpace, level_grid, spread_levels
+from srcr.plans.plan import LayerPlan
+from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec, SolverSpec
+
+LEVELS = (CompressionLevel(0.5, 3), CompressionLevel(0, 3), CompressionLevel(0.25, 5))
+
+
+def test_a_level_counts_what_is_kept():
+    assert CompressionLevel(0.25, 4).cost(1000) == 3000
+    assert CompressionLevel(0.0, 16).cost(10) == 160
+    assert str(CompressionLevel(0.25, 4)) == "25%+4"
+
+
+@pytest.mark.parametrize(("sparsity", "bits"), [(-0.1, 4), (1.0, 4), (0.5, 1), (0.5, 9), (0.5, 15)])
+def test_levels_out_of_range(sparsity, bits):
+    with pytest.raises(InputError, match="level"):
+        CompressionLevel(sparsity, bits)
+
+
+def test_the_grid_is_sorted_by_cost_and_never_empty():
+    levels = level_grid([0, 0.5], [2, 4])
+    assert levels == tuple(CompressionLevel(*x) for x in [(0.5, 2), (0, 2), (0.5, 4), (0, 4)])
+    with pytest.raises(InputError, match="no levels"):
+        level_grid([], [4])
+
+
+def test_probes_are_spread_over_the_levels():
+    assert spread_levels(LEVELS, 2) == [LEVELS[0], LEVELS[2]]
+    assert spread_levels(LEVELS, 1) == [LEVELS[1]]
+    assert spread_levels(LEVELS, 0) == []
+    assert spread_levels(LEVELS, 9) == list(LEVELS)
+    with pytest.raises(InputError, match="probes -1"):
+        spread_levels(LEVELS, -1)
+
+
+def test_a_space_makes_plans():
+    space = SearchSpace(LEVELS, PruneSpec("wanda"), QuantSpec("rtn", 2, 64, symmetric=False))
+    shapes = {"x": (8, 128), "y": (8, 64)}
+    layer = space.layer("x", CompressionLevel(0.3, 5), shapes)
+    assert layer == LayerPlan(
+        "x", PruneSpec("wanda", 0.3), QuantSpec("rtn", 5, 64, symmetric=False)
+    )
+    assert space.layer("x", CompressionLevel(0, 16), shapes) == LayerPlan("x")
+    plan = space.plan(dict.fromkeys(shapes, LEVELS[1]), shapes, 7)
+    assert [each.name for each in plan.layers] == ["x", "y"]
+    assert (plan.seed, plan.solver) == (7, space.solver)
+
+
+def test_group_sizes_are_made_explicit():
+    space = SearchSpace(LEVELS, quant=QuantSpec(group_size="auto"))
+    shapes = {"x": (8, 256), "y": (8, 96)}
+    sizes = [space.layer(name, LEVELS[1], shapes).quant.group_size for name in shapes]
+    assert sizes == [128, -1]
+
+
+def test_levels_are_drafts():
+    assert SearchSpace().draft().descent_rounds == 1
+    assert SearchSpace(solver=SolverSpec(descent_rounds=0)).draft().descent_rounds == 0
+    assert SearchSpace(draft_rounds=3).draft().descent_rounds == SolverSpec().descent_rounds

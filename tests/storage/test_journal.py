@@ -1,0 +1,63 @@
+"""What a killed run left, taken over as far as it is intact."""
+
+import pytest
+import torch
+
+from srcr.errors import InputError
+from srcr.storage.journal import Journal, finished_blocks
+from srcr.storage.layout import JOURNAL
+from srcr.storage.safetensors import TensorFiles
+
+FINGERPRINT = {"plan": "a", "base": "b"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder in which two blocks are finished."""
+    with Journal(tmp_path) as journal:
+        journal.begin(FINGERPRINT)
+        for number in range(2):
+            journal.add({"a": torch.full((3,), float(number))}, layers=[{"name": str(number)}])
+    return tmp_path
+
+
+def resumed(folder, fingerprint=FINGERPRINT):
+    with Journal(folder) as journal:
+        journal.begin(fingerprint)
+        return journal
+
+
+def test_finished_blocks_are_taken_over(folder):
+    journal = resumed(folder)
+    assert [entry["layers"] for entry in journal.entries] == [[{"name": "0"}], [{"name": "1"}]]
+    assert float(TensorFiles(folder, [journal.file(1)]).get("a")[0]) == 1
+    assert finished_blocks(folder) == 2
+
+
+def test_a_run_of_other_settings_is_refused(folder):
+    with pytest.raises(InputError, match="another base: give the same options"):
+        resumed(folder, FINGERPRINT | {"base": "c"})
+    assert len(resumed(folder).entries) == 2, "nothing was lost"
+
+
+def test_what_is_torn_or_damaged_ends_what_is_taken_over(folder):
+    text = (folder / JOURNAL).read_text()
+    (folder / JOURNAL).write_text(text[:-10])
+    assert len(resumed(folder).entries) == 1
+    path = Journal(folder).file(0)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    assert resumed(folder).entries == []
+
+
+def test_a_folder_has_a_single_writer(folder):
+    with Journal(folder), pytest.raises(InputError, match="another run is writing"):
+        Journal(folder)
+
+
+def test_what_else_is_worth_continuing(tmp_path):
+    with Journal(tmp_path) as journal:
+        journal.begin(FINGERPRINT)
+        assert finished_blocks(tmp_path) == 0
+        journal.retain()
+    assert finished_blocks(tmp_path) == -1
+    assert finished_blocks(tmp_path / "nowhere") == 0
