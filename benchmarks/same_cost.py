@@ -97,21 +97,17 @@ def main() -> None:
             ]
             arguments += ["--calibration", source, "--samples", "128", "--seq-len", "256"]
             runs: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
-            for _ in range(options.repeats + 1):
-                for name, tree in trees.items():
+            for repeat in range(options.repeats + 1):
+                order = list(trees.items()) if repeat % 2 else list(reversed(trees.items()))
+                for name, tree in order:
                     runs[name].append(measured(tree, arguments))
                     shutil.rmtree(out)
             runs = {name: each[1:] for name, each in runs.items()}  # the first fills caches
             results[model] = runs
             for name, each in runs.items():
                 row = {key: median(run[key] for run in each) for key in each[0]}
-                table.add_row(
-                    model,
-                    name,
-                    f"{row['seconds']:.2f}",
-                    f"{row['cpu']:.2f}",
-                    f"{row['peak'] / 1e6:.0f}",
-                )
+                cells = (f"{row['seconds']:.2f}", f"{row['cpu']:.2f}", f"{row['peak'] / 1e6:.0f}")
+                table.add_row(model, name, *cells)
             pairs = list(zip(runs["before"], runs["now"], strict=True))
             keys = ("seconds", "cpu", "peak")
             ratios = [median(now[key] / before[key] for before, now in pairs) for key in keys]

@@ -12,6 +12,8 @@ from transformers import AutoConfig
 
 from srcr.testing import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 def files(folder):
     """Everything below a folder, with what it holds."""

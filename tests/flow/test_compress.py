@@ -16,6 +16,8 @@ from srcr.plans.specs import QuantSpec
 from srcr.serialize import to_yaml
 from srcr.testing import FAMILIES, save_tiny_model, tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 def weight_bytes(folder):
     return (folder / "model.safetensors").read_bytes()

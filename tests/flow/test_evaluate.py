@@ -21,6 +21,8 @@ from srcr.plans.plan import Recipe
 from srcr.plans.specs import QuantSpec
 from srcr.serialize import to_dict
 
+pytestmark = pytest.mark.slow
+
 QUIET = RunOptions(quiet=True)
 TEXT = ["--text", "bundled", "--samples", 4, "--seq-len", 64]
 

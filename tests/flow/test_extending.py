@@ -12,6 +12,8 @@ from srcr import formats, methods, transforms
 from srcr.models.checkpoint import load_from, open_model
 from srcr.testing import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 GUIDE = Path(__file__).parents[2] / "docs/extending.md"
 
 

@@ -8,6 +8,8 @@ from safetensors.torch import save_file
 
 from srcr.testing import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 def result(folder):
     """Every file that must not differ."""

@@ -16,6 +16,8 @@ from srcr import methods
 from srcr.storage.layout import JOURNAL
 from srcr.testing import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("SRCR_KILLS", "2"))
 
 

@@ -24,6 +24,8 @@ from srcr.plans.plan import Recipe
 from srcr.plans.specs import QuantSpec
 from srcr.testing import save_tiny_model, tiny_model
 
+pytestmark = pytest.mark.slow
+
 DEEP: dict = {}
 for _ in range(500):
     DEEP = {"a": DEEP}

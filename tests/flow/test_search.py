@@ -17,6 +17,9 @@ from srcr.data.tokens import Tokens
 from srcr.environment import parse_size
 from srcr.testing import save_tiny_model
 
+pytestmark = pytest.mark.slow
+KILLS = int(os.environ.get("SRCR_KILLS", "1"))
+
 SMALL = ("--trials", 40, "--sparsities", "0,0.2,0.4", "--widths", "3,4,5")
 
 
@@ -110,7 +113,7 @@ def test_a_killed_search_goes_on_to_the_same_end(base, text, tmp_path):
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     took = time.monotonic() - began
     rng = random.Random(os.getpid())
-    for kill in range(2):
+    for kill in range(KILLS):
         out = tmp_path / f"killed{kill}"
         process = subprocess.Popen(
             command(out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -162,19 +165,13 @@ def test_the_smallest_that_keeps_enough(srcr, base, text, tmp_path):
         "--calibration",
         text,
         "--trials",
-        24,
+        8,
         "--json",
     )
     assert result.code == 0, result.err
     data = result.json()
     assert data["choice"][data["chosen"]]["value"] <= 0.05
     assert data["finalists"][0]["rates"]["tcr"] > 0.6
-    tight = srcr(
-        "search", base, "--constraint", "kl<=1e-9", "-o", tmp_path / "no", "--calibration", text,
-        "--trials", 16,
-    )  # fmt: skip
-    assert tight.code == 1
-    assert "no plan meets kl<=1e-09" in tight.error()
 
 
 @pytest.mark.parametrize(

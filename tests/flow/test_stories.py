@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.slow
+
 SPARSITY, BITS = 0.25, 4
 KEYS = {"base", "compressed", "rates", "divergence", "semantic", "tasks", "sr", "srcr"}
 RATES = {"sparsity", "bits", "tcr", "zeros", "base_bytes", "stored_bytes", "loaded_bytes", "engine"}

@@ -19,6 +19,8 @@ from srcr.plans.resolve import uniform_plan
 from srcr.plans.specs import PruneSpec, QuantSpec
 from srcr.testing import compressed_checkpoint, save_tiny_model, tiny_model
 
+pytestmark = pytest.mark.slow
+
 PACKED, DENSE = get_format("compressed-tensors"), get_format("dense")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
 SYMMETRY = pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from srcr.metrics.intervals import JACKKNIFE, RESAMPLES, interval, ratio_interval
 
+pytestmark = pytest.mark.slow
+
 
 def covers(estimate, truth):
     return estimate.low <= truth <= estimate.high

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from srcr.metrics import quantiles
 from srcr.metrics.quantiles import Quantiles
 
 PERCENTS = (0, 12.5, 50, 95, 99, 99.9, 100)
@@ -23,10 +22,9 @@ def test_any_values_in_any_pieces(values, size):
     assert stream.percentiles(PERCENTS) == pytest.approx(expected, rel=1e-6, abs=1e-30)
 
 
-def test_more_values_than_are_read_at_a_time(monkeypatch):
-    monkeypatch.setattr(quantiles, "CHUNK", 1000)
+def test_more_values_than_are_read_at_a_time():
     values = np.random.default_rng(0).lognormal(-5, 2, size=(37, 511)).astype(np.float32)
-    stream = Quantiles()
+    stream = Quantiles(chunk=1000)
     stream.add(values[:20])
     assert stream.percentiles([50]) == pytest.approx([np.median(values[:20])], rel=1e-6)
     stream.add(values[20:])

@@ -1,5 +1,6 @@
 """Semantic consistency: greedy continuations against transformers' own, scores against their meaning."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from srcr import bundled
 from srcr.data.tokens import Tokens
 from srcr.errors import InputError, NumericalError
 from srcr.formats import load
-from srcr.metrics import consistency, continuations, embeddings, semantic
+from srcr.metrics import consistency, embeddings, semantic
 from srcr.metrics.continuations import END, continue_greedily, stop_tokens
 from srcr.metrics.embeddings import Scorer, embed_texts, load_scorer
 from srcr.metrics.semantic import SemanticSpec
@@ -99,12 +100,11 @@ def test_continuations_are_those_of_transformers_on_a_real_model(stories):
     assert torch.equal(continue_greedily(model, ids, 24, stop), generate(model, ids, 24, stop))
 
 
-def test_how_prompts_are_batched_makes_no_difference(monkeypatch):
+def test_how_prompts_are_batched_makes_no_difference():
     model, ids = tiny_model("llama"), prompts().input_ids
     seen = []
     whole = continue_greedily(model, ids, 10, (5,))
-    monkeypatch.setattr(continuations, "BATCH_ROWS", 7)
-    parts = continue_greedily(model, ids, 10, (5,), lambda done, total: seen.append(done))
+    parts = continue_greedily(model, ids, 10, (5,), lambda done, _: seen.append(done), 7)
     assert torch.equal(whole, parts)
     assert seen == [7, 14, 21, 24]
 
@@ -328,10 +328,10 @@ def test_a_scorer_that_reads_text_needs_a_tokenizer():
 
 
 def test_what_is_not_installed_is_named(bundled_model, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
+    for package in ("sentence_transformers", embeddings.DEFAULT_PACKAGE):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r"pip install 'srcr\[semantic\]'"):
         load_scorer("some/model", *bundled_model)
-    monkeypatch.setattr(embeddings, "find_spec", lambda name: None)
     assert load_scorer(None, *bundled_model).name.startswith("hidden states of the base")
 
 

@@ -3,7 +3,7 @@
 import builtins
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import yaml
 from srcr import bundled
 from srcr.bundled.task_folder import write_task_folder
 from srcr.errors import InputError
-from srcr.metrics.harness import ItemSelection
-from srcr.metrics.tasks import PAPER, resolve_tasks, run_tasks
+from srcr.metrics.harness import HarnessName, ItemSelection, load_subtasks, score_subtasks
+from srcr.metrics.tasks import PAPER, pool_items, resolve_tasks, run_tasks
 from srcr.models.load import load_model, load_tokenizer
 
 DATA = Path(__file__).parents[3] / "shared/data"
@@ -94,32 +94,39 @@ def test_bundled_tasks_score_every_item(tiny: tuple[torch.nn.Module, Any]) -> No
         assert 0 < result.chance < 1
 
 
-def test_limit_draws_the_same_items_again_and_others_with_another_seed(
-    tiny: tuple[torch.nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_limited_bundled_task_scores_the_items_that_are_drawn(
+    tiny: tuple[torch.nn.Module, Any],
 ) -> None:
-    items = bundled.tasks()["reasoning"][-24:]
-    monkeypatch.setattr(bundled, "tasks", lambda: {"reasoning": items})
-    monkeypatch.setattr(bundled, "TASKS", ("reasoning",))
-    (task,) = resolve_tasks(["bundled"])
+    items = bundled.tasks()["reasoning"]
+    task = next(task for task in resolve_tasks(["bundled"]) if task.name == "reasoning")
     heard: list[float] = []
-    whole = task.score(*tiny, ItemSelection(), heard.append)
-    assert heard == sorted(heard)
-    assert 0 < heard[0] <= heard[-1] == 1
-    assert whole.correct == tuple(map(float, bundled.score(*tiny, items)))
-    assert whole == task.score(*tiny, ItemSelection(25, seed=1), heard.append)
-    drawn = []
-    monkeypatch.setattr(bundled, "score", lambda m, t, items, _: drawn.append(items) or [True])
-    for seed in (1, 1, 2):
-        task.score(*tiny, ItemSelection(12, seed=seed), heard.append)
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert [item for item in items if item in drawn[0]] == drawn[0]
-    assert len(set(drawn[0])) == 12
+    for selection in (ItemSelection(24), ItemSelection(12, "choice", seed=3)):
+        heard.clear()
+        chosen = [items[i] for i in selection.drawn(len(items), "reasoning")]
+        result = task.score(*tiny, selection, heard.append)
+        assert result.correct == tuple(map(float, bundled.score(*tiny, chosen)))
+        assert result.chance == pytest.approx(np.mean([1 / len(item.choices) for item in chosen]))
+        assert heard == sorted(heard)
+        assert 0 < heard[0] <= heard[-1] == 1
 
 
-def test_bad_requests_are_refused(tmp_path: Path, tiny: tuple[torch.nn.Module, Any]) -> None:
+def test_limit_draws_the_same_items_again_and_others_with_another_seed() -> None:
+    again = [ItemSelection(12, seed=seed).drawn(1000, "reasoning") for seed in (1, 1, 2)]
+    assert again[0] == again[1] != again[2]
+    assert again[0] != ItemSelection(12, seed=1).drawn(1000, "knowledge")
+    for drawn in again:
+        assert drawn == sorted(set(drawn))
+        assert len(drawn) == 12
+        assert set(drawn) < set(range(1000))
+    everything = list(range(24))
+    for limit in (None, 24, 25):
+        assert ItemSelection(limit, seed=1).drawn(24, "reasoning") == everything
+
+
+def test_no_name_is_refused_and_a_name_given_twice_counts_once() -> None:
     with pytest.raises(InputError, match="no task was given"):
         resolve_tasks([])
-    assert len(resolve_tasks(["bundled", "bundled"])) == 3
+    assert tuple(task.name for task in resolve_tasks(["bundled", "bundled"])) == bundled.TASKS
 
 
 def test_without_the_harness_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,29 +143,21 @@ def test_without_the_harness_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
             resolve_tasks([name])
 
 
+@pytest.mark.parametrize(
+    "take", [ItemSelection.drawn, ItemSelection.first], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("count", [24, 25])
 def test_the_parts_of_a_task_share_no_item(
-    tiny: tuple[torch.nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+    count: int, take: Callable[[ItemSelection, int, str], list[int]]
 ) -> None:
     """A search chooses by one half of the items and measures on the other."""
-    items = bundled.tasks()["reasoning"][:25]
-    monkeypatch.setattr(bundled, "tasks", lambda: {"reasoning": items})
-    monkeypatch.setattr(bundled, "TASKS", ("reasoning",))
-    taken: list[list[Any]] = []
-    monkeypatch.setattr(
-        bundled, "score", lambda m, t, items, _: taken.append(items) or [True] * len(items)
-    )
-    (task,) = resolve_tasks(["bundled"])
-    for selection in (
-        ItemSelection(part="choice"),
-        ItemSelection(part="test"),
-        ItemSelection(5, part="test"),
-    ):
-        task.score(*tiny, selection, lambda share: None)
-    choice_items, test_items, limited = taken
-    assert not set(choice_items) & set(test_items)
-    assert len(choice_items) + len(test_items) == len(items)
+    first = take(ItemSelection(part="choice"), count, "reasoning")
+    second = take(ItemSelection(part="test"), count, "reasoning")
+    assert sorted(first + second) == list(range(count))
+    assert abs(len(first) - len(second)) <= 1
+    limited = take(ItemSelection(5, part="test"), count, "reasoning")
     assert len(limited) == 5
-    assert set(limited) < set(test_items)
+    assert set(limited) < set(second)
 
 
 # --- the harness
@@ -253,7 +252,7 @@ def _better(model: torch.nn.Module, tokenizer: Any, pair: dict[str, Any]) -> flo
 
 @pytest.mark.usefixtures("harness")
 def test_the_items_of_a_tag_are_pooled_and_chance_is_weighted_by_them(
-    tmp_path: Path, tiny: tuple[torch.nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: tuple[torch.nn.Module, Any]
 ) -> None:
     from lm_eval.tasks import TaskManager
 
@@ -266,12 +265,23 @@ def test_the_items_of_a_tag_are_pooled_and_chance_is_weighted_by_them(
     four = [row | {"c": [*row["c"], " 8.", " 9."]} for row in rows[:1]]
     write_task(tmp_path, "four", four, **choice(tag="sums", **keys))
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    monkeypatch.setattr("srcr.metrics.harness._registry", lambda: manager)
-    result = run_tasks(resolve_tasks(["sums"]), *tiny)["sums"]
-    assert len(result.correct) == 3
+    subtasks = load_subtasks(HarnessName("sums", manager))
+    parts = score_subtasks("sums", subtasks, *tiny, ItemSelection(), lambda share: None)
+    result = pool_items("sums", parts)
+    assert (result.name, result.metric, len(result.correct)) == ("sums", "acc", 3)
+    assert result.correct == tuple(score for part in parts for score in part.scores)
     assert result.chance == pytest.approx((0.5 + 0.5 + 0.25) / 3)
+
+
+@pytest.mark.usefixtures("harness")
+def test_a_name_that_two_folders_have_is_refused(tmp_path: Path) -> None:
+    rows = [{"q": "2 + 2 =", "c": [" 4.", " 5."], "a": 0}]
+    keys = {"doc_to_text": "q", "doc_to_choice": "c", "doc_to_target": "a"}
+    for folder in ("left", "right"):
+        (tmp_path / folder).mkdir()
+        write_task(tmp_path / folder, "two", rows, **choice(**keys))
     with pytest.raises(InputError, match="'two' comes twice"):
-        resolve_tasks(["two", f"{tmp_path}/"])
+        resolve_tasks([f"{tmp_path}/left", f"{tmp_path}/right"])
 
 
 @pytest.mark.usefixtures("harness", "offline")

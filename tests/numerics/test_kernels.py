@@ -166,6 +166,7 @@ def test_ties_and_products_to_the_bit(way, dtype, symmetric):
     assert {-8, 7} <= set(ours.codes.flatten().tolist())
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.skipif(INTERPRETING, reason="this is the interpreter")
 def test_triton_is_the_reference_in_its_interpreter():

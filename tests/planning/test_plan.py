@@ -18,6 +18,8 @@ from srcr.records.sensitivity import GroupLosses, LevelLoss, SensitivityTable
 from srcr.serialize import from_dict, from_yaml, to_dict, to_yaml
 from srcr.testing import save_tiny_model, tiny_model
 
+pytestmark = pytest.mark.slow
+
 SPACE = SearchSpace(quant=QuantSpec(group_size=-1))
 QUIET = RunOptions(quiet=True)
 DATA = Calibration("self", 8, 24)

@@ -22,6 +22,8 @@ from srcr.plans.plan import Target
 from srcr.plans.specs import CompressionLevel, QuantSpec
 from srcr.testing import tiny_model
 
+pytestmark = pytest.mark.slow
+
 SPACE = SearchSpace(level_grid([0.0, 0.25], [3, 4, 5]), quant=QuantSpec(group_size=-1))
 TARGET = Target(tcr=0.8)
 LENGTH = 36

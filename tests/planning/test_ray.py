@@ -13,6 +13,8 @@ from srcr.planning.specs import MeasurementSpec, Resources
 from srcr.plans.specs import CompressionLevel, QuantSpec
 from srcr.testing import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 QUIET = RunOptions(quiet=True, device="cpu")
 LEVELS = (CompressionLevel(0, 3), CompressionLevel(0.2, 4), CompressionLevel(0, 5))
 

@@ -25,6 +25,8 @@ from srcr.serialize import from_dict, read_json, to_json
 from srcr.storage.safetensors import TensorFiles
 from srcr.testing import save_tiny_model, tiny_model
 
+pytestmark = pytest.mark.slow
+
 SPACE = SearchSpace(level_grid([0.0, 0.2, 0.4], [3, 4, 5]), quant=QuantSpec(group_size=-1))
 TARGET = Target(tcr=0.8)
 SPEC = SearchSpec(trials=24)
@@ -196,9 +198,8 @@ def rows(tokens):
 
 
 def test_the_smallest_that_keeps_enough(folder, tmp_path):
-    space = SearchSpace(quant=QuantSpec(group_size=-1))
-    constraint = Constraint(Objective("kl"), 0.05)
-    result = search(folder, constraint, space, DATA, Output(tmp_path / "out"), SPEC, QUIET)
+    constraint, spec = Constraint(Objective("kl"), 0.05), replace(SPEC, tcr_precision=0.02)
+    result = search(folder, constraint, SPACE, DATA, Output(tmp_path / "out"), spec, QUIET)
     rates = {each.compressed: each.rates.tcr for each in result.finalists}
     held = [name for name, score in result.choice.items() if score.value <= 0.05]
     assert result.chosen in held
@@ -206,7 +207,7 @@ def test_the_smallest_that_keeps_enough(folder, tmp_path):
     assert rates["allocated"] > 0.6
     tight = Constraint(Objective("kl"), 1e-9)
     with pytest.raises(SrcrError, match="no plan meets kl<=1e-09"):
-        search(folder, tight, space, DATA, Output(tmp_path / "no"), SearchSpec(16), QUIET)
+        search(folder, tight, SPACE, DATA, Output(tmp_path / "no"), SearchSpec(4), QUIET)
 
 
 def test_a_budget_that_is_too_small_is_refused_before_the_work(folder, tmp_path):

@@ -13,6 +13,8 @@ from srcr.planning.space import measurement
 from srcr.planning.trials import Trials, TrialsSpec
 from srcr.plans.specs import CompressionLevel
 
+pytestmark = pytest.mark.slow
+
 GROUPS = (LinearGroup(("a.q", "a.k")), LinearGroup(("a.o",)))
 ASSIGNMENTS = [
     (CompressionLevel(0.25, bits), CompressionLevel(1 / 3, 4)) for bits in (2, 3, 4, 5)

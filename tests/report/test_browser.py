@@ -17,9 +17,8 @@ sync_api = pytest.importorskip(
 CHROMIUM = (
     os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 )
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs a chromium on the PATH, or named by the variable CHROMIUM"
-)
+NO_BROWSER = "needs a chromium on the PATH, or named by the variable CHROMIUM"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)]
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",

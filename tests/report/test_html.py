@@ -214,6 +214,7 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, dozen: list[Path])
         build_report([])
 
 
+@pytest.mark.slow
 def test_a_hundred_runs_keep_the_details_of_the_best(dozen: list[Path]) -> None:
     runs = load_runs(dozen)
     many = [replace(run, name=f"{run.name}-{i}") for i in range(9) for run in runs]

@@ -23,9 +23,11 @@ def continue_greedily(
     max_new_tokens: int,
     stop: Sequence[int],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    batch_rows: int = BATCH_ROWS,
 ) -> Tensor:
     """What ``model`` writes greedily, in float32, after each of ``prompts`` int64 [n, len], without
-    padding: int64 [n, max_new_tokens], END from the first token of ``stop`` on.
+    padding: int64 [n, max_new_tokens], END from the first token of ``stop`` on. At most ``batch_rows``
+    prompts go through the model at a time, fewer where its vocabulary is large.
 
     Raises:
         InputError: prompt and continuation are longer than the model's context.
@@ -41,7 +43,7 @@ def continue_greedily(
     if model.dtype != torch.float32:
         model = copy.deepcopy(model).float()
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    batch = max(1, min(BATCH_ROWS, BATCH_LOGITS // (vocabulary * length)))
+    batch = max(1, min(batch_rows, BATCH_LOGITS // (vocabulary * length)))
     ends = torch.tensor(stop, dtype=torch.long, device=model.device)
     out = torch.full((n, max_new_tokens), END)
     for start in range(0, n, batch):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from numbers import Real
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,14 @@ class ItemSelection:
     def first(self, count: int, name: str) -> list[int]:
         """The first items of the part, of ``count`` that a task has."""
         return item_indices(count, self.part, self.seed, name)[: self.limit]
+
+    def drawn(self, count: int, name: str) -> list[int]:
+        """As many items of the part as the limit allows, drawn by the seed, in rising order."""
+        indices = item_indices(count, self.part, self.seed, name)
+        if self.limit is None or self.limit >= len(indices):
+            return indices
+        chosen = Random(f"srcr items {name} {self.seed}").sample(range(len(indices)), self.limit)
+        return [indices[i] for i in sorted(chosen)]
 
 
 def find_tasks(name: str) -> list[HarnessName]:

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-#: Values read back at a time.
-CHUNK = 1 << 20
 _HALF = 1 << 16
 
 
@@ -17,9 +15,11 @@ class Quantiles:
 
     The order of floats is that of their bit patterns, so counting the upper 16 bits says in which of
     65,536 buckets a rank falls, and counting the lower 16 bits of that bucket which value it is.
+    ``chunk`` values are read back at a time: 4 MB by default, on which no result depends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chunk: int = 1 << 20) -> None:
+        self._chunk = chunk
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         self._upper = np.zeros(_HALF, dtype=np.int64)
         self.n = 0
@@ -67,7 +67,7 @@ class Quantiles:
     def _stored_keys(self) -> Iterator[npt.NDArray[np.uint32]]:
         self._file.flush()
         self._file.seek(0)
-        while part := self._file.read(4 * CHUNK):
+        while part := self._file.read(4 * self._chunk):
             yield _keys(np.frombuffer(part, dtype=np.float32))
         self._file.seek(0, 2)
 

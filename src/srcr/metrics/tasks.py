@@ -8,7 +8,6 @@ others: the items come in the same order each time.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from srcr.errors import InputError
 from srcr.metrics.harness import (
     HarnessName,
     ItemSelection,
+    ItemsScored,
     OnShare,
     find_tasks,
     load_subtasks,
@@ -140,21 +140,10 @@ def _score_bundled(
     on_progress: OnShare,
 ) -> TaskResult:
     items = bundled.tasks()[name]
-    items = [items[i] for i in _drawn(len(items), name, selection)]
+    items = [items[i] for i in selection.drawn(len(items), name)]
     correct = bundled.score(model, tokenizer, items, on_progress)
     chance = float(np.mean([1 / len(item.choices) for item in items]))
     return TaskResult(name, "acc", chance, tuple(map(float, correct)))
-
-
-def _drawn(count: int, name: str, selection: ItemSelection) -> list[int]:
-    """The items of the part, as many as the limit allows drawn from them, in rising order."""
-    indices = ItemSelection(None, selection.part, selection.seed).first(count, name)
-    if selection.limit is None or selection.limit >= len(indices):
-        return indices
-    chosen = Random(f"srcr items {name} {selection.seed}").sample(
-        range(len(indices)), selection.limit
-    )
-    return [indices[i] for i in sorted(chosen)]
 
 
 def _score_harness(
@@ -165,8 +154,12 @@ def _score_harness(
     selection: ItemSelection,
     on_progress: OnShare,
 ) -> TaskResult:
-    """All items of a task's or group's (sub)tasks, pooled."""
     parts = score_subtasks(name, subtasks, model, tokenizer, selection, on_progress)
+    return pool_items(name, parts)
+
+
+def pool_items(name: str, parts: Sequence[ItemsScored]) -> TaskResult:
+    """The result of a task or group: all items of its (sub)tasks, each of which counts the same."""
     return TaskResult(
         name,
         metric="+".join(dict.fromkeys(part.metric for part in parts)),
