@@ -55,6 +55,7 @@ def test_functions_stay_functions_whatever_is_imported():
             assert callable(getattr(srcr, name)), name
 
 
+@pytest.mark.slow
 def test_a_model_in_memory_through_everything(stories, tmp_path):
     datasets = pytest.importorskip("datasets")
     model, tokenizer = stories
@@ -83,6 +84,7 @@ def test_a_model_in_memory_through_everything(stories, tmp_path):
         assert torch.equal(tensor, before[name]), "the model was changed"
 
 
+@pytest.mark.slow
 def test_a_model_in_memory_gives_what_its_folder_gives(stories, tmp_path):
     model, tokenizer = stories
     model.save_pretrained(tmp_path / "base")

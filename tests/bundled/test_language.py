@@ -205,6 +205,7 @@ def test_tested_people_are_told_of_in_training_alone(documents):
     assert not set(TESTED_PEOPLE) & told["evaluation"]
 
 
+@pytest.mark.slow
 def test_every_fact_is_told_in_training():
     told = set(re.findall(r"[^.]+\.", ". ".join(texts(80_000, seed=0, split="train"))))
     told = {sentence.strip() for sentence in told}

@@ -63,6 +63,7 @@ def test_tokenizer_frames_and_restores_documents(tokenizer):
     assert all(sum(letter.isdigit() for letter in token) <= 1 for token in tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_tokens_split_between_prompt_and_choice(tokenizer, name):
     for item in tasks()[name]:
@@ -72,6 +73,7 @@ def test_tokens_split_between_prompt_and_choice(tokenizer, name):
             assert tokenizer(item.prompt + choice)["input_ids"] == prompt + tail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_accuracy(model, tokenizer, name):
     items = Random(0).sample(tasks()[name], 200)

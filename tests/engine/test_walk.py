@@ -75,6 +75,7 @@ def test_a_visit_that_changes_nothing_sees_the_dense_model_in_both_streams(famil
         close(statistics.weight_cross[name], W @ x.T @ x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("running", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cached", [None, 1])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "opt", "gpt_neox", "gpt2"])
@@ -104,6 +105,7 @@ def test_statistics_are_those_of_the_model_compressed_so_far(family, cached, run
         assert torch.equal(parameter, dense.get_parameter(name)), "the source itself was changed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [None, 1])
 @pytest.mark.parametrize("dense_batches", [1, 2])
 def test_where_the_dense_model_runs_on_part_of_the_batches_their_moments_stand_apart(

@@ -40,6 +40,7 @@ def random_weight(rows, groups, group_size, bits, symmetric, dtype, seed):
     return CompressedWeight(None, 0.0, codes, Grid(scale, zero_point, bits, group_size, dtype))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     groups=st.integers(1, 5),

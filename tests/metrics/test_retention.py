@@ -154,6 +154,7 @@ def test_a_difference_is_paired():
         sr_difference({"t": scores(right, ours)}, {"t": scores(1 - right, theirs)})
 
 
+@pytest.mark.slow
 def test_intervals_of_sr_cover():
     """95 % intervals of Sr over two tasks hold the truth in 93 to 97 % of simulated evaluations."""
     rng = np.random.default_rng(2)

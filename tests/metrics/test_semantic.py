@@ -347,6 +347,7 @@ def test_the_default_scorer_knows_what_sentences_mean(bundled_model):
     assert float(same @ unlike) < 0.15
 
 
+@pytest.mark.slow
 def test_sentence_transformers_gives_the_same_vectors(bundled_model):
     package = pytest.importorskip(embeddings.DEFAULT_PACKAGE)
     pytest.importorskip("sentence_transformers")

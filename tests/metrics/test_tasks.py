@@ -284,6 +284,7 @@ def test_a_name_that_two_folders_have_is_refused(tmp_path: Path) -> None:
         resolve_tasks([f"{tmp_path}/left", f"{tmp_path}/right"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("harness", "offline")
 def test_names_are_checked_before_anything_is_loaded() -> None:
     with pytest.raises(InputError, match=r"unknown task 'helaswag': did you mean .*hellaswag"):

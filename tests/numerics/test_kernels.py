@@ -212,6 +212,7 @@ def compile_ahead(kernel, arguments, options, capability):
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=settings)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.skipif(INTERPRETING, reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("capability", [80, 90])

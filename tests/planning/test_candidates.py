@@ -47,6 +47,7 @@ class Setting:
         return float((p.exp() * (p - q)).sum(-1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_candidates_are_measured_as_whole_models_are(family):
     setting = Setting(family)

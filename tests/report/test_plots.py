@@ -49,6 +49,7 @@ def test_dominators_give_the_front_of_any_subset(
     assert {i for i in subset if not subset.intersection(above[i])} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outcome", plots.OUTCOMES, ids=lambda outcome: outcome.key)
 @pytest.mark.parametrize("axis", plots.AXES, ids=lambda axis: axis.key)
 def test_every_run_is_a_point_with_its_interval(

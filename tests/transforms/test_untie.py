@@ -8,6 +8,7 @@ from srcr.testing import FAMILIES, save_tiny_model, tiny_model
 from srcr.transforms.untie import untie
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("from_folder", [True, False])
 def test_the_logits_stay_and_the_head_is_its_own(family, from_folder, tmp_path):

@@ -28,20 +28,25 @@ def verify_tensors(fmt: Format, checkpoint: Checkpoint, folder: Path) -> None:
     """
     written = fmt.read(folder)
     for name in checkpoint.contents.compressed:
-        expected, weight = checkpoint.read(name), written.weight(name)
-        if not torch.equal(weight.to(checkpoint.dtype), expected.dequantize().to(checkpoint.dtype)):
-            raise VerificationError(f"{name} in {folder} does not read back as it was computed")
-        if expected.mask is not None and bool((weight[~expected.mask] != 0).any()):
-            raise VerificationError(f"pruned weights of {name} in {folder} are not zero")
-        if expected.codes is not None and name in written.contents.compressed:
-            codes = written.read(name).codes
-            if codes is None or not torch.equal(codes, expected.codes):
-                raise VerificationError(
-                    f"the codes of {name} in {folder} do not read back as written"
-                )
+        _verify_weight(name, checkpoint, written, folder)
     for name in checkpoint.plain_names():
         if not torch.equal(written.tensors.tensor(name), checkpoint.tensor(name)):
             raise VerificationError(f"{name} in {folder} does not read back as it was written")
+
+
+def _verify_weight(name: str, checkpoint: Checkpoint, written: Checkpoint, folder: Path) -> None:
+    expected, dtype = checkpoint.read(name), checkpoint.dtype
+    if name in written.contents.compressed:
+        compressed = written.read(name)
+        codes, weight = compressed.codes, compressed.dequantize()
+    else:  # a format without codes
+        codes, weight = expected.codes, written.weight(name)
+    if not torch.equal(weight.to(dtype), expected.dequantize().to(dtype)):
+        raise VerificationError(f"{name} in {folder} does not read back as it was computed")
+    if expected.mask is not None and bool((weight[~expected.mask] != 0).any()):
+        raise VerificationError(f"pruned weights of {name} in {folder} are not zero")
+    if expected.codes is not None and (codes is None or not torch.equal(codes, expected.codes)):
+        raise VerificationError(f"the codes of {name} in {folder} do not read back as written")
 
 
 def logits_fit(opened: OpenModel) -> bool:
