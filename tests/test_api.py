@@ -7,6 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import srcr
+from srcr.data.tokens import Tokens
+from srcr.errors import InputError
+from srcr.testing import tiny_model
 
 QUIET = srcr.RunOptions(quiet=True)
 RECIPE = srcr.Recipe(srcr.PruneSpec(sparsity=0.25), srcr.QuantSpec(num_bits=4))
@@ -96,3 +99,83 @@ def test_a_model_in_memory_gives_what_its_folder_gives(stories, tmp_path):
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("memory", "folder")
     ]
     assert weights[0] == weights[1]
+
+
+def random_ids(n=4, length=16, vocabulary=90):
+    return torch.randint(3, vocabulary, (n, length), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("cast", ["bfloat16", "half"])
+def test_a_model_that_was_cast_is_taken_as_it_will_be_loaded(cast, tmp_path):
+    """``model.bfloat16()`` rounds RoPE's frequencies too; no checkpoint holds them."""
+    model = getattr(tiny_model("llama"), cast)()
+    rounded = model.model.rotary_emb.inv_freq
+    srcr.compress(model, RECIPE, random_ids(), tmp_path / "out", QUIET)
+    assert model.model.rotary_emb.inv_freq is rounded
+    folder = tmp_path / "saved"
+    model.save_pretrained(folder)
+    (same,) = srcr.evaluate(folder, [model], random_ids(), options=QUIET)
+    assert same.divergence.kl.value == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("opened_first", [True, False])
+def test_a_model_in_training_is_taken_without_dropout_and_stays_in_training(opened_first, tmp_path):
+    model = tiny_model("gpt2")
+    folder = tmp_path / "saved"
+    model.save_pretrained(folder)
+    model.config.resid_pdrop = 0.5
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    given = srcr.open_model(model) if opened_first else model
+    model.train()
+    srcr.compress(given, RECIPE, random_ids(), tmp_path / "memory", QUIET)
+    srcr.compress(folder, RECIPE, random_ids(), tmp_path / "folder", QUIET)
+    assert all(module.training for module in model.modules())
+    written = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("memory", "folder")]
+    assert written[0] == written[1]
+
+
+def test_generation_settings_that_transformers_would_not_save_are_written(tmp_path):
+    model = tiny_model("llama")
+    model.generation_config.temperature, model.generation_config.do_sample = 0.7, False
+    srcr.compress(model, RECIPE, random_ids(), tmp_path / "out", QUIET)
+    assert srcr.load(tmp_path / "out").generation_config.temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.full((4, 16), 10**6), "outside the model's vocabulary"),
+        (torch.arange(16), r"must be int64 \[n, len\]"),
+        (torch.zeros(4, 1, dtype=torch.long), "too little to predict"),
+        (torch.ones(2, 10**4, dtype=torch.long), "longer than the model's context"),
+    ],
+)
+def test_token_ids_that_the_model_cannot_be_given(ids, message, tmp_path):
+    model, tokens = tiny_model("llama"), Tokens.of(ids)
+    with pytest.raises(InputError, match=message):
+        srcr.compress(model, RECIPE, tokens, tmp_path / "out", QUIET)
+    with pytest.raises(InputError, match=message):
+        srcr.evaluate(model, [model], tokens, options=QUIET)
+
+
+def test_a_single_sequence_gives_no_interval():
+    model = tiny_model("llama")
+    with pytest.raises(InputError, match="gives no interval"):
+        srcr.evaluate(model, [model], Tokens.of(random_ids(1)), options=QUIET)
+
+
+def test_float64_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(InputError, match="float64: convert them to float32"):
+        srcr.compress(tiny_model("llama").double(), RECIPE, random_ids(), tmp_path / "out", QUIET)
+
+
+def test_the_output_is_checked_before_the_model_is_opened(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "out").mkdir()
+    model, out = tmp_path / "model", tmp_path / "out"  # an empty folder, which is no model
+    with pytest.raises(InputError, match="exists: choose another name"):
+        srcr.compress(model, RECIPE, "self", out, QUIET)
+    with pytest.raises(InputError, match="exists: choose another name"):
+        srcr.search(model, srcr.Target(tcr=0.8), None, "self", out)

@@ -240,7 +240,7 @@ class TestText:
         for source in (f"hf:{data}", f"hf:{data}::train:text"):
             result = tokens(model, source, tokenizer, samples=2, seq_len=40)
             assert result.input_ids.flatten().tolist() == stream[:80]
-        with pytest.raises(InputError, match=r"no text column 'body' \(found: "):
+        with pytest.raises(InputError, match=r"no text column 'body' \(it has: "):
             tokens(model, f"hf:{data}:::body", tokenizer)
         with pytest.raises(InputError, match="no text column 'n'"):
             tokens(model, f"hf:{data}:::n", tokenizer)
@@ -258,9 +258,51 @@ class TestText:
         with pytest.raises(InputError, match=r"use hf:NAME"):
             tokens(stories[0], source, stories[1])
 
+    @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", "dataset"])
+    def test_null_rows_are_left_out(self, stories, tmp_path, suffix):
+        model, tokenizer = stories
+        texts = stories_text()
+        rows = [texts[0], None, *texts[1:], None]
+        if suffix == "dataset":
+            source = pytest.importorskip("datasets").Dataset.from_dict({"text": rows})
+        elif suffix == ".parquet":
+            source = parquet(tmp_path / "a.parquet", text=rows)
+        else:
+            source = tmp_path / "a.jsonl"
+            source.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+        result = tokens(model, source, tokenizer, samples=3, seq_len=40)
+        assert torch.equal(
+            result.input_ids, tokens(model, texts, tokenizer, samples=3, seq_len=40).input_ids
+        )
+
+    @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+    def test_a_byte_order_mark_is_no_text(self, stories, tmp_path, suffix):
+        model, tokenizer = stories
+        text = " ".join(stories_text())
+        content = text if suffix == ".txt" else json.dumps({"text": text})
+        results = []
+        for encoding in ("utf-8", "utf-8-sig"):
+            path = tmp_path / f"{encoding}{suffix}"
+            path.write_text(content, encoding=encoding)
+            results.append(tokens(model, path, tokenizer, samples=3, seq_len=40).input_ids)
+        assert torch.equal(*results)
+
+    @pytest.mark.parametrize("cut", ["\ud83d", "a \ud83d\ud83d"])
+    def test_half_a_surrogate_pair_is_a_character_that_is_not_known(self, stories, tmp_path, cut):
+        model, tokenizer = stories
+        rest = " ".join(stories_text())
+        path = tmp_path / "a.jsonl"
+        path.write_text(json.dumps({"text": cut + rest}))
+        shown = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in cut)
+        expected = tokens(model, [shown + rest], tokenizer, samples=3, seq_len=40)
+        for source in (path, [cut + rest]):
+            result = tokens(model, source, tokenizer, samples=3, seq_len=40)
+            assert torch.equal(result.input_ids, expected.input_ids)
+
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
+            ("a.jsonl", '{"text": null}\n', "is empty"),
             ("a.txt", "", "is empty"),
             ("a.txt", " \n\n ", "is empty"),
             (
@@ -275,10 +317,10 @@ class TestText:
             (
                 "a.jsonl",
                 '{"body": "a", "n": 1}\n',
-                r"line 1 has no string field 'text' \(found: body, n",
+                r"line 1 has no string field 'text' \(it has: body, n",
             ),
             ("a.jsonl", '{"text": 3}\n', r"line 1 has no string field 'text'"),
-            ("a.jsonl", '["a"]\n', r"line 1 has no string field 'text' \(found: list"),
+            ("a.jsonl", '["a"]\n', r"line 1 has no string field 'text' \(it has: list"),
             ("a.jsonl", b"\xff\xfe\xfa", "not UTF-8"),
             ("a.parquet", "no parquet", "not a valid parquet file"),
             ("a.csv", "text\na\n", r"'.*a\.csv' is not known: use bundled, self, a \.txt"),
@@ -294,7 +336,7 @@ class TestText:
     @pytest.mark.parametrize(
         ("columns", "message"),
         [
-            ({"body": ["a"]}, r"no column 'text' \(found: body\)"),
+            ({"body": ["a"]}, r"no column 'text' \(it has: body\)"),
             ({"text": [1, 2]}, "column 'text' does not hold strings"),
             ({"text": ["", None]}, "is empty"),
         ],

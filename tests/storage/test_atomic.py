@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,11 @@ class TestCheckOutput:
 
     def test_a_new_name_is_fine(self, model, tmp_path):
         check_output(tmp_path / "out", model, overwrite=False)
+
+    @pytest.mark.parametrize("path", ["", ".", "..", "/", "../.."])
+    def test_a_path_without_a_name_is_refused(self, model, path):
+        with pytest.raises(InputError, match="has no name of its own"):
+            check_output(Path(path), model, overwrite=True)
 
     @pytest.mark.parametrize("name", ["out", "out.partial"])
     def test_what_exists_is_refused(self, model, tmp_path, name):

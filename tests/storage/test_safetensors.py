@@ -14,6 +14,7 @@ from srcr.storage.safetensors import (
     TensorFileWriter,
     hash_and_inspect,
     hash_files,
+    read_header,
     save_tensors,
 )
 
@@ -133,3 +134,12 @@ class TestTensorFiles:
         data[-48:] = bytes(range(48))
         (tmp_path / SINGLE).write_bytes(data)
         assert TensorFiles(tmp_path).meta("a").shape == (3, 4)
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1044992\n"
+    )
+    with pytest.raises(InputError, match=r"Git LFS pointer.*git lfs pull"):
+        read_header(path)

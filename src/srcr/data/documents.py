@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from srcr.errors import InputError, first_line
 
 
 def read_documents(source: str, seed: int, purpose: str) -> Iterable[str]:
-    """The documents of a source by name: ``bundled``, a ``.txt``, ``.jsonl`` (field ``text``) or ``.parquet``
-    (column ``text``) file, or ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``.
+    """The documents of a source by name, without those that are null or blank: ``bundled``, a ``.txt``,
+    ``.jsonl`` (field ``text``) or ``.parquet`` (column ``text``) file, or
+    ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``.
 
     Raises:
         InputError: the source is not known, missing, empty, or has the wrong columns.
@@ -27,6 +28,7 @@ def read_documents(source: str, seed: int, purpose: str) -> Iterable[str]:
     if source.startswith("hf:"):
         return _read_hub(source)
     path = Path(source)
+    readers: dict[str, Callable[[Path], Sequence[str | None]]]
     readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise InputError(
@@ -35,10 +37,15 @@ def read_documents(source: str, seed: int, purpose: str) -> Iterable[str]:
         )
     if not path.is_file():
         raise InputError(f"text file {source} does not exist")
-    documents = [text for text in readers[path.suffix](path) if text.strip()]
+    documents = [text for text in map(_text, readers[path.suffix](path)) if text.strip()]
     if not documents:
         raise InputError(f"text file {source} is empty")
     return documents
+
+
+def _text(value: str | None) -> str:
+    """A document as UTF-8 can write it: nothing for a null, and U+FFFD for half a surrogate pair."""
+    return (value or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def dataset_documents(dataset: Any, column: str = "text") -> Iterable[str]:
@@ -54,9 +61,10 @@ def dataset_documents(dataset: Any, column: str = "text") -> Iterable[str]:
             "column that holds the text"
         )
     for row in dataset:
-        if not isinstance(row[column], str):
+        if not isinstance(row[column], str | None):
             raise InputError(f"the dataset's column {column!r} does not hold strings")
-        yield row[column]
+        if text := _text(row[column]):
+            yield text
 
 
 def list_documents(texts: Sequence[str]) -> list[str]:
@@ -68,7 +76,7 @@ def list_documents(texts: Sequence[str]) -> list[str]:
     wrong = next((text for text in texts if not isinstance(text, str)), None)
     if wrong is not None:
         raise InputError(f"texts must be strings, not {type(wrong).__name__}")
-    documents = [text for text in texts if text.strip()]
+    documents = [text for text in map(_text, texts) if text.strip()]
     if not documents:
         raise InputError("the list of texts is empty")
     return documents
@@ -76,13 +84,13 @@ def list_documents(texts: Sequence[str]) -> list[str]:
 
 def _read_txt(path: Path) -> list[str]:
     try:
-        return [path.read_text(encoding="utf-8")]
+        return [path.read_text(encoding="utf-8-sig")]  # a byte order mark is no text
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}") from None
 
 
-def _read_jsonl(path: Path) -> list[str]:
-    documents = []
+def _read_jsonl(path: Path) -> list[str | None]:
+    documents: list[str | None] = []
     for number, line in enumerate(_read_txt(path)[0].split("\n"), start=1):
         if not line.strip():
             continue
@@ -90,14 +98,14 @@ def _read_jsonl(path: Path) -> list[str]:
             row = json.loads(line)
         except ValueError as error:
             raise InputError(f"{path} line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        if not isinstance(row, dict) or not isinstance(row.get("text", 0), str | None):
             keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise InputError(f"{path} line {number} has no string field 'text' (found: {keys})")
+            raise InputError(f"{path} line {number} has no string field 'text' (it has: {keys})")
         documents.append(row["text"])
     return documents
 
 
-def _read_parquet(path: Path) -> list[str]:
+def _read_parquet(path: Path) -> list[str | None]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -108,11 +116,11 @@ def _read_parquet(path: Path) -> list[str]:
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a valid parquet file: {error}") from None
     if "text" not in table.column_names:
-        raise InputError(f"{path} has no column 'text' (found: {', '.join(table.column_names)})")
-    values = table.column("text").to_pylist()
-    if any(value is not None and not isinstance(value, str) for value in values):
+        raise InputError(f"{path} has no column 'text' (it has: {', '.join(table.column_names)})")
+    values: list[str | None] = table.column("text").to_pylist()
+    if not all(isinstance(value, str | None) for value in values):
         raise InputError(f"{path}: column 'text' does not hold strings")
-    return [value for value in values if value]
+    return values
 
 
 def _read_hub(source: str) -> Iterable[str]:
@@ -129,11 +137,12 @@ def _read_hub(source: str) -> Iterable[str]:
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         for row in rows:
-            if not isinstance(row.get(column), str):
+            if not isinstance(row.get(column, 0), str | None):
                 raise InputError(
-                    f"{source} has no text column {column!r} (found: {', '.join(row)})"
+                    f"{source} has no text column {column!r} (it has: {', '.join(row)})"
                 )
-            yield row[column]
+            if text := _text(row[column]):
+                yield text
     except InputError:
         raise
     except Exception as error:  # the library raises many kinds: file, network, name, script

@@ -111,7 +111,7 @@ def load_tokens(
             outside the model's vocabulary.
     """
     if isinstance(request.source, Tokens):
-        return request.source
+        return check_tokens(request.source, model)
     if request.samples is not None and request.samples < 1:
         raise InputError(f"samples {request.samples} must be at least 1")
     if request.seq_len < 2:
@@ -130,6 +130,32 @@ def load_tokens(
         ids = _tokenize(request, model.tokenizer, samples, length)
     _check_vocabulary(ids, model.vocabulary, request.name)
     return Tokens.of(ids, request.name)
+
+
+def check_tokens(tokens: Tokens, model: LanguageModel) -> Tokens:
+    """The same token ids, which the model can be given.
+
+    Raises:
+        InputError: they are not int64 [n, len], too few, longer than the model's context, or outside its
+            vocabulary.
+    """
+    _check_shape(tokens.input_ids, tokens.source)
+    _check_vocabulary(tokens.input_ids, model.vocabulary, tokens.source)
+    limit, length = context_length(model.config), tokens.input_ids.shape[1]
+    if limit is not None and length > limit:
+        raise InputError(
+            f"{tokens.source}: rows of {length} tokens are longer than the model's context of {limit}"
+        )
+    return tokens
+
+
+def _check_shape(ids: Tensor, name: str) -> None:
+    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise InputError(
+            f"{name}: input_ids must be int64 [n, len], got {ids.dtype} {list(ids.shape)}"
+        )
+    if ids.shape[0] == 0 or ids.shape[1] < 2:
+        raise InputError(f"{name}: input_ids {list(ids.shape)} holds too little to predict")
 
 
 def _check_vocabulary(ids: Tensor, vocabulary: int, name: str) -> None:
@@ -162,12 +188,7 @@ def _rows(request: TextRequest, length: int) -> Tensor:
         ids = torch.as_tensor(ids)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: input_ids must be int64 [n, len]: {error}") from None
-    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
-        raise InputError(
-            f"{name}: input_ids must be int64 [n, len], got {ids.dtype} {list(ids.shape)}"
-        )
-    if ids.shape[0] == 0 or ids.shape[1] < 2:
-        raise InputError(f"{name}: input_ids {list(ids.shape)} holds too little to predict")
+    _check_shape(ids, name)
     if samples is not None and ids.shape[0] < samples:
         raise InputError(
             f"{name} has {ids.shape[0]} sequences, {samples} were asked for: use --samples "

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import weakref
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from srcr.errors import InputError
-from srcr.models.blockwise import BlockwiseModel
+from srcr.models.blockwise import BlockwiseModel, copy_sharing_weights
 from srcr.models.config import is_quantized
 from srcr.models.load import copy_companions, load_model, load_tokenizer, resolve
 from srcr.models.source import CheckpointSource, ModuleSource, WeightSource
@@ -25,6 +26,8 @@ from srcr.storage.safetensors import hash_and_inspect
 
 #: A folder, a hub id or "bundled"; a transformers model, alone or with its tokenizer; or an open model.
 ModelLike = Any
+#: What weights may be stored in.
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class OpenModel:
@@ -43,6 +46,11 @@ class OpenModel:
         self.source = source
         self.folder = folder
         self.blockwise = BlockwiseModel(source)
+        if self.dtype not in PRECISIONS:
+            dtype = str(self.dtype).removeprefix("torch.")
+            raise InputError(
+                f"the weights of {name} are {dtype}: convert them to float32, bfloat16 or float16"
+            )
         self._tokenizer = tokenizer
         self._loaded: dict[torch.dtype, weakref.ref[Any]] = {}
 
@@ -155,7 +163,8 @@ class OpenModel:
             self.tokenizer.save_pretrained(folder)
         generation = getattr(self.blockwise.model, "generation_config", None)
         if generation is not None:
-            generation.save_pretrained(folder)
+            # As it is: transformers' own saving refuses settings that it warned of when they were made.
+            generation.to_json_file(folder / "generation_config.json")
 
 
 def open_model(model: ModelLike, tokenizer: Any = None) -> OpenModel:
@@ -181,7 +190,22 @@ def open_model(model: ModelLike, tokenizer: Any = None) -> OpenModel:
         )
     _check_plain(model)
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
-    return OpenModel(name, ModuleSource(model), None, tokenizer)
+    return OpenModel(name, ModuleSource(_as_it_reloads(model)), None, tokenizer)
+
+
+def _as_it_reloads(model: Any) -> Any:
+    """A copy with the very same parameters, in evaluation mode, whose buffers that no checkpoint holds are
+    as its config makes them: ``model.bfloat16()`` rounds RoPE's frequencies, loading does not."""
+    result = copy_sharing_weights(model).eval()
+    fresh: dict[str, Tensor] = {}
+    with suppress(InputError):  # a class that transformers cannot build keeps its own
+        fresh = dict(empty_model(ModuleSource(model)).named_buffers())
+    for name, module in result.named_modules():
+        for key in module._non_persistent_buffers_set:
+            buffer, own = fresh.get(f"{name}.{key}" if name else key), module._buffers[key]
+            if buffer is not None and own is not None and buffer.shape == own.shape:
+                module._buffers[key] = buffer.to(own.device)
+    return result
 
 
 def _check_plain(model: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srcr.data.sources import Calibration, Source, calibration_request, load_tokens
+from srcr.data.sources import Calibration, Source, calibration_request, check_tokens, load_tokens
 from srcr.data.tokens import Tokens
 from srcr.engine.memory import MemoryPolicy, choose_policy, estimate_memory, token_batches
 from srcr.environment import (
@@ -27,7 +27,7 @@ from srcr.metrics.rates import compressed_rates
 from srcr.models.blockwise import BlockwiseModel
 from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.pipelines.blocks import compress_blocks, journaled_checkpoint
-from srcr.pipelines.opening import TextModel, open_with_bar, writes_itself
+from srcr.pipelines.opening import TextModel, open_for, writes_itself
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
 from srcr.plans.plan import CompressionPlan, Recipe
@@ -35,7 +35,7 @@ from srcr.plans.resolve import check_plan, resolve_group_sizes, uniform_plan
 from srcr.records.card import model_card
 from srcr.records.run import LayerRecord, RunRecord
 from srcr.serialize import from_yaml, to_json, to_yaml
-from srcr.storage.atomic import atomic_output, check_output, partial_path
+from srcr.storage.atomic import atomic_output, partial_path
 from srcr.storage.journal import Journal
 from srcr.storage.layout import CARD, PLAN, RECORD
 
@@ -136,8 +136,7 @@ def _prepare(
         get_format(output.format)
     device = select_device(options.device)
     budget = None if options.memory is None else parse_size(options.memory)
-    opened = open_with_bar(model, options)
-    check_output(output.folder, opened.folder, output.overwrite, output.resume)
+    opened = open_for(output, model, options)
     shapes = opened.topology.shapes
     plan = uniform_plan(shapes, plan) if isinstance(plan, Recipe) else plan
     check_methods(plan)
@@ -151,7 +150,9 @@ def _prepare(
         say(note, options.quiet)
     blocks = opened.blockwise.on(device)
     base_sha256 = _hash_weights(opened, options)
-    if not isinstance(calibration, Tokens):
+    if isinstance(calibration, Tokens):
+        check_tokens(calibration, opened)
+    else:
         calibration = Calibration.of(calibration)
         if budget is not None and writes_itself(calibration):
             _check_whole(opened, budget, device)

@@ -9,7 +9,14 @@ import numpy as np
 import torch
 
 from srcr.data.sampling import OnProgress
-from srcr.data.sources import EvaluationText, Source, evaluation_request, load_tokens
+from srcr.data.sources import (
+    EvaluationText,
+    Source,
+    TextRequest,
+    check_tokens,
+    evaluation_request,
+    load_tokens,
+)
 from srcr.data.tokens import Tokens
 from srcr.environment import select_device, versions
 from srcr.errors import InputError
@@ -92,7 +99,7 @@ def evaluate(
     names = labels([candidate.name for candidate in candidates])
     comparison = _Comparison(opened, reference, candidates, names, options)
     source = text if isinstance(text, Tokens) else EvaluationText.of(text)
-    tokens = source if isinstance(source, Tokens) else _text(source, comparison)
+    tokens = _text(source, comparison)
     _warn_of_calibration(tokens, candidates)
     semantics = None
     if semantic is not None:
@@ -142,9 +149,18 @@ def _evaluation(
     )
 
 
-def _text(text: EvaluationText, comparison: _Comparison) -> Tokens:
-    """The text to compare on, loaded or written by the base."""
-    request = evaluation_request(text, comparison.seed)
+def _text(text: EvaluationText | Tokens, comparison: _Comparison) -> Tokens:
+    """The text to compare on, checked, loaded or written by the base."""
+    if isinstance(text, Tokens):
+        tokens = check_tokens(text, comparison.opened)
+    else:
+        tokens = _load_text(evaluation_request(text, comparison.seed), comparison)
+    if tokens.input_ids.shape[0] < 2:
+        raise InputError("one sequence gives no interval: evaluate on at least 2 (--samples)")
+    return tokens
+
+
+def _load_text(request: TextRequest, comparison: _Comparison) -> Tokens:
     model = TextModel(comparison.opened, comparison.base.device.type, comparison.base)
     with stage("text", 1, comparison.options.quiet) as bar:
         tokens = load_tokens(
@@ -154,8 +170,6 @@ def _text(text: EvaluationText, comparison: _Comparison) -> Tokens:
         )
         n, length = tokens.input_ids.shape
         bar.reach(1, f"{request.name}: {n} x {length} tokens")
-    if n < 2:
-        raise InputError("one sequence gives no interval: evaluate on at least 2 (--samples)")
     return tokens
 
 

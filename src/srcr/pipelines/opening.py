@@ -1,13 +1,16 @@
 """The model that a pipeline is given, and the text that it may write itself."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from srcr.data.sources import Calibration
 from srcr.models.blockwise import copy_on
 from srcr.models.checkpoint import ModelLike, OpenModel, open_model
-from srcr.pipelines.options import RunOptions
+from srcr.models.load import resolve
+from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import stage
+from srcr.storage.atomic import check_output
 
 
 def open_with_bar(model: ModelLike, options: RunOptions) -> OpenModel:
@@ -16,6 +19,17 @@ def open_with_bar(model: ModelLike, options: RunOptions) -> OpenModel:
         opened = open_model(model)
         bar.note(opened.name, advance=1)
     return opened
+
+
+def open_for(output: Output, model: ModelLike, options: RunOptions) -> OpenModel:
+    """The open model whose result will be ``output``, which is checked first: opening may take long.
+
+    Raises:
+        InputError: as :func:`open_model` and :func:`check_output`.
+    """
+    folder = resolve(model) if isinstance(model, str | Path) else getattr(model, "folder", None)
+    check_output(output.folder, folder, output.overwrite, output.resume)
+    return open_with_bar(model, options)
 
 
 def writes_itself(calibration: Calibration) -> bool:

@@ -22,7 +22,7 @@ from srcr.models.checkpoint import ModelLike
 from srcr.pipelines.compress import compress
 from srcr.pipelines.evaluate import evaluate
 from srcr.pipelines.levels import fill_database, open_context, open_evaluator
-from srcr.pipelines.opening import open_with_bar
+from srcr.pipelines.opening import open_for
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, stage
 from srcr.planning.bisect import smallest_plan
@@ -49,7 +49,7 @@ from srcr.records.evaluation import Evaluation
 from srcr.records.search import Measurement, SearchResult
 from srcr.records.sensitivity import SensitivityTable
 from srcr.serialize import from_dict, read_json, to_json
-from srcr.storage.atomic import atomic_output, check_output, write_text
+from srcr.storage.atomic import atomic_output, write_text
 from srcr.storage.layout import EVALUATION, JOURNAL, RECORD, SEARCH
 
 #: What a search writes where no format is named: zeros and widths are worth nothing in a dense checkpoint.
@@ -87,8 +87,7 @@ def search(
     space = SearchSpace() if space is None else space
     format_name = output.format or DEFAULT_FORMAT
     get_format(format_name)
-    opened = open_with_bar(model, options)
-    check_output(output.folder, opened.folder, output.overwrite, output.resume)
+    opened = open_for(output, model, options)
     check_ray(spec.resources.ray, opened)
     check_objective(target.objective if isinstance(target, Constraint) else spec.objective, opened)
     if isinstance(target, Target):

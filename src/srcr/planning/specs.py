@@ -78,3 +78,5 @@ class SearchSpec:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise InputError(f"trials {self.trials} must be at least 1")
+        if not 1e-4 <= self.tcr_precision < 1:  # records keep TCr to four digits
+            raise InputError(f"tcr_precision {self.tcr_precision} must be from 0.0001 to 1")

@@ -25,11 +25,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_parent(out: Path) -> None:
-    """Refuse a path whose folder cannot be made.
+    """Refuse a path without a name, or whose folder cannot be made.
 
     Raises:
-        InputError: a file stands where its folder would be.
+        InputError: it is empty, "." or "..", or the root; a file stands where its folder would be.
     """
+    if out.name in ("", ".."):
+        raise InputError(f"output {str(out)!r} has no name of its own: give that of something new")
     parent = next(path for path in out.resolve().parents if path.exists())
     if not parent.is_dir():
         raise InputError(f"output {out}: {parent} is a file, not a folder")

@@ -27,6 +27,8 @@ DTYPE_NAMES = {
     torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+#: How the text begins that Git leaves where a large file was not fetched (Git LFS specification, version 1).
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 #: Bytes that are read at a time while a file is hashed.
 CHUNK_BYTES = 1 << 24
 
@@ -112,6 +114,10 @@ def read_header(path: Path) -> dict[str, Entry]:
         with path.open("rb") as stream:
             header = _read_json_header(stream.read)
     except (SafetensorError, OSError, ValueError, struct.error) as error:
+        if _is_lfs_pointer(path):
+            raise InputError(
+                f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder"
+            ) from None
         raise InputError(f"{path} is not a valid safetensors file: {error}") from None
     return {
         name: Entry(
@@ -120,6 +126,13 @@ def read_header(path: Path) -> dict[str, Entry]:
         for name, entry in header.items()
         if name != "__metadata__"
     }
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def _read_json_header(read: Callable[[int], bytes]) -> dict[str, Any]:
