@@ -10,6 +10,7 @@ import pytest
 from srcr.errors import InputError
 from srcr.models.topology import LinearGroup
 from srcr.planning.space import measurement
+from srcr.planning.specs import SearchSpec
 from srcr.planning.trials import Trials, TrialsSpec
 from srcr.plans.specs import CompressionLevel
 
@@ -136,3 +137,9 @@ def test_a_study_of_another_search_is_refused(sqlite):
 def test_a_storage_that_cannot_be_used(storage):
     with pytest.raises(InputError, match="storage"):
         open_trials(storage)
+
+
+@pytest.mark.parametrize("precision", [0, -0.1, 1e-5, 1])
+def test_a_precision_that_no_search_reaches_is_refused(precision):
+    with pytest.raises(InputError, match="tcr_precision .* must be from 0.0001 to 1"):
+        SearchSpec(tcr_precision=precision)
