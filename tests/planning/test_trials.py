@@ -141,5 +141,5 @@ def test_a_storage_that_cannot_be_used(storage):
 
 @pytest.mark.parametrize("precision", [0, -0.1, 1e-5, 1])
 def test_a_precision_that_no_search_reaches_is_refused(precision):
-    with pytest.raises(InputError, match="tcr_precision .* must be from 0.0001 to 1"):
+    with pytest.raises(InputError, match=r"tcr_precision .* must be from 0.0001 to 1"):
         SearchSpec(tcr_precision=precision)
