@@ -79,6 +79,10 @@ def test_twenty_random_budgets_are_met_from_below(kind, opened, tmp_path):
         size = rng.randint(100_000, 170_000)
         target = Target(stored_bytes=size) if kind == "stored" else Target(loaded_bytes=size)
         chosen = allocated(opened, target, losses, "compressed-tensors")
+        budget = SizeBudget.of(target, opened.blockwise, SPACE, "compressed-tensors")
+        levels = {e.name: CompressionLevel(e.sparsity, e.bits) for e in chosen.layers}
+        cost = budget.fixed + sum(budget.cost(name, level) for name, level in levels.items())
+        assert 0.995 * size <= cost <= size
         if i % 7 == 0:  # written for real
             out = Output(tmp_path / f"out{i}", "compressed-tensors")
             rates = compress(opened, chosen, Calibration("self", 2, 16), out, QUIET).rates
