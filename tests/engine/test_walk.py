@@ -262,7 +262,7 @@ def test_a_group_that_a_batch_skips_is_named(cached):
     layer.mlp = Skipping(layer.mlp)
     opened = open_model(model)
     assert opened.topology.blocks  # the trace is over
-    layer.mlp.routed = True
+    opened.blockwise.model.model.layers[0].mlp.routed = True
 
     def visit(pair):
         for group in pair.groups:
