@@ -177,5 +177,7 @@ def test_the_output_is_checked_before_the_model_is_opened(tmp_path):
     model, out = tmp_path / "model", tmp_path / "out"  # an empty folder, which is no model
     with pytest.raises(InputError, match="exists: choose another name"):
         srcr.compress(model, RECIPE, "self", out, QUIET)
+    with pytest.raises(InputError, match="is or holds the model itself"):
+        srcr.compress((model, None), RECIPE, "self", model, QUIET)
     with pytest.raises(InputError, match="exists: choose another name"):
         srcr.search(model, srcr.Target(tcr=0.8), None, "self", out)

@@ -18,7 +18,7 @@ from srcr.environment import parse_size
 from srcr.testing import save_tiny_model
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("SRCR_KILLS", "1"))
+KILLS = int(os.environ.get("SRCR_KILLS", "2"))
 
 SMALL = ("--trials", 40, "--sparsities", "0,0.2,0.4", "--widths", "3,4,5")
 
@@ -172,6 +172,12 @@ def test_the_smallest_that_keeps_enough(srcr, base, text, tmp_path):
     data = result.json()
     assert data["choice"][data["chosen"]]["value"] <= 0.05
     assert data["finalists"][0]["rates"]["tcr"] > 0.6
+    tight = srcr(
+        "search", base, "--constraint", "kl<=1e-9", "-o", tmp_path / "no", "--calibration", text,
+        "--trials", 4,
+    )  # fmt: skip
+    assert tight.code == 1
+    assert "no plan meets kl<=1e-09" in tight.error()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def open_for(output: Output, model: ModelLike, options: RunOptions) -> OpenModel
     Raises:
         InputError: as :func:`open_model` and :func:`check_output`.
     """
-    folder = resolve(model) if isinstance(model, str | Path) else getattr(model, "folder", None)
+    named = model[0] if isinstance(model, tuple) else model  # a pair with its tokenizer
+    folder = resolve(named) if isinstance(named, str | Path) else getattr(named, "folder", None)
     check_output(output.folder, folder, output.overwrite, output.resume)
     return open_with_bar(model, options)
 
