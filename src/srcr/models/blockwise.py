@@ -19,9 +19,9 @@ from srcr.models.source import ModuleSource, WeightSource
 from srcr.models.stand_ins import stand_ins
 from srcr.models.streaming import (
     SourceTensors,
+    device_of,
     empty_model,
     filled,
-    home_of,
     replaced_forward,
 )
 from srcr.models.topology import Topology
@@ -155,7 +155,7 @@ class BlockwiseModel:
 
         # The decoder alone: the output head over every token is not needed.
         with replaced_forward(dict.fromkeys(blocks, stub)):
-            self.model.base_model(input_ids.to(home_of(self.model)), use_cache=False)
+            self.model.base_model(input_ids.to(device_of(self.model)), use_cache=False)
         return seen[0][0], [arguments for _, arguments in seen]
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ class BlockwiseModel:
         handle = blocks[-1].register_forward_hook(hook)
         try:
             with stand_ins(self.model):
-                self.model.base_model(tokens.to(home_of(self.model)), use_cache=False)
+                self.model.base_model(tokens.to(device_of(self.model)), use_cache=False)
         finally:
             handle.remove()
         with stand_ins(self.model):

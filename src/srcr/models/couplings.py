@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from srcr.models.matrices import MatrixRef
 from srcr.models.stand_ins import stand_ins
-from srcr.models.streaming import home_of
+from srcr.models.streaming import device_of
 from srcr.models.topology import Block, Coupling, Kind, Port, Topology
 
 #: What a model is watched on: sequences of so many tokens.
@@ -87,7 +87,7 @@ def _watch(model: Any, topology: Topology) -> _Watched:
     ids = (torch.arange(SEQUENCES * TOKENS).view(SEQUENCES, TOKENS) * 11 + 2) % vocabulary
     try:
         with stand_ins(model, on_linear, watched.vectors):
-            model(ids.to(home_of(model)), use_cache=False)
+            model(ids.to(device_of(model)), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

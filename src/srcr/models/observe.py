@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from srcr.errors import InputError
 from srcr.models.matrices import MatrixRef
-from srcr.models.streaming import home_of
+from srcr.models.streaming import device_of
 from srcr.models.topology import Block, Coupling, LinearGroup, Topology
 from srcr.models.validation import library_errors
 
@@ -104,7 +104,7 @@ def _trace(
         vocabulary = model.get_input_embeddings().weight.shape[0]
         tokens = (torch.arange(TRACED_TOKENS) * 7 + 3) % vocabulary
         with library_errors(f"{type(model).__name__} does not run"):
-            model(tokens[None].to(home_of(model)), use_cache=False)
+            model(tokens[None].to(device_of(model)), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

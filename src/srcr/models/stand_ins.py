@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from srcr.models.streaming import filled, home_of, replaced_forward
+from srcr.models.streaming import device_of, filled, replaced_forward
 
 #: Inner dimension of a linear's stand-in.
 RANK = 8
@@ -56,7 +56,7 @@ def stand_ins(
     input and output, and may replace the output; ``track`` collects the other vectors with gradients."""
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     shapes = {n: parameter.shape for n, parameter in model.named_parameters(remove_duplicate=False)}
-    tensors = StandInTensors(shapes, home_of(model), track)
+    tensors = StandInTensors(shapes, device_of(model), track)
     forwards = {m: _linear(n, m, on_linear) for n, m in linears.items()}
     with filled(model, tensors), replaced_forward(forwards):
         yield

@@ -35,8 +35,8 @@ def empty_model(source: WeightSource) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def home_of(model: Any) -> torch.device:
-    """Where a model runs: an empty model, filled while it runs, in main memory."""
+def device_of(model: Any) -> torch.device:
+    """The device that a model runs on; the CPU for an empty model, which is filled while it runs."""
     device: torch.device = model.device
     return torch.device("cpu") if device.type == "meta" else device
 
