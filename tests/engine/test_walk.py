@@ -1,6 +1,6 @@
 """walk(): two streams of activations, and statistics of what a layer will really see."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from srcr.errors import NumericalError, SrcrError
 from srcr.models import blockwise
 from srcr.models.checkpoint import open_model
 from srcr.models.matrices import read_matrix
-from srcr.models.topology import LinearGroup, Topology
+from srcr.models.topology import LinearGroup
 from srcr.testing import FAMILIES, tiny_model
 
 LENGTH = 24
@@ -225,9 +225,7 @@ class Swapped:
     def topology(self):
         known = self.source.topology
         blocks = [type(block)(block.name, tuple(reversed(block.groups))) for block in known.blocks]
-        return Topology(
-            tuple(blocks), known.matrices, known.shapes, known.head, known.tied, known.returns_tuple
-        )
+        return replace(known, blocks=tuple(blocks))
 
 
 @pytest.mark.parametrize("cached", [None, 1])

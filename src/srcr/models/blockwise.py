@@ -118,11 +118,31 @@ class BlockwiseModel:
         name = self.topology.blocks[index].name
         original: nn.Module = self.model.get_submodule(name)
         block = copy_sharing_weights(original)
-        for key in [key for key, _ in block.named_parameters()]:
+        for key, original in block.state_dict(keep_vars=True).items():
             owner, _, short = key.rpartition(".")
-            tensor = self.tensor(f"{name}.{key}").to(self.device, self.running, copy=True)
-            block.get_submodule(owner)._parameters[short] = nn.Parameter(tensor, False)
-        return block.to(device=self.device, dtype=self.running)
+            module, tensor = block.get_submodule(owner), self.tensor(f"{name}.{key}")
+            tensor = tensor.to(self.device, self._running(tensor), copy=True)
+            if isinstance(original, nn.Parameter):
+                module._parameters[short] = nn.Parameter(tensor, False)
+            else:
+                module._buffers[short] = tensor
+        for module in block.modules():  # tables that no checkpoint holds
+            for short in module._non_persistent_buffers_set:
+                table = module._buffers[short]
+                if table is not None:
+                    module._buffers[short] = table.to(self.device, self._running(table))
+        return block
+
+    def _running(self, tensor: Tensor) -> torch.dtype:
+        """The precision that a tensor of a block is in while blocks run: what the model keeps in another one
+        than its own stays in that."""
+        if not tensor.is_floating_point():
+            return tensor.dtype
+        return (
+            self.running
+            if tensor.dtype == self.dtype or self.running == torch.float32
+            else tensor.dtype
+        )
 
     @torch.no_grad()
     def embed(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[Arguments]]]:
@@ -139,8 +159,13 @@ class BlockwiseModel:
                 yield hidden.to(*place), known if _equal(known, arguments) else arguments
 
     def _filled(self) -> AbstractContextManager[None]:
-        """While this is open, the model can be called with its own weights."""
-        return nullcontext() if self.in_memory else filled(self.model, self.tensors, retain=True)
+        """While this is open, the decoder can be called with its own weights outside the blocks."""
+        if self.in_memory:
+            return nullcontext()
+        head = self.topology.head
+        skipped = () if head is None or self.topology.tied else (f"{head}.weight", f"{head}.bias")
+        others = [name for name in self.topology.others if name not in skipped]
+        return filled(self.model, self.tensors, others=others)
 
     def _embed(self, input_ids: Tensor) -> tuple[Tensor, list[Arguments]]:
         """The first block's hidden states, and every block's other arguments: the model runs with its blocks
@@ -150,8 +175,7 @@ class BlockwiseModel:
 
         def stub(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             seen.append((hidden, (args, kwargs)))
-            passed = hidden if len(seen) < len(blocks) else hidden[:0]  # none for the norm behind
-            return (passed,) if self.topology.returns_tuple else passed
+            return self.topology.block_output(hidden)
 
         # The decoder alone: the output head over every token is not needed.
         with replaced_forward(dict.fromkeys(blocks, stub)):

@@ -231,10 +231,31 @@ def _open_folder(name: str, folder: Path, tokenizer: Any) -> OpenModel:
     """A checkpoint: from its files as they are needed, where they lie there as the model wants them, else
     from the model that transformers makes of them."""
     if not is_quantized(folder):
-        opened = OpenModel(name, CheckpointSource(folder), folder, tokenizer)
+        source = CheckpointSource(folder)
+        opened = OpenModel(name, source, folder, tokenizer)
         if opened.blockwise.fits:
-            return opened
+            return _as_stored(opened, source)
     return OpenModel(name, ModuleSource(load_model(folder), folder), folder, tokenizer)
+
+
+def _as_stored(opened: OpenModel, source: CheckpointSource) -> OpenModel:
+    """The model, or where its config ties weights that differ in its files, the same with a head of its own,
+    as transformers loads it.
+
+    Raises:
+        InputError: other weights than the head differ.
+    """
+    if not opened.blockwise.tensors.separate():
+        return opened
+    untied = TransformedSource(source, {}, config={"tie_word_embeddings": False})
+    result = OpenModel(opened.name, untied, opened.folder, opened._tokenizer)
+    names = result.blockwise.tensors.separate()
+    if names:
+        raise InputError(
+            f"the config of {opened.name} ties {' and '.join(names)}, which differ in its files: set "
+            "tie_word_embeddings to false in config.json, or remove the one that is wrong"
+        )
+    return result
 
 
 def load_from(source: WeightSource, dtype: torch.dtype | None = None) -> Any:

@@ -6,11 +6,13 @@ hence a Hessian.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
 from srcr.errors import InputError
@@ -21,16 +23,38 @@ from srcr.models.validation import library_errors
 
 #: Tokens that a model is traced on.
 TRACED_TOKENS = 8
+#: What can be asked of a tensor without its numbers.
+PROPERTIES = (Tensor.device, Tensor.dtype, Tensor.shape, Tensor.ndim, Tensor.is_meta)
 
 
 @dataclass(frozen=True, eq=False)
 class _Trace:
     """What a forward pass showed: linears in the order they ran with what they were given, members of
-    module lists in the order they ran, and whether each returned a tuple."""
+    module lists in the order they ran, what each returned (as :attr:`Topology.returns`), and the names of
+    the tensors that were used otherwise than by a linear."""
 
-    calls: list[tuple[str, Tensor]]
-    steps: list[str]
-    returned_tuple: dict[str, bool]
+    calls: list[tuple[str, Tensor]] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    returns: dict[str, tuple[bool, ...] | None] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+
+class _Uses(TorchFunctionMode):
+    """Notes which tensors of a model functions are given, by their names in it."""
+
+    def __init__(self, model: nn.Module, used: set[str]) -> None:
+        super().__init__()
+        self._names: dict[int, list[str]] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            self._names.setdefault(id(tensor), []).append(name)
+        self._used = used
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        owner = getattr(func, "__self__", None)
+        if not any(owner is known for known in PROPERTIES):
+            for value in tree_leaves((args, kwargs or {})):
+                self._used.update(self._names.get(id(value), ()))
+        return func(*args, **(kwargs or {}))
 
 
 def observe(
@@ -65,8 +89,21 @@ def observe(
         shapes={n: _shape(linears[n]) for n in inside},
         head=head,
         tied=head is not None and model.get_submodule(head).weight is embedding,
-        returns_tuple=trace.returned_tuple[f"{home}.0"],
+        others=_others(model, home, trace),
+        outside=tuple(n for n in linears if not n.startswith(home + ".") and n != head),
+        returns=trace.returns[f"{home}.0"],
         find_couplings=find_couplings,
+    )
+
+
+def _others(model: nn.Module, home: str, trace: _Trace) -> tuple[str, ...]:
+    """The tensors outside the blocks that the forward pass used."""
+    ran = {name for name, _ in trace.calls}
+    return tuple(
+        name
+        for name in model.state_dict()
+        if not name.startswith(home + ".")
+        and (name in trace.used or name.rpartition(".")[0] in ran)
     )
 
 
@@ -81,7 +118,7 @@ def _trace(
     model: Any, linears: Mapping[str, nn.Module], lists: Mapping[str, nn.ModuleList]
 ) -> _Trace:
     members = {id(child): f"{n}.{i}" for n, m in lists.items() for i, child in enumerate(m)}
-    trace = _Trace([], [], {})
+    trace = _Trace()
     handles = []
     for name, module in linears.items():
 
@@ -97,13 +134,20 @@ def _trace(
             _: nn.Module, args: Any, output: Any, name: str = members[id(module)]
         ) -> None:
             trace.steps.append(name)
-            trace.returned_tuple[name] = isinstance(output, tuple)
+            trace.returns[name] = (
+                tuple(isinstance(value, Tensor) for value in output[1:])
+                if isinstance(output, tuple)
+                else None
+            )
 
         handles.append(module.register_forward_hook(on_member))
     try:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         tokens = (torch.arange(TRACED_TOKENS) * 7 + 3) % vocabulary
-        with library_errors(f"{type(model).__name__} does not run"):
+        with (
+            library_errors(f"{type(model).__name__} does not run"),
+            _Uses(model, trace.used),
+        ):
             model(tokens[None].to(device_of(model)), use_cache=False)
     finally:
         for handle in handles:

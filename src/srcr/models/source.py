@@ -48,10 +48,21 @@ class CheckpointSource:
         self.folder = folder
         self.config: Any = read_model_config(folder)
         self._files = TensorFiles(folder)
+        self._silent = self.config.dtype is None  # then the files say it, as with dtype="auto"
+        if self._silent:
+            self.config.dtype = self._stored_dtype()
 
     def config_dict(self) -> dict[str, Any]:
-        """``config.json`` as written."""
-        return without_quantization(read_config(self.folder))
+        """``config.json`` as written; where it names no precision, with that of the files."""
+        data = without_quantization(read_config(self.folder))
+        name = str(self.config.dtype).removeprefix("torch.")
+        return data | {"dtype": name} if self._silent else data
+
+    def _stored_dtype(self) -> torch.dtype:
+        """The precision of the first floating-point tensor of the files."""
+        metas = (self._files.meta(name) for name in self.names())
+        dtypes = (meta.dtype for meta in metas if meta.is_floating_point() and meta.itemsize > 1)
+        return next(dtypes, torch.float32)
 
     def names(self) -> Sequence[str]:
         """Every tensor of the files."""

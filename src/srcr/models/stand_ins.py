@@ -7,7 +7,7 @@ memory is taken.
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,16 +29,19 @@ OnLinear = Callable[[str, Tensor, Tensor], Tensor]
 
 @dataclass
 class StandInTensors:
-    """Stand-ins of parameters by name, float32. ``track``: where given, parameters get gradients and are put
-    there by name."""
+    """Stand-ins of the parameters among a model's tensors by name, float32; buffers are as they are.
+    ``track``: where given, vectors get gradients and are put there by name."""
 
-    shapes: dict[str, torch.Size]
+    state: Mapping[str, Tensor]
     device: torch.device
     track: dict[str, nn.Parameter] | None = None
 
     def get(self, name: str) -> Tensor:
         """A stand-in of the parameter's shape."""
-        shape = self.shapes[name]
+        original = self.state[name]
+        if not isinstance(original, nn.Parameter):
+            return original
+        shape = original.shape
         values = torch.randn(sum(shape) + 1, generator=_generator(name)).mul_(DEVIATION)
         window = values.add_(MEAN).to(self.device).as_strided(shape, (1,) * len(shape))
         if self.track is None or len(shape) != 1:
@@ -55,8 +58,7 @@ def stand_ins(
     """While this is open, ``model`` runs on stand-ins for its weights. ``on_linear`` sees every linear's
     input and output, and may replace the output; ``track`` collects the other vectors with gradients."""
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-    shapes = {n: parameter.shape for n, parameter in model.named_parameters(remove_duplicate=False)}
-    tensors = StandInTensors(shapes, device_of(model), track)
+    tensors = StandInTensors(model.state_dict(keep_vars=True), device_of(model), track)
     forwards = {m: _linear(n, m, on_linear) for n, m in linears.items()}
     with filled(model, tensors), replaced_forward(forwards):
         yield

@@ -1,7 +1,9 @@
-"""A model that never has to fit: built empty, its modules filled while they run."""
+"""A model that never has to fit: built empty, its blocks filled while they run."""
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -32,7 +34,19 @@ def empty_model(source: WeightSource) -> Any:
     dtype = getattr(config, "dtype", None) or torch.float32
     with library_errors("transformers cannot build the model"), _empty_parameters():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        _keep_precision(model, dtype)
     return model.eval().requires_grad_(False)
+
+
+def _keep_precision(model: Any, dtype: torch.dtype) -> None:
+    """Give the parameters that transformers keeps in another precision than the model's (the bias of a
+    router, say) that precision."""
+    for pattern, kept in model._get_dtype_plan(dtype).items():
+        for slot in _slots(model, ""):
+            if re.search(pattern.replace("*", ".*"), slot.name):
+                tensor = slot.original.to(kept)
+                parameter = isinstance(slot.original, nn.Parameter)
+                slot.place[slot.key] = nn.Parameter(tensor, False) if parameter else tensor
 
 
 def device_of(model: Any) -> torch.device:
@@ -48,15 +62,16 @@ class SourceTensors:
     def __init__(self, source: WeightSource, model: nn.Module) -> None:
         self.source = source
         available = set(source.names())
+        state = model.state_dict(keep_vars=True)
         owners: dict[int, list[str]] = {}
-        state = dict(model.named_parameters(remove_duplicate=False))
-        for name, parameter in state.items():
-            owners.setdefault(id(parameter), []).append(name)
+        for name, tensor in state.items():
+            owners.setdefault(id(tensor), []).append(name)
+        self._ties = [names for names in owners.values() if len(names) > 1]
         self._stored = {
-            name: next((n for n in owners[id(parameter)] if n in available), name)
-            for name, parameter in state.items()
+            name: next((n for n in owners[id(tensor)] if n in available), name)
+            for name, tensor in state.items()
         }
-        self._dtypes = {name: parameter.dtype for name, parameter in state.items()}
+        self._dtypes = {name: tensor.dtype for name, tensor in state.items()}
         self._available = available
 
     def __contains__(self, name: str) -> bool:
@@ -66,6 +81,17 @@ class SourceTensors:
         """A tensor, by its name in the model."""
         tensor = self.source.get(self._stored.get(name, name))
         return tensor.to(self._dtypes.get(name, tensor.dtype))
+
+    def separate(self) -> list[str]:
+        """Names that the model ties, but whose tensors differ in the source; empty where all agree."""
+        for names in self._ties:
+            stored = [name for name in names if name in self._available]
+            tensors = (self.source.get(name) for name in stored[1:])
+            if len(stored) > 1 and not all(
+                torch.equal(self.source.get(stored[0]), tensor) for tensor in tensors
+            ):
+                return stored
+        return []
 
     def meta(self, name: str) -> Tensor:
         """The shape and precision of what :meth:`get` gives."""
@@ -86,44 +112,86 @@ class SourceTensors:
         ]
 
 
+@dataclass(frozen=True, eq=False)
+class _Slot:
+    """A parameter or persistent buffer of a module: ``name`` in the model, ``original`` what lies there."""
+
+    name: str
+    place: dict[str, Tensor | None]
+    key: str
+    original: Tensor
+
+    def empty(self) -> None:
+        """Put the original back."""
+        self.place[self.key] = self.original
+
+
+def _slots(module: nn.Module, prefix: str) -> list[_Slot]:
+    """Everything of a module that a checkpoint holds; ``prefix`` is the module's name in the model."""
+    slots = []
+    for name, child in module.named_modules(prefix=prefix, remove_duplicate=False):
+        start = f"{name}." if name else ""
+        for place in (child._parameters, child._buffers):
+            slots += [
+                _Slot(start + key, place, key, tensor)
+                for key, tensor in place.items()
+                if tensor is not None and key not in child._non_persistent_buffers_set
+            ]
+    return slots
+
+
 @contextmanager
-def filled(model: nn.Module, tensors: Tensors, retain: bool = False) -> Iterator[None]:
-    """While this is open, ``model`` runs: each module gets its weights when it is called and lets go of
-    them when it is done, or with ``retain`` when this closes."""
-    handles, restored = [], []
-    for name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        if not own:
-            continue
-        fill = partial(_fill, own=own, name=name, tensors=tensors)
-        handles.append(module.register_forward_pre_hook(fill, prepend=True))
-        if retain:
-            restored.append((module, own))
-        else:
-            empty = partial(_restore, own=own)
-            handles.append(module.register_forward_hook(empty, always_call=True))
-    try:
+def filled(
+    model: nn.Module,
+    tensors: Tensors,
+    blocks: Collection[str] = (),
+    others: Collection[str] | None = None,
+) -> Iterator[None]:
+    """While this is open, ``model`` runs: each of the ``blocks`` holds all its tensors while it runs, and
+    ``others`` of the model's tensors (None: all) are held from the beginning to the end."""
+    inside = {slot.name for block in blocks for slot in _slots(model.get_submodule(block), block)}
+    outer = [
+        slot
+        for slot in _slots(model, "")
+        if slot.name not in inside and (others is None or slot.name in others)
+    ]
+    with ExitStack() as stack:
+        stack.callback(_empty, outer)
+        _fill(outer, tensors)
+        for block in blocks:
+            module = model.get_submodule(block)
+            slots = _slots(module, block)
+            for handle in (
+                module.register_forward_pre_hook(partial(_before, slots, tensors), prepend=True),
+                module.register_forward_hook(partial(_after, slots), always_call=True),
+            ):
+                stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, own in restored:
-            module._parameters.update(own)
 
 
-def _fill(
-    module: nn.Module, _: Any, own: Mapping[str, nn.Parameter], name: str, tensors: Tensors
-) -> None:
-    for key, original in own.items():
-        if module._parameters[key] is original:  # not filled yet
-            tensor = tensors.get(f"{name}.{key}" if name else key)
-            if not isinstance(tensor, nn.Parameter):
+def _before(slots: Sequence[_Slot], tensors: Tensors, *_: Any) -> None:
+    _fill(slots, tensors)
+
+
+def _after(slots: Sequence[_Slot], *_: Any) -> None:
+    _empty(slots)
+
+
+def _fill(slots: Sequence[_Slot], tensors: Tensors) -> None:
+    """Put the tensors into their slots; what is tied stays tied."""
+    shared: dict[int, Tensor] = {}
+    for slot in slots:
+        if id(slot.original) not in shared:
+            tensor = tensors.get(slot.name)
+            if isinstance(slot.original, nn.Parameter) and not isinstance(tensor, nn.Parameter):
                 tensor = nn.Parameter(tensor, False)
-            module._parameters[key] = tensor
+            shared[id(slot.original)] = tensor
+        slot.place[slot.key] = shared[id(slot.original)]
 
 
-def _restore(module: nn.Module, _: Any, __: Any, own: Mapping[str, nn.Parameter]) -> None:
-    module._parameters.update(own)
+def _empty(slots: Sequence[_Slot]) -> None:
+    for slot in slots:
+        slot.empty()
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 from srcr.models.matrices import MatrixRef
 
 Kind = Literal["channels", "heads", "layers"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,18 @@ class Block:
 class Topology:
     """``matrices`` says where the weight of each linear of the decoder blocks lies and ``shapes`` its
     (out_features, in_features), both by full module name; ``head`` is the output embedding, ``tied`` whether
-    it shares its weight with the input embedding, ``returns_tuple`` whether blocks return tuples."""
+    it shares its weight with the input embedding. ``others``: names of the tensors outside the blocks that a
+    forward pass uses; ``outside``: linears outside the blocks, the head left out; ``returns``: None where a
+    block returns its hidden states, else whether each further member of the tuple is a tensor."""
 
     blocks: tuple[Block, ...]
     matrices: Mapping[str, MatrixRef]
     shapes: Mapping[str, tuple[int, int]]
     head: str | None
     tied: bool
-    returns_tuple: bool
+    others: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+    returns: tuple[bool, ...] | None = None
     find_couplings: Callable[["Topology"], tuple[Coupling, ...]] = field(
         default=lambda _: (), repr=False, compare=False
     )
@@ -91,6 +96,16 @@ class Topology:
     def couplings(self) -> tuple[Coupling, ...]:
         """What can be removed whole: channels, key-value groups, layers; looked for when first asked."""
         return self.find_couplings(self)
+
+    def block_names(self) -> list[str]:
+        """Module names of the blocks, in their order."""
+        return [block.name for block in self.blocks]
+
+    def block_output(self, hidden: T) -> T | tuple[T | None, ...]:
+        """What a block returns that gives these hidden states: alone, or with others of the same shape."""
+        if self.returns is None:
+            return hidden
+        return hidden, *(hidden if is_tensor else None for is_tensor in self.returns)
 
     def groups(self) -> tuple[LinearGroup, ...]:
         """Every group of linears, in the order they run."""

@@ -64,7 +64,7 @@ class CandidateModel:
 
         def stub(given: Tensor, *_: Any, last: bool, **__: Any) -> Any:
             states = hidden if last else given
-            return (states,) if self.topology.returns_tuple else states
+            return self.topology.block_output(states)
 
         blocks = self._blocks()[:start]
         stubs = {

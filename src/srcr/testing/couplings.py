@@ -214,7 +214,7 @@ def _check_layer(subject: _Subject, coupling: Coupling) -> None:
     """With its producers zero, a layer passes on what it is given."""
 
     def skip(hidden: Tensor, *_: Any, **__: Any) -> Any:
-        return (hidden,) if subject.opened.topology.returns_tuple else hidden
+        return subject.opened.topology.block_output(hidden)
 
     with replaced_forward({subject.model.get_submodule(coupling.block): skip}):
         expected = subject.logits({})
