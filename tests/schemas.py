@@ -47,8 +47,8 @@ RATES = record({
     "sparsity": NUMBER, "bits": NUMBER, "tcr": NUMBER, "zeros": NUMBER, "base_bytes": COUNT,
     "stored_bytes": COUNT, "loaded_bytes": COUNT, "engine": TEXT, "source": TEXT,
 }, {"entropy_bits": NUMBER})  # fmt: skip
-SOURCE = record({"source": TEXT, "samples": COUNT, "seq_len": COUNT, "sha256": TEXT},
-                {"rows": items_of(TEXT)})  # fmt: skip
+SOURCE = record({"source": TEXT, "samples": COUNT, "seq_len": COUNT, "sha256": TEXT, "tokens": COUNT,
+                 "prefix": items_of(COUNT)}, {"rows": items_of(TEXT)})  # fmt: skip
 KL = record({"value": NUMBER, "ci95": CI95, "p50": NUMBER, "p95": NUMBER, "p99": NUMBER,
              "p999": NUMBER})  # fmt: skip
 DIVERGENCE = record({

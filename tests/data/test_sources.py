@@ -56,6 +56,20 @@ def stories_text(n=12):
     return [line for line in TEXT.read_text(encoding="utf-8").splitlines() if line.strip()][:n]
 
 
+def packed(tokenizer, texts, n, length):
+    """Rows of texts, BOS before each, by the obvious way: every row is BOS and what follows in the stream; a
+    BOS of the stream that would begin a row is the row's own."""
+    bos = tokenizer.bos_token_id
+    stream = [i for text in texts for i in tokenizer(text)["input_ids"]][1:]
+    rows = []
+    for _ in range(n):
+        if stream[0] == bos:
+            stream = stream[1:]
+        rows.append([bos, *stream[: length - 1]])
+        stream = stream[length - 1 :]
+    return rows
+
+
 class TestSelf:
     def test_the_same_seed_writes_the_same_text(self, tiny):
         first, again = tokens(tiny, "self"), tokens(tiny, "self")
@@ -198,16 +212,16 @@ class TestText:
     def test_documents_are_packed_in_order(self, stories, tmp_path, suffix):
         model, tokenizer = stories
         texts = self.sources(tmp_path)
-        stream = [i for text in texts for i in tokenizer(text)["input_ids"]]
         result = tokens(model, tmp_path / f"a.{suffix}", tokenizer, samples=3, seq_len=40)
-        assert result.input_ids.flatten().tolist() == stream[:120]
+        assert result.input_ids.tolist() == packed(tokenizer, texts, 3, 40)
+        assert result.prefix == (tokenizer.bos_token_id,)
 
     def test_plain_text_is_one_document(self, stories, tmp_path):
         model, tokenizer = stories
         self.sources(tmp_path)
-        stream = tokenizer((tmp_path / "a.txt").read_text(encoding="utf-8"))["input_ids"]
+        text = (tmp_path / "a.txt").read_text(encoding="utf-8")
         result = tokens(model, tmp_path / "a.txt", tokenizer, samples=3, seq_len=40)
-        assert result.input_ids.flatten().tolist() == stream[:120]
+        assert result.input_ids.tolist() == packed(tokenizer, [text], 3, 40)
 
     def test_rows_are_cropped_to_the_context(self, stories):
         model, tokenizer = stories
@@ -235,11 +249,10 @@ class TestText:
         data = tmp_path / "data"
         data.mkdir()
         (tmp_path / f"a.{suffix}").rename(data / f"train.{suffix}")
-        texts = stories_text()
-        stream = [i for text in texts for i in tokenizer(text)["input_ids"]]
+        expected = packed(tokenizer, stories_text(), 2, 40)
         for source in (f"hf:{data}", f"hf:{data}::train:text"):
             result = tokens(model, source, tokenizer, samples=2, seq_len=40)
-            assert result.input_ids.flatten().tolist() == stream[:80]
+            assert result.input_ids.tolist() == expected
         with pytest.raises(InputError, match=r"no text column 'body' \(it has: "):
             tokens(model, f"hf:{data}:::body", tokenizer)
         with pytest.raises(InputError, match="no text column 'n'"):
@@ -305,11 +318,6 @@ class TestText:
             ("a.jsonl", '{"text": null}\n', "is empty"),
             ("a.txt", "", "is empty"),
             ("a.txt", " \n\n ", "is empty"),
-            (
-                "a.txt",
-                "Once upon a time.",
-                r"gives \d+ tokens, enough for 0 sequences of 16; 4 were",
-            ),
             ("a.txt", b"\xff\xfe\xfa", "not UTF-8"),
             ("a.jsonl", "", "is empty"),
             ("a.jsonl", '{"text": ""}\n', "is empty"),
@@ -337,7 +345,7 @@ class TestText:
         ("columns", "message"),
         [
             ({"body": ["a"]}, r"no column 'text' \(it has: body\)"),
-            ({"text": [1, 2]}, "column 'text' does not hold strings"),
+            ({"text": [1, 2]}, r"row 0 has no string field 'text' \(it holds int\)"),
             ({"text": ["", None]}, "is empty"),
         ],
     )
@@ -354,10 +362,14 @@ class TestText:
         model, tokenizer = stories
         path = tmp_path / "a.txt"
         path.write_text(stories_text(1)[0], encoding="utf-8")
-        n = len(tokenizer(path.read_text(encoding="utf-8"))["input_ids"]) // 8
+        # Each row begins with BOS, which leaves room for 7 tokens of the text.
+        n = (len(tokenizer(path.read_text(encoding="utf-8"))["input_ids"]) - 1) // 7
         with pytest.raises(InputError, match=rf"enough for {n} sequences of 8.*--samples {n}"):
             tokens(model, path, tokenizer, samples=n + 1, seq_len=8)
         assert tokens(model, path, tokenizer, samples=n, seq_len=8).input_ids.shape == (n, 8)
+        path.write_text("Once upon a time.", encoding="utf-8")
+        with pytest.raises(InputError, match=r"gives \d+ tokens, enough for 0 sequences of 16; 4 "):
+            tokens(model, path, tokenizer, samples=4)
 
     @pytest.mark.parametrize("source", ["a.txt", "bundled", "hf:name"])
     def test_text_needs_a_tokenizer(self, tiny, source):
@@ -381,7 +393,9 @@ class TestMemory:
             assert torch.equal(result.input_ids, ids[:5, :16])
             assert result.source == "token ids in memory"
 
-    @pytest.mark.parametrize("source", [[[1, 2], [3]], [[0.5, 1.0]], [["a"]]])
+    @pytest.mark.parametrize(
+        "source", [[[1, 2], [3.5, 4, 5]], [[0.5, 1.0]], [["a"]], [[1, 2], "ab"]]
+    )
     def test_what_are_no_token_ids(self, tiny, source):
         with pytest.raises(InputError, match="input_ids must be int64"):
             tokens(tiny, source)
@@ -389,9 +403,8 @@ class TestMemory:
     def test_a_list_of_strings_is_documents(self, stories):
         model, tokenizer = stories
         texts = stories_text()
-        stream = [i for text in texts for i in tokenizer(text)["input_ids"]]
         result = tokens(model, texts, tokenizer, samples=3, seq_len=40)
-        assert result.input_ids.flatten().tolist() == stream[:120]
+        assert result.input_ids.tolist() == packed(tokenizer, texts, 3, 40)
         assert result.source == "texts in memory"
 
     def test_a_dataset_is_documents(self, stories):
@@ -399,9 +412,8 @@ class TestMemory:
         model, tokenizer = stories
         texts = stories_text()
         dataset = datasets.Dataset.from_dict({"text": texts, "n": [1] * len(texts)})
-        stream = [i for text in texts for i in tokenizer(text)["input_ids"]]
         result = tokens(model, dataset, tokenizer, samples=3, seq_len=40)
-        assert result.input_ids.flatten().tolist() == stream[:120]
+        assert result.input_ids.tolist() == packed(tokenizer, texts, 3, 40)
         assert result.source == "a dataset in memory"
         with pytest.raises(InputError, match="no column 'text'"):
             tokens(model, dataset.remove_columns("text"), tokenizer)

@@ -27,7 +27,7 @@ from srcr.records.sensitivity import GroupLosses, LevelLoss, SensitivityTable
 from srcr.serialize import from_dict, to_dict
 
 RATES = Rates(0.25, 4.0, 0.8125, 0.3, 10, 5, 5, "transformers", "srcr.json", 3.5)
-TEXT = TextRecord("self", 2, 8, "ff", ("a", "b"))
+TEXT = TextRecord("self", 2, 8, "ff", ("a", "b"), 16, (1,))
 ESTIMATE = Estimate(0.9, (0.8, 1.0))
 KL = KlEstimate(0.1, (0.05, 0.2), 0.01, 0.2, 0.4, 1.0)
 PLAN = CompressionPlan(

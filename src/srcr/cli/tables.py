@@ -77,7 +77,7 @@ def evaluation(evaluations: Sequence[Evaluation]) -> None:
     title = f"against {first.base}"
     if first.text is not None:
         text = first.text
-        title += f", on {text.samples} x {text.seq_len} tokens of {text.source} (95 % intervals)"
+        title += f", on {text.size} of {text.source} (95 % intervals)"
     columns = ("TCr", "stored", "loaded", "KL", "same top-1", "perplexity")
     table = _table(title, "compressed", *columns)
     names = labels([each.compressed for each in evaluations])

@@ -2,19 +2,28 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from srcr import bundled
+from srcr.data.chat import (
+    CHAT_FIELDS,
+    FIELDS,
+    Document,
+    clean_text,
+    has_document,
+    is_blank,
+    row_document,
+    value_document,
+)
 from srcr.data.tokens import seed_stream
 from srcr.errors import InputError, first_line
 
 
-def read_documents(source: str, seed: int, purpose: str) -> Iterable[str]:
+def read_documents(source: str, seed: int, purpose: str) -> Iterable[Document]:
     """The documents of a source by name, without those that are null or blank: ``bundled``, a ``.txt``,
-    ``.jsonl`` (field ``text``) or ``.parquet`` (column ``text``) file, or
-    ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``.
+    ``.jsonl`` or ``.parquet`` file (each row a text or a chat), or ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``.
 
     Raises:
         InputError: the source is not known, missing, empty, or has the wrong columns.
@@ -28,7 +37,7 @@ def read_documents(source: str, seed: int, purpose: str) -> Iterable[str]:
     if source.startswith("hf:"):
         return _read_hub(source)
     path = Path(source)
-    readers: dict[str, Callable[[Path], Sequence[str | None]]]
+    readers: dict[str, Callable[[Path], list[Document]]]
     readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise InputError(
@@ -37,34 +46,28 @@ def read_documents(source: str, seed: int, purpose: str) -> Iterable[str]:
         )
     if not path.is_file():
         raise InputError(f"text file {source} does not exist")
-    documents = [text for text in map(_text, readers[path.suffix](path)) if text.strip()]
+    documents = [each for each in readers[path.suffix](path) if not is_blank(each)]
     if not documents:
         raise InputError(f"text file {source} is empty")
     return documents
 
 
-def _text(value: str | None) -> str:
-    """A document as UTF-8 can write it: nothing for a null, and U+FFFD for half a surrogate pair."""
-    return (value or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def dataset_documents(dataset: Any, column: str = "text") -> Iterable[str]:
-    """The documents of a ``datasets.Dataset`` in memory.
+def dataset_documents(dataset: Any) -> Iterator[Document]:
+    """The documents of a ``datasets.Dataset`` in memory, each row a text or a chat.
 
     Raises:
-        InputError: it has no such column, or that does not hold strings.
+        InputError: it has no such column, or that does not hold what it should.
     """
     names = dataset.column_names or ()
-    if column not in names:
+    if not has_document(names):
         raise InputError(
-            f"the dataset has no column {column!r} (it has {', '.join(names) or 'none'}): rename the "
-            "column that holds the text"
+            f"the dataset has no column 'text' (it has {', '.join(names) or 'none'}), and no chat "
+            f"({CHAT_FIELDS}): rename the column that holds the text"
         )
-    for row in dataset:
-        if not isinstance(row[column], str | None):
-            raise InputError(f"the dataset's column {column!r} does not hold strings")
-        if text := _text(row[column]):
-            yield text
+    for number, row in enumerate(dataset):
+        document = row_document(row, f"the dataset's row {number}")
+        if not is_blank(document):
+            yield document
 
 
 def list_documents(texts: Sequence[str]) -> list[str]:
@@ -76,36 +79,43 @@ def list_documents(texts: Sequence[str]) -> list[str]:
     wrong = next((text for text in texts if not isinstance(text, str)), None)
     if wrong is not None:
         raise InputError(f"texts must be strings, not {type(wrong).__name__}")
-    documents = [text for text in map(_text, texts) if text.strip()]
+    documents = [text for text in map(clean_text, texts) if text.strip()]
     if not documents:
         raise InputError("the list of texts is empty")
     return documents
 
 
-def _read_txt(path: Path) -> list[str]:
+def _read_txt(path: Path) -> list[Document]:
+    return [_read_file(path)]
+
+
+def _read_file(path: Path) -> str:
     try:
-        return [path.read_text(encoding="utf-8-sig")]  # a byte order mark is no text
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}") from None
 
 
-def _read_jsonl(path: Path) -> list[str | None]:
-    documents: list[str | None] = []
-    for number, line in enumerate(_read_txt(path)[0].split("\n"), start=1):
+def _read_jsonl(path: Path) -> list[Document]:
+    documents = []
+    for number, line in enumerate(_read_file(path).split("\n"), start=1):
         if not line.strip():
             continue
+        place = f"{path} line {number}"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise InputError(f"{path} line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict) or not isinstance(row.get("text", 0), str | None):
+            raise InputError(f"{place} is not JSON: {error}") from None
+        if not isinstance(row, dict) or not has_document(list(row)):
             keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise InputError(f"{path} line {number} has no string field 'text' (it has: {keys})")
-        documents.append(row["text"])
+            raise InputError(
+                f"{place} has no string field 'text' (it has: {keys}), and no chat ({CHAT_FIELDS})"
+            )
+        documents.append(row_document(row, place))
     return documents
 
 
-def _read_parquet(path: Path) -> list[str | None]:
+def _read_parquet(path: Path) -> list[Document]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -115,15 +125,16 @@ def _read_parquet(path: Path) -> list[str | None]:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a valid parquet file: {error}") from None
-    if "text" not in table.column_names:
-        raise InputError(f"{path} has no column 'text' (it has: {', '.join(table.column_names)})")
-    values: list[str | None] = table.column("text").to_pylist()
-    if not all(isinstance(value, str | None) for value in values):
-        raise InputError(f"{path}: column 'text' does not hold strings")
-    return values
+    names = table.column_names
+    if not has_document(names):
+        raise InputError(
+            f"{path} has no column 'text' (it has: {', '.join(names)}), and no chat ({CHAT_FIELDS})"
+        )
+    rows = table.select([name for name in names if name in FIELDS]).to_pylist()
+    return [row_document(row, f"{path} row {number}") for number, row in enumerate(rows)]
 
 
-def _read_hub(source: str) -> Iterable[str]:
+def _read_hub(source: str) -> Iterator[Document]:
     """Documents of ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``, streamed."""
     parts = source.split(":")[1:]
     name, config, split, column = (parts + [""] * 4)[:4]
@@ -133,17 +144,24 @@ def _read_hub(source: str) -> Iterable[str]:
         import datasets
     except ImportError:
         raise InputError(f"{source} needs the datasets library: pip install 'srcr[hub]'") from None
-    column = column or "text"
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
-        for row in rows:
-            if not isinstance(row.get(column, 0), str | None):
-                raise InputError(
-                    f"{source} has no text column {column!r} (it has: {', '.join(row)})"
-                )
-            if text := _text(row[column]):
-                yield text
+        for number, row in enumerate(rows):
+            document = _hub_document(row, column, source, number)
+            if not is_blank(document):
+                yield document
     except InputError:
         raise
     except Exception as error:  # the library raises many kinds: file, network, name, script
         raise InputError(f"{source} cannot be read: {first_line(error)}") from None
+
+
+def _hub_document(row: Mapping[str, Any], column: str, source: str, number: int) -> Document:
+    """The document of a row: what its ``column`` holds, or where none is named its text or its chat."""
+    place = f"{source} row {number}"
+    if not column and has_document(list(row)):
+        return row_document(row, place)
+    column = column or "text"
+    if column not in row or not isinstance(row[column], str | list | None):
+        raise InputError(f"{source} has no text column {column!r} (it has: {', '.join(row)})")
+    return value_document(row[column], column, place)

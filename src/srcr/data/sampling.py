@@ -1,12 +1,13 @@
 """Text that a model writes itself."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from srcr.data.tokens import bos_token
 from srcr.errors import NumericalError
 
 #: Sequences sampled from the model at a time.
@@ -23,12 +24,18 @@ def no_progress(done: int, total: int) -> None:
 
 @torch.no_grad()
 def sample(
-    model: Any, samples: int, length: int, seed: int, on_progress: OnProgress = no_progress
+    model: Any,
+    samples: int,
+    length: int,
+    seed: int,
+    on_progress: OnProgress = no_progress,
+    prefix: Sequence[int] = (),
 ) -> Tensor:
     """Sequences int64 [samples, length] that the model writes itself at temperature 1.
 
-    Each starts with the model's BOS token, or where it has none with a token drawn at random (as in
-    LLM-QAT, arXiv 2305.17888, section 2.1). Sampling does not touch the global random state.
+    Each starts with ``prefix``; without one with the config's BOS token, or where it has none with a token
+    drawn at random (as in LLM-QAT, arXiv 2305.17888, section 2.1). Sampling does not touch the global random
+    state.
 
     Raises:
         NumericalError: the model's predictions are not finite.
@@ -37,8 +44,10 @@ def sample(
         model = copy.deepcopy(model).float()  # most CPUs are many times slower in 16 bits
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    bos = model.config.get_text_config().bos_token_id
-    if isinstance(bos, int) and 0 <= bos < vocabulary:
+    bos = bos_token(model.config)
+    if prefix:
+        first = torch.tensor(prefix[:length]).repeat(samples, 1)
+    elif bos is not None and 0 <= bos < vocabulary:
         first = torch.full((samples, 1), bos, dtype=torch.long)
     else:
         first = torch.randint(vocabulary, (samples, 1), generator=generator)
@@ -47,7 +56,7 @@ def sample(
         ids = first[start : start + SAMPLING_BATCH]
         columns = [ids]
         cache = None
-        for position in range(1, length):
+        for position in range(first.shape[1], length):
             output = model(ids.to(model.device), past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             probabilities = output.logits[:, -1].float().softmax(-1).cpu()

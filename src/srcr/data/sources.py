@@ -1,22 +1,27 @@
 """A source of text becomes token ids [n, len].
 
-Sources: ``bundled``, ``self`` (the model writes its own text), a ``.txt``, ``.jsonl`` (field ``text``) or
-``.parquet`` (column ``text``) file, a ``.safetensors`` file with an int64 tensor ``input_ids`` [n, len],
-``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``, a dataset of the Hugging Face hub (or a local folder); and in memory a
-list of strings, a ``datasets.Dataset`` with a column ``text``, or token ids int64 [n, len].
+Sources: ``bundled``, ``self`` (the model writes its own text), a ``.txt``, ``.jsonl`` or ``.parquet`` file
+(a row is a ``text`` or a chat), a ``.safetensors`` file with an int64 tensor ``input_ids`` [n, len] and,
+where rows are padded, an ``attention_mask``, ``hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]``, a dataset of the Hugging
+Face hub (or a local folder); and in memory a list of strings, a ``datasets.Dataset``, or rows of token ids.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
+from srcr.data.chat import Document
 from srcr.data.documents import dataset_documents, list_documents, read_documents
+from srcr.data.packing import SpecialTokens, cut_rows, tokenize
+from srcr.data.padding import FEWEST_TOKENS
 from srcr.data.sampling import OnProgress, no_progress, sample
+from srcr.data.token_ids import (
+    check_tokens,
+    check_vocabulary,
+    holds_ids,
+    read_rows,
+    with_prefix,
+)
 from srcr.data.tokens import LanguageModel, Tokens, context_length, seed_stream
 from srcr.errors import InputError
 
@@ -33,7 +38,7 @@ Source = Any
 @dataclass(frozen=True)
 class Calibration:
     """Where calibration data comes from. ``source``: a name, or texts or token ids in memory (see
-    :mod:`srcr.data.sources`); ``samples`` None: 128 (or all of fewer token ids).
+    :mod:`srcr.data.sources`); ``samples`` None: 128, or all where there are fewer.
 
     >>> Calibration("wiki.txt", samples=64).seq_len
     512
@@ -66,7 +71,7 @@ class EvaluationText:
 
 @dataclass(frozen=True)
 class TextRequest:
-    """``samples`` sequences (None: ``default_samples``, or all of fewer token ids) of at most ``seq_len``
+    """``samples`` sequences (None: ``default_samples``, or all where there are fewer) of at most ``seq_len``
     tokens from ``source``, for a ``purpose``."""
 
     source: Any
@@ -83,7 +88,7 @@ class TextRequest:
             return self.source
         if hasattr(self.source, "column_names"):
             return "a dataset in memory"
-        return "token ids in memory" if _is_ids(self.source) else "texts in memory"
+        return "token ids in memory" if holds_ids(self.source) else "texts in memory"
 
 
 def calibration_request(calibration: Calibration, seed: int) -> TextRequest:
@@ -120,124 +125,86 @@ def load_tokens(
         )
     limit = context_length(model.config)
     length = min(request.seq_len, limit) if limit else request.seq_len
-    samples = request.samples if request.samples is not None else request.default_samples
     if isinstance(request.source, str) and request.source == "self":
-        seed = seed_stream(request.seed, request.purpose)
-        ids = sample(model.loaded(), samples, length, seed, on_progress)
-    elif _is_ids(request.source) or _is_tensor_file(request.source):
-        ids = _rows(request, length)
+        tokens = _write(request, model, length, on_progress)
+    elif holds_ids(request.source):
+        rows = read_rows(request.source, request.name, request.samples, request.default_samples)
+        tokens = rows.crop(length)
     else:
-        ids = _tokenize(request, model.tokenizer, samples, length)
-    _check_vocabulary(ids, model.vocabulary, request.name)
-    return Tokens.of(ids, request.name)
+        return _pack(request, model, length)
+    check_vocabulary(tokens, model.vocabulary)
+    return with_prefix(tokens, model.config)
 
 
-def check_tokens(tokens: Tokens, model: LanguageModel) -> Tokens:
-    """The same token ids, which the model can be given.
-
-    Raises:
-        InputError: they are not int64 [n, len], too few, longer than the model's context, or outside its
-            vocabulary.
-    """
-    _check_shape(tokens.input_ids, tokens.source)
-    _check_vocabulary(tokens.input_ids, model.vocabulary, tokens.source)
-    limit, length = context_length(model.config), tokens.input_ids.shape[1]
-    if limit is not None and length > limit:
-        raise InputError(
-            f"{tokens.source}: rows of {length} tokens are longer than the model's context of {limit}"
-        )
-    return tokens
-
-
-def _check_shape(ids: Tensor, name: str) -> None:
-    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
-        raise InputError(
-            f"{name}: input_ids must be int64 [n, len], got {ids.dtype} {list(ids.shape)}"
-        )
-    if ids.shape[0] == 0 or ids.shape[1] < 2:
-        raise InputError(f"{name}: input_ids {list(ids.shape)} holds too little to predict")
-
-
-def _check_vocabulary(ids: Tensor, vocabulary: int, name: str) -> None:
-    lowest, highest = int(ids.min()), int(ids.max())
-    if lowest < 0 or highest >= vocabulary:
-        wrong = lowest if lowest < 0 else highest
-        raise InputError(
-            f"{name} holds the token id {wrong}, outside the model's vocabulary of {vocabulary}: "
-            "was it tokenized for another model?"
-        )
-
-
-def _is_tensor_file(source: Any) -> bool:
-    return isinstance(source, str) and source.endswith(".safetensors")
-
-
-def _is_ids(source: Any) -> bool:
-    """Whether a source in memory is token ids: a tensor, or lists of integers."""
-    if isinstance(source, Tensor):
-        return True
-    rows = source if isinstance(source, list | tuple) else []
-    return len(rows) > 0 and isinstance(rows[0], list | tuple)
-
-
-def _rows(request: TextRequest, length: int) -> Tensor:
-    """Rows of token ids, cropped to ``length``."""
-    name, samples = request.name, request.samples
-    ids = _read_ids(Path(request.source)) if isinstance(request.source, str) else request.source
+def _write(
+    request: TextRequest, model: LanguageModel, length: int, on_progress: OnProgress
+) -> Tokens:
+    """What the model writes itself, from what its tokenizer puts before a text."""
     try:
-        ids = torch.as_tensor(ids)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: input_ids must be int64 [n, len]: {error}") from None
-    _check_shape(ids, name)
-    if samples is not None and ids.shape[0] < samples:
-        raise InputError(
-            f"{name} has {ids.shape[0]} sequences, {samples} were asked for: use --samples "
-            f"{ids.shape[0]} or a longer file"
-        )
-    rows: Tensor = ids.cpu()[: samples or request.default_samples, :length]
-    return rows.to(torch.int64)
+        special = SpecialTokens() if model.tokenizer is None else SpecialTokens.of(model.tokenizer)
+    except InputError:  # of a tokenizer that cannot be loaded nothing else is needed here
+        special = SpecialTokens()
+    prefix = special.prefix
+    if len(prefix) >= length or max(prefix, default=0) >= model.vocabulary:
+        prefix = ()
+    seed = seed_stream(request.seed, request.purpose)
+    samples = request.default_samples if request.samples is None else request.samples
+    ids = sample(model.loaded(), samples, length, seed, on_progress, prefix)
+    return Tokens.of(ids, request.name, prefix=prefix)
 
 
-def _read_ids(path: Path) -> Any:
-    """The tensor ``input_ids`` of a file."""
-    if not path.is_file():
-        raise InputError(f"text file {path} does not exist")
-    try:
-        with safe_open(path, framework="pt") as stream:
-            names = list(stream.keys())
-            if "input_ids" not in names:
-                raise InputError(
-                    f"{path} has no tensor 'input_ids', only {', '.join(names) or 'none'}"
-                )
-            return stream.get_tensor("input_ids")
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a valid safetensors file: {error}") from None
-
-
-def _tokenize(request: TextRequest, tokenizer: Any | None, samples: int, length: int) -> Tensor:
-    """Documents tokenized in their order (each with the special tokens its tokenizer adds) and cut into
-    rows [samples, length]; reading stops when there are enough."""
+def _pack(request: TextRequest, model: LanguageModel, length: int) -> Tokens:
+    """Documents in their order, in rows that each begin with what the tokenizer puts before a text; reading
+    stops when there are enough."""
+    tokenizer, name = model.tokenizer, request.name
     if tokenizer is None:
         raise InputError(
-            f"text source {request.name!r} is text, but the model has no tokenizer: use 'self' or a "
+            f"text source {name!r} is text, but the model has no tokenizer: use 'self' or a "
             ".safetensors file of input_ids"
         )
-    stream: list[int] = []
-    for text in _documents(request):
-        stream.extend(tokenizer(text, verbose=False)["input_ids"])
-        if len(stream) >= samples * length:
-            break
-    full = len(stream) // length
-    if full < samples:
-        remedy = f"use --samples {full}, a shorter --seq-len" if full else "use a shorter --seq-len"
+    special = SpecialTokens.of(tokenizer)
+    samples = request.default_samples if request.samples is None else request.samples
+    stream = tokenize(_documents(request), tokenizer, special, samples * length)
+    rows = cut_rows(stream.ids, special.prefix, length)
+    full = [row for row in rows if len(row) == length][:samples]
+    if request.samples is not None and len(full) < samples:
+        count = len(full)
+        remedy = (
+            f"use --samples {count}, a shorter --seq-len" if full else "use a shorter --seq-len"
+        )
         raise InputError(
-            f"{request.name} gives {len(stream)} tokens, enough for {full} sequences of {length}; {samples} "
+            f"{name} gives {len(stream.ids)} tokens, enough for {count} sequences of {length}; {samples} "
             f"were asked for: {remedy} or more text"
         )
-    return torch.tensor(stream[: samples * length], dtype=torch.long).view(samples, length)
+    rows = full or rows
+    if not rows or len(rows[0]) < FEWEST_TOKENS:
+        raise InputError(
+            f"{name} gives {len(stream.ids)} tokens, too little to predict: use more text"
+        )
+    tokens = Tokens.of(rows, name, prefix=special.prefix)
+    check_vocabulary(tokens, model.vocabulary)
+    return replace(tokens, notes=_notes(request, tokens, stream.joined))
 
 
-def _documents(request: TextRequest) -> Iterable[str]:
+def _notes(request: TextRequest, tokens: Tokens, joined: bool) -> tuple[str, ...]:
+    """What people should know of packed text."""
+    notes = []
+    count, length = tokens.input_ids.shape
+    if request.samples is None and count < request.default_samples:
+        sequences = "sequence" if count == 1 else "sequences"
+        notes.append(
+            f"{request.name} gives {count} {sequences} of {length} tokens, fewer than the "
+            f"{request.default_samples} taken by default"
+        )
+    if joined:
+        notes.append(
+            f"{request.name} holds chats, and the tokenizer has no chat template: their messages were "
+            "joined by blank lines"
+        )
+    return tuple(notes)
+
+
+def _documents(request: TextRequest) -> Iterable[Document]:
     source = request.source
     if isinstance(source, str):
         return read_documents(source, request.seed, request.purpose)

@@ -4,14 +4,13 @@ No two parts share a sequence, whatever the source holds: what repeats is droppe
 part's own sequences, and items of tasks are split in two halves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice, zip_longest
 from random import Random
-from typing import Literal
+from typing import Literal, TypeVar
 
-import torch
-
+from srcr.data.packing import cut_rows
 from srcr.data.tokens import Tokens
 from srcr.errors import InputError
 
@@ -24,6 +23,7 @@ CALIBRATION_SHARE = 0.4
 #: Fewer sequences than this make no interval.
 FEWEST = 2
 
+Key = TypeVar("Key", bound=Hashable)
 #: The half of a task's items that a search chooses by, or that it is measured on.
 ItemPart = Literal["choice", "test"]
 
@@ -55,35 +55,34 @@ def split_tokens(tokens: Tokens, calibration: int, search: int) -> Splits:
     Raises:
         InputError: there are too few different sequences.
     """
-    ids = tokens.input_ids
+    keys = tokens.row_keys()
     sizes = [search, CHOICE, TEST]
-    if len(ids) < calibration + sum(sizes):
-        calibration = min(calibration, int(CALIBRATION_SHARE * len(ids)))
-    first, rest = ids[:calibration], _new_rows(ids[calibration:], ids[:calibration])
+    if len(keys) < calibration + sum(sizes):
+        calibration = min(calibration, int(CALIBRATION_SHARE * len(keys)))
+    rest = [calibration + i for i in _new_keys(keys[calibration:], keys[:calibration])]
     if len(rest) < sum(sizes):
         sizes = [len(rest) // 3] * 3
     if calibration < 1 or min(sizes) < FEWEST:
         raise InputError(
-            f"{tokens.source} has {len(ids)} sequences, {calibration + len(rest)} of them different: a "
+            f"{tokens.source} has {len(keys)} sequences, {calibration + len(rest)} of them different: a "
             "search calibrates, searches, chooses and measures on different ones, and needs at least 9"
         )
-    parts = [Tokens.of(first, tokens.source)]
-    for rows in torch.split(rest[: sum(sizes)], sizes):
-        parts.append(Tokens.of(rows, tokens.source))
-    check_disjoint(parts)
-    return Splits(*parts)
+    remaining = iter(rest)
+    parts = [range(calibration), *(list(islice(remaining, size)) for size in sizes)]
+    splits = Splits(*(tokens.select(rows) for rows in parts))
+    check_disjoint(splits.parts())
+    return splits
 
 
-def _new_rows(ids: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """The rows of ``ids`` [n, len] that are in neither ``before`` nor the rows above them."""
-    seen = {row.numpy().tobytes() for row in before}
+def _new_keys(keys: Sequence[Key], before: Iterable[Key]) -> list[int]:
+    """The numbers of the ``keys`` that are neither in ``before`` nor among the keys above them."""
+    seen = set(before)
     numbers = []
-    for number, row in enumerate(ids):
-        key = row.numpy().tobytes()
+    for number, key in enumerate(keys):
         if key not in seen:
             numbers.append(number)
             seen.add(key)
-    return ids[numbers]
+    return numbers
 
 
 def check_disjoint(parts: Sequence[Tokens]) -> None:
@@ -101,26 +100,33 @@ def check_disjoint(parts: Sequence[Tokens]) -> None:
 
 
 def prompts_of(tokens: Tokens, n: int, length: int, excluded: Tokens | None = None) -> Tokens:
-    """At most ``n`` different prompts of ``length`` tokens, pieces of the sequences of ``tokens``, none of
-    them among the ``excluded``: first the beginnings of all sequences, then what follows them.
+    """At most ``n`` different prompts of ``length`` tokens, pieces of the sequences of ``tokens`` that begin
+    with their prefix, and none of them among the ``excluded``: first the beginnings of all sequences, then
+    what follows them.
 
     Raises:
         InputError: the sequences are shorter than a prompt, or there are fewer than two such prompts.
     """
-    rows, available = tokens.input_ids.shape
+    available = tokens.input_ids.shape[1]
     if available < length:
         raise InputError(
             f"prompts of {length} tokens do not fit into sequences of {available}: use a longer --seq-len"
         )
-    pieces = tokens.input_ids[:, : available // length * length].view(rows, -1, length)
-    before = pieces[:0, 0] if excluded is None else excluded.input_ids
-    prompts = _new_rows(pieces.transpose(0, 1).reshape(-1, length), before)[:n]
+    rows = [cut_rows(row.tolist(), tokens.prefix, length) for row in tokens.rows()]
+    pieces = [
+        tuple(piece)
+        for following in zip_longest(*rows, fillvalue=())
+        for piece in following
+        if len(piece) == length
+    ]
+    before = [] if excluded is None else [tuple(row) for row in excluded.input_ids.tolist()]
+    prompts = [pieces[number] for number in _new_keys(pieces, before)[:n]]
     if len(prompts) < FEWEST:
         raise InputError(
             f"{tokens.source} gives fewer than {FEWEST} different prompts of {length} tokens: use more or "
             "longer samples"
         )
-    return Tokens.of(prompts, tokens.source)
+    return Tokens.of(prompts, tokens.source, prefix=tokens.prefix)
 
 
 def item_indices(count: int, part: ItemPart | None, seed: int, name: str) -> list[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from srcr.data.tokens import Tokens
 from srcr.environment import (
     available_memory,
     format_megabytes,
@@ -83,9 +84,10 @@ class MemoryEstimate:
         return block + passes * self.forward + between
 
 
-def token_batches(input_ids: Tensor) -> tuple[Tensor, ...]:
-    """Token ids [n, len] in batches of at most :data:`BATCH_TOKENS` tokens, or of a sequence."""
-    return torch.split(input_ids, max(1, BATCH_TOKENS // input_ids.shape[1]))
+def token_batches(tokens: Tokens) -> tuple[Tensor, ...]:
+    """Token ids [n, len] without padding in batches of at most :data:`BATCH_TOKENS` tokens, or of a sequence;
+    as :meth:`srcr.data.tokens.Tokens.batches` sorts them."""
+    return tuple(batch.input_ids for batch in tokens.batches(BATCH_TOKENS))
 
 
 def estimate_memory(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from srcr.data.tokens import Batch, Tokens
 from srcr.errors import NumericalError
 from srcr.metrics.intervals import ratio_interval
 from srcr.metrics.quantiles import Quantiles
@@ -49,9 +50,13 @@ class DivergenceAccumulator:
         parts = (kl, best[0] == best[1], right[0] != right[1], *losses, torch.ones_like(kl))
         self.sums.append(torch.stack([p.sum(-1, dtype=torch.float64) for p in parts]).cpu())
 
-    def result(self) -> Divergence:
-        """The figures over everything added."""
-        kl, agree, flips, base_loss, loss, tokens = torch.cat(self.sums, dim=1).numpy()
+    def result(self, rows: Tensor | None = None) -> Divergence:
+        """The figures over everything added. ``rows`` [n]: the number of each document, in the order added
+        (None: as they came); intervals draw documents by it."""
+        sums = torch.cat(self.sums, dim=1)
+        if rows is not None:
+            sums = sums[:, rows.argsort()]
+        kl, agree, flips, base_loss, loss, tokens = sums.numpy()
         mean_kl, difference = ratio_interval(kl, tokens), ratio_interval(loss - base_loss, tokens)
         return Divergence(
             kl=KlEstimate(mean_kl.value, mean_kl.ci95, *self.kl.percentiles(PERCENTS)),
@@ -72,28 +77,30 @@ class DivergenceAccumulator:
 def measure_divergence(
     base: Any,
     models: Sequence[Any],
-    input_ids: Tensor,
+    tokens: Tokens,
     on_pass: Callable[[int], None] = lambda model: None,
 ) -> list[Divergence]:
-    """The divergence of each of ``models`` from ``base`` on ``input_ids`` [n, len], batch by batch: the
-    base's logits of a batch serve every model. ``on_pass`` is told after each model's pass over a batch which
-    it was: 0 the base, 1 the first of ``models``."""
+    """The divergence of each of ``models`` from ``base`` on ``tokens``, batch by batch: the base's logits of
+    a batch serve every model. Neither padding nor a row's first token, which nothing predicts, counts.
+    ``on_pass`` is told after each model's pass over a batch which it was: 0 the base, 1 the first of
+    ``models``."""
     accumulators = [DivergenceAccumulator() for _ in models]
-    for ids in evaluation_batches(base, input_ids):
-        ids = ids.to(base.device)
+    batches = evaluation_batches(base, tokens)
+    for batch in batches:
+        ids = batch.input_ids.to(base.device)
         expected = base(ids, use_cache=False).logits
         on_pass(0)
         for number, (accumulator, model) in enumerate(zip(accumulators, models, strict=True), 1):
             accumulator.add(expected, model(ids, use_cache=False).logits, ids)
             on_pass(number)
-    return [accumulator.result() for accumulator in accumulators]
+    rows = torch.cat([batch.rows for batch in batches])
+    return [accumulator.result(rows) for accumulator in accumulators]
 
 
-def evaluation_batches(model: Any, input_ids: Tensor) -> tuple[Tensor, ...]:
-    """Token ids [n, len] in batches of which a model's logits fit into memory."""
+def evaluation_batches(model: Any, tokens: Tokens) -> tuple[Batch, ...]:
+    """The rows in batches of which a model's logits fit into memory."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    size = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary) // input_ids.shape[1]
-    return torch.split(input_ids, max(1, size))
+    return tokens.batches(min(BATCH_TOKENS, BATCH_LOGITS // vocabulary))
 
 
 def _exp(loss: float) -> float:

@@ -73,8 +73,8 @@ def load_prompts(
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tokens:
-    """The prompts of ``spec`` [n, prompt_len], from ``source`` where it names none; all rows of token ids
-    that are fewer.
+    """The prompts of ``spec`` [n, prompt_len], from ``source`` where it names none: the first tokens of its
+    rows, of those that are as long; fewer where there are fewer.
 
     Raises:
         InputError: the source cannot be used, or its rows are too few or too short.
@@ -84,15 +84,18 @@ def load_prompts(
         seed,
     )  # fmt: skip
     tokens = load_tokens(request, model, on_progress)
-    n, length = tokens.input_ids.shape
-    if length < spec.prompt_len:
+    long = (tokens.row_lengths >= spec.prompt_len).nonzero()[:, 0].tolist()
+    length = tokens.input_ids.shape[1]
+    if not long:
         raise InputError(
             f"prompts of {spec.prompt_len} tokens were asked for, {tokens.source} and the model's context "
             f"allow {length}: set prompt_len to {length}, or give longer rows"
         )
-    if n < 2:
-        raise InputError(f"{tokens.source} has one row: at least 2 prompts are needed")
-    return tokens
+    if len(long) < 2:
+        raise InputError(
+            f"{tokens.source} has one row of {spec.prompt_len} tokens: at least 2 prompts are needed"
+        )
+    return tokens.select(long[: spec.n]).crop(spec.prompt_len)
 
 
 def prepare(

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srcr.data.sources import Calibration, Source, calibration_request, check_tokens, load_tokens
+from srcr.data.sources import Calibration, Source, calibration_request, load_tokens
+from srcr.data.token_ids import check_tokens
 from srcr.data.tokens import Tokens
 from srcr.engine.memory import MemoryPolicy, choose_policy, estimate_memory, token_batches
 from srcr.environment import (
@@ -109,7 +110,7 @@ def compress(
         if not options.quiet:
             console().print(f"already done: {output.folder}")
         return record
-    batches = token_batches(work.tokens.input_ids)
+    batches = token_batches(work.tokens)
     dense_batches = _dense_batches(work, batches)
     policy = _choose_policy(work, batches, dense_batches, output)
     folder = work.opened.folder
@@ -151,15 +152,14 @@ def _prepare(
     blocks = opened.blockwise.on(device)
     base_sha256 = _hash_weights(opened, options)
     if isinstance(calibration, Tokens):
-        check_tokens(calibration, opened)
+        tokens = check_tokens(calibration, opened)
     else:
         calibration = Calibration.of(calibration)
         if budget is not None and writes_itself(calibration):
             _check_whole(opened, budget, device)
-        calibration = _calibrate(calibration, opened, plan.seed, device, options)
-    return _Work(
-        opened, blocks, base_sha256, plan, fmt, contents, calibration, notes, options, started
-    )
+        tokens = _calibrate(calibration, opened, plan.seed, device, options)
+    notes = (*notes, *tokens.notes)
+    return _Work(opened, blocks, base_sha256, plan, fmt, contents, tokens, notes, options, started)
 
 
 def _pick_format(name: str | None, contents: Contents) -> tuple[Format, str | None]:
@@ -221,8 +221,9 @@ def _calibrate(
             TextModel(opened, device.type),
             lambda done, total: bar.reach(done / total, f"{request.name}: {done} tokens"),
         )
-        n, length = tokens.input_ids.shape
-        bar.reach(1, f"{request.name}: {n} x {length} tokens")
+        bar.reach(1, f"{request.name}: {tokens.record(rows=False).size}")
+    for note in tokens.notes:
+        say(note, options.quiet)
     return tokens
 
 

@@ -13,10 +13,10 @@ from srcr.data.sources import (
     EvaluationText,
     Source,
     TextRequest,
-    check_tokens,
     evaluation_request,
     load_tokens,
 )
+from srcr.data.token_ids import check_tokens
 from srcr.data.tokens import Tokens
 from srcr.environment import select_device, versions
 from srcr.errors import InputError
@@ -36,7 +36,7 @@ from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.pipelines.candidates import Candidate, open_candidates
 from srcr.pipelines.opening import TextModel, open_with_bar
 from srcr.pipelines.options import RunOptions
-from srcr.pipelines.progress import console, stage
+from srcr.pipelines.progress import console, say, stage
 from srcr.records.card import labels
 from srcr.records.evaluation import Divergence, Evaluation, Semantic
 from srcr.records.run import INCLUDES
@@ -156,7 +156,10 @@ def _text(text: EvaluationText | Tokens, comparison: _Comparison) -> Tokens:
     else:
         tokens = _load_text(evaluation_request(text, comparison.seed), comparison)
     if tokens.input_ids.shape[0] < 2:
-        raise InputError("one sequence gives no interval: evaluate on at least 2 (--samples)")
+        raise InputError(
+            f"{tokens.source}: one sequence gives no interval; evaluate on at least 2 (more --samples, more "
+            "text, or a shorter --seq-len)"
+        )
     return tokens
 
 
@@ -168,8 +171,9 @@ def _load_text(request: TextRequest, comparison: _Comparison) -> Tokens:
             model,
             lambda done, total: bar.reach(done / total, f"{request.name}: {done} tokens"),
         )
-        n, length = tokens.input_ids.shape
-        bar.reach(1, f"{request.name}: {n} x {length} tokens")
+        bar.reach(1, f"{request.name}: {tokens.record(rows=False).size}")
+    for note in tokens.notes:
+        say(note, comparison.options.quiet)
     return tokens
 
 
@@ -184,12 +188,12 @@ def _warn_of_calibration(tokens: Tokens, candidates: Sequence[Candidate]) -> Non
 def _divergences(tokens: Tokens, comparison: _Comparison) -> list[Divergence]:
     """All models over the text, batch by batch."""
     names = ["base", *comparison.labels]
-    batches = evaluation_batches(comparison.base, tokens.input_ids)
+    batches = evaluation_batches(comparison.base, tokens)
     with stage("evaluate", len(batches) * len(names), comparison.options.quiet) as bar:
         return measure_divergence(
             comparison.base,
             comparison.models,
-            tokens.input_ids,
+            tokens,
             lambda model: bar.note(names[model], advance=1),
         )
 
@@ -235,6 +239,8 @@ def _semantics(spec: SemanticSpec, source: Any, comparison: _Comparison) -> list
 
         model = TextModel(opened, base.device.type, base)
         prompts = load_prompts(spec, source, model, comparison.seed, watch(0, "prompts"))
+        for note in prompts.notes:
+            say(note, quiet)
         expected = prepare(base, opened.tokenizer, prompts, spec, watch(1, "base"))
         results = []
         for i, (label, candidate) in enumerate(

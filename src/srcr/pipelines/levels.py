@@ -78,6 +78,8 @@ def open_context(
         )  # fmt: skip
         bar.reach(1, f"{source}: {len(splits.calibration.input_ids)} sequences to calibrate, "
                   f"{len(splits.search.input_ids)} to search, to choose and to measure")  # fmt: skip
+    for note in splits.calibration.notes:
+        say(note, options.quiet)
     return SearchContext(opened, blocks, splits, seed, base), policy
 
 
@@ -93,7 +95,8 @@ def _choose_memory(
     # What is out of range is refused with the text; here it must only be no less than a token.
     length = max(1, min(calibration.seq_len, context_length(opened.config) or calibration.seq_len))
     samples = max(1, calibration.samples or CALIBRATION_SAMPLES)
-    batches = token_batches(torch.empty(samples, length, dtype=torch.int64, device="meta"))
+    text = torch.empty(samples, length, dtype=torch.int64, device="meta")
+    batches = torch.split(text, max(1, BATCH_TOKENS // length))
     running = opened.blockwise.on(device).running
     compressing = estimate_memory(opened.topology, batches, len(batches), running)
     least = min(compressing.of(policy) for policy in (MemoryPolicy(), MemoryPolicy(0, Path())))
@@ -133,7 +136,7 @@ def fill_database(
     if not options.quiet:
         console().print(f"level database: {size}, about {needed / 1e6:.1f} MB in {folder}")
     database = LevelDatabase(folder, database_context(space, context))
-    batches = token_batches(context.splits.calibration.input_ids)
+    batches = token_batches(context.splits.calibration)
     need = estimate_memory(context.topology, batches, 0, context.blocks.running)
     budget = None if options.memory is None else parse_size(options.memory)
     policy, note = choose_policy(need, budget, context.blocks.device, folder)
@@ -158,7 +161,7 @@ def open_evaluator(
 ) -> Evaluator:
     """Who measures candidates: this process, or the workers of a cluster."""
     inputs = EvaluatorInputs(
-        database.folder, database.context, context.splits.search.input_ids, context.device, spec
+        database.folder, database.context, context.splits.search, context.device, spec
     )
     if ray is None:
         return LocalEvaluator(inputs.candidates(context.opened))

@@ -11,6 +11,7 @@ from srcr.data.sources import (
     load_tokens,
 )
 from srcr.data.splits import CHOICE, TEST, Splits, search_sequences, split_tokens
+from srcr.data.token_ids import holds_ids
 from srcr.data.tokens import LanguageModel
 from srcr.errors import InputError
 from srcr.models.blockwise import BlockwiseModel
@@ -63,9 +64,16 @@ def load_splits(
     if first < 1:
         raise InputError(f"samples {first} must be at least 1")
     search = search_sequences(parameters)
+    others = search + CHOICE + TEST
     request = replace(
-        calibration_request(calibration, seed),
-        samples=None,
-        default_samples=first + search + CHOICE + TEST,
+        calibration_request(calibration, seed), samples=None, default_samples=first + others
     )
-    return split_tokens(load_tokens(request, model, on_progress), first, search)
+    tokens = load_tokens(request, model, on_progress)
+    n = len(tokens.input_ids)
+    if calibration.samples is not None and n < first + others and not holds_ids(calibration.source):
+        remedy = f"use --samples {n - others}" if n > others else "leave --samples out"
+        raise InputError(
+            f"{request.name} gives {n} sequences; {first} to calibrate on were asked for, and {others} more "
+            f"are to search, choose and measure on: {remedy}, a shorter --seq-len or more text"
+        )
+    return split_tokens(tokens, first, search)

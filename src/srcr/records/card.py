@@ -57,7 +57,7 @@ stored in {rates.bits:g} bits on average ({" + ".join(methods) or "nothing"}, {p
 | weight files on disk | {format_bytes(rates.stored_bytes)} (base {format_bytes(rates.base_bytes)}) |
 | weights in memory ({rates.engine}) | {format_bytes(rates.loaded_bytes)} |
 | entropy of the codes, the bound that storage can reach | {entropy} bits a weight |
-| calibration | {text.source}, {text.samples} x {text.seq_len} tokens |
+| calibration | {text.source}, {text.size} |
 | time, peak memory | {record.seconds:.1f} s, {format_bytes(record.peak_memory_bytes)} |
 
 TCr counts neither scales nor embeddings; the byte counts include everything. `plan.yaml` holds the plan and
@@ -104,7 +104,7 @@ def _evaluation_part(evaluation: Evaluation) -> str:
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     text = evaluation.text
-    source = f"Text: {text.source}, {text.samples} x {text.seq_len} tokens. " if text else ""
+    source = f"Text: {text.source}, {text.size}. " if text else ""
     return f"{table}\n\n{source}Made with: `{evaluation.command or 'srcr.evaluate(...)'}`"
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from srcr.data.tokens import Tokens
 from srcr.models.blockwise import copy_on
 from srcr.models.checkpoint import OpenModel
 from srcr.planning.candidates import CandidateModel, Candidates
@@ -18,12 +18,12 @@ from srcr.records.search import Measurement
 
 @dataclass(frozen=True, eq=False)
 class EvaluatorInputs:
-    """What measuring takes besides the base: the level database (its folder and context), the search text as
-    token ids [n, len], a device, and how it is done."""
+    """What measuring takes besides the base: the level database (its folder and context), the search text, a
+    device, and how it is done."""
 
     database: Path
     context: str
-    input_ids: Tensor
+    tokens: Tokens
     device: str
     spec: MeasurementSpec = field(default_factory=MeasurementSpec)
 
@@ -32,8 +32,10 @@ class EvaluatorInputs:
         base = opened.loaded(torch.float32)
         weights = CachedWeights(LevelDatabase(self.database, self.context), self.spec.cache_bytes)
         model = CandidateModel(copy_on(base, self.device), opened.topology, weights)
-        size = -(-len(self.input_ids) // self.spec.batches)
-        return Candidates(model, torch.split(self.input_ids, size), self.spec)
+        n, longest = self.tokens.input_ids.shape
+        size = -(-n // self.spec.batches)
+        batches = [batch.input_ids for batch in self.tokens.batches(size * longest)]
+        return Candidates(model, batches, self.spec)
 
 
 class LocalEvaluator:
