@@ -15,7 +15,7 @@ from srcr.engine.activations import HiddenStates
 from srcr.errors import SrcrError
 from srcr.models.blockwise import Arguments
 from srcr.models.matrices import MatrixRef, read_matrix, replace_matrix
-from srcr.models.topology import Block
+from srcr.models.topology import Block, hidden_states
 
 
 class _Coroutine(greenlet):  # type: ignore[misc]
@@ -99,10 +99,9 @@ class ForwardPass:
         self._coroutine = self._x = self._result = None
         while not coroutine.dead:
             result = coroutine.switch()
-        if isinstance(result, tuple):
-            result = result[0]
-        assert isinstance(result, Tensor)
-        return result
+        states = hidden_states(result)
+        assert isinstance(states, Tensor)
+        return states
 
     def _advance(self) -> None:
         """Run on to the next group, or to the end."""

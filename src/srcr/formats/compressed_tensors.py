@@ -42,6 +42,11 @@ def check(contents: Contents) -> None:
         InputError: nothing is quantized; transposed linears (GPT-2); asymmetric with mixed settings.
     """
     topology, schemes = contents.topology, set(contents.schemes.values())
+    if topology.needs_weights:
+        raise InputError(
+            "compressed-tensors cannot hold this architecture: transformers initialises its linear layers "
+            "while it loads them, and packed codes have no weight for that: use --format dense"
+        )
     if not schemes:
         raise InputError(
             "compressed-tensors holds quantized weights and this plan quantizes none (bits 16): use "
@@ -138,14 +143,16 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def quantization_config(contents: Contents) -> dict[str, Any]:
-    """The ``quantization_config`` of config.json: a config group for each scheme; linears that are not
-    quantized and the output head are ignored by name."""
+    """The ``quantization_config`` of config.json: a config group for each scheme; every linear that is not
+    quantized is ignored by name."""
     groups: dict[Scheme, list[str]] = {}
     for name, scheme in contents.schemes.items():
         groups.setdefault(scheme, []).append(name)
-    ignore = [name for name in contents.topology.linears() if name not in contents.schemes]
-    if contents.topology.head is not None:
-        ignore.append(contents.topology.head)
+    topology = contents.topology
+    ignore = [name for name in topology.linears() if name not in contents.schemes]
+    ignore += topology.untouched
+    if topology.head is not None:
+        ignore.append(topology.head)
     config: dict[str, Any] = {
         "quant_method": NAME,
         "format": PACKED,

@@ -24,7 +24,7 @@ from srcr.models.streaming import (
     filled,
     replaced_forward,
 )
-from srcr.models.topology import Topology
+from srcr.models.topology import Topology, hidden_states
 from srcr.models.validation import library_errors
 
 #: How far blocks run in their order may be from the model, on the same stand-ins.
@@ -190,7 +190,7 @@ class BlockwiseModel:
         seen: list[Tensor] = []
 
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            seen.append(output[0] if isinstance(output, tuple) else output)
+            seen.append(hidden_states(output))
 
         blocks = [self.model.get_submodule(block.name) for block in self.topology.blocks]
         handle = blocks[-1].register_forward_hook(hook)
@@ -203,7 +203,7 @@ class BlockwiseModel:
             hidden, arguments = self._embed(tokens)
             for block, (args, kwargs) in zip(blocks, arguments, strict=True):
                 output = block(hidden, *args, **kwargs)
-                hidden = output[0] if isinstance(output, tuple) else output
+                hidden = hidden_states(output)
         expected = seen[0].to(hidden).view_as(hidden)
         error = float((hidden - expected).norm() / expected.norm().clamp_min(1e-30))
         if bool(torch.isfinite(expected).all()) and not error < CHAIN_TOLERANCE:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from srcr.models.matrices import MatrixRef
 from srcr.models.stand_ins import stand_ins
 from srcr.models.streaming import device_of
-from srcr.models.topology import Block, Coupling, Kind, Port, Topology
+from srcr.models.topology import Block, Coupling, Kind, Port, Topology, hidden_states
 
 #: What a model is watched on: sequences of so many tokens.
 SEQUENCES, TOKENS = 2, 16
@@ -76,7 +76,7 @@ def _watch(model: Any, topology: Topology) -> _Watched:
             return watched.entered[name].clone(), *args[1:]
 
         def on_exit(_: nn.Module, __: Any, output: Any, name: str = block.name) -> None:
-            watched.blocks[name] = output[0] if isinstance(output, tuple) else output
+            watched.blocks[name] = hidden_states(output)
 
         module = model.get_submodule(block.name)
         handles += [

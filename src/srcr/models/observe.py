@@ -5,6 +5,7 @@ weights and whose members run in their order; linears that are handed the very s
 hence a Hessian.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from srcr.errors import InputError
 from srcr.models.matrices import MatrixRef
+from srcr.models.reloading import needs_weights
 from srcr.models.streaming import device_of
 from srcr.models.topology import Block, Coupling, LinearGroup, Topology
 from srcr.models.validation import library_errors
@@ -71,17 +73,20 @@ def observe(
     try:
         trace = _trace(model, linears, lists)
     except InputError:
-        _refuse_fused(model, "")  # stand-ins for a stack of matrices may not run
+        _refuse_stacks(_stacks(model, ""), _width(model))  # stand-ins for one may not run
         raise
     home = _home_of_blocks(model, linears, lists, trace)
-    blocks = []
+    blocks: list[Block] = []
+    untouched: list[str] = []
+    stacks: list[str] = []
     for i in range(len(lists[home])):
         block = f"{home}.{i}"
-        names = [n for n in linears if n.startswith(block + ".")]
-        _check_block(model, block, names, trace.calls)
+        untouched += _untouched(block, linears, trace)
+        stacks += _small_stacks(model, block)
         blocks.append(Block(block, _groups(block, trace.calls)))
-    inside = [n for n in linears if n.startswith(home + ".")]
+    inside = [name for block in blocks for name in block.linears()]
     head = output_head(model)
+    untouched += [n for n in linears if not n.startswith(home + ".") and n != head]
     embedding = model.get_input_embeddings().weight
     return Topology(
         blocks=tuple(blocks),
@@ -90,8 +95,10 @@ def observe(
         head=head,
         tied=head is not None and model.get_submodule(head).weight is embedding,
         others=_others(model, home, trace),
-        outside=tuple(n for n in linears if not n.startswith(home + ".") and n != head),
+        untouched=tuple(untouched),
+        stacks=tuple(stacks),
         returns=trace.returns[f"{home}.0"],
+        needs_weights=needs_weights(model, inside),
         find_couplings=find_couplings,
     )
 
@@ -136,7 +143,7 @@ def _trace(
             trace.steps.append(name)
             trace.returns[name] = (
                 tuple(isinstance(value, Tensor) for value in output[1:])
-                if isinstance(output, tuple)
+                if isinstance(output, tuple | list)
                 else None
             )
 
@@ -170,8 +177,8 @@ def _home_of_blocks(
         if all(f"{n}.{i}" in ran for i in range(len(m)))
     }  # fmt: skip
     if not sizes or max(sizes.values()) == 0:
-        fused = _fused(model, "")
-        what = f"; its weight {fused} is a stack of matrices" if fused else ""
+        stack = next(iter(_stacks(model, "").items()), None)
+        what = f"; its weight {stack[0]} {list(stack[1])} is a stack of matrices" if stack else ""
         raise InputError(
             f"{type(model).__name__} has no decoder blocks that srcr recognises: no list of modules "
             f"that hold linear layers and run one after the other{what}"
@@ -207,33 +214,57 @@ def _groups(block: str, calls: list[tuple[str, Tensor]]) -> tuple[LinearGroup, .
     return tuple(LinearGroup(tuple(names)) for names in groups.values())
 
 
-def _check_block(model: Any, block: str, names: list[str], calls: list[tuple[str, Tensor]]) -> None:
-    _refuse_fused(model.get_submodule(block), block)
-    count = {name: sum(1 for called, _ in calls if called == name) for name in names}
-    for name, times in count.items():
-        if times != 1:
-            how = "does not run" if times == 0 else f"runs {times} times"
+def _small_stacks(model: Any, block: str) -> list[str]:
+    """The stacks of matrices of a block, which are left as they are.
+
+    Raises:
+        InputError: one is made for hidden states, as experts are.
+    """
+    stacks = _stacks(model.get_submodule(block), block)
+    _refuse_stacks(stacks, _width(model))
+    return list(stacks)
+
+
+def _untouched(block: str, linears: Mapping[str, nn.Module], trace: _Trace) -> list[str]:
+    """The linears of a block that are left as they are: it uses their weights without calling them.
+
+    Raises:
+        InputError: a linear does not run, or more than once.
+    """
+    untouched = []
+    calls = Counter(name for name, _ in trace.calls)
+    for name in (name for name in linears if name.startswith(block + ".")):
+        if calls[name] == 0 and f"{name}.weight" in trace.used:
+            untouched.append(name)
+        elif calls[name] != 1:
+            how = "does not run" if calls[name] == 0 else f"runs {calls[name]} times"
             raise InputError(
-                f"{name} {how} in a forward pass (a mixture of experts, or shared layers): srcr "
-                "supports models whose linear layers each run once"
+                f"{name} {how} in a forward pass over text (a mixture of experts, shared layers, or a "
+                "decoder that needs an encoder): srcr supports models whose linear layers each run once"
+            )
+    return untouched
+
+
+def _width(model: Any) -> int:
+    """Numbers of a token's embedding."""
+    return int(model.get_input_embeddings().weight.shape[1])
+
+
+def _refuse_stacks(stacks: Mapping[str, torch.Size], width: int) -> None:
+    for name, shape in stacks.items():
+        if width in shape:
+            raise InputError(
+                f"{name} {list(shape)} is a stack of matrices (fused mixture-of-experts weights), which srcr "
+                "cannot compress: only models whose blocks are made of linear layers are supported"
             )
 
 
-def _refuse_fused(module: nn.Module, prefix: str) -> None:
-    fused = _fused(module, prefix)
-    if fused:
-        raise InputError(
-            f"{fused} is a stack of matrices (fused mixture-of-experts weights), which srcr cannot "
-            "compress: only models whose blocks are made of linear layers are supported"
-        )
-
-
-def _fused(module: nn.Module, prefix: str) -> str | None:
-    """A parameter that stacks several matrices, outside convolutions: its name and shape."""
-    for name, child in module.named_modules(prefix=prefix):
-        if type(child).__name__.startswith("Conv"):
-            continue
-        for key, parameter in child.named_parameters(recurse=False):
-            if parameter.ndim >= 3:
-                return f"{name}.{key} {list(parameter.shape)}"
-    return None
+def _stacks(module: nn.Module, prefix: str) -> dict[str, torch.Size]:
+    """The parameters that stack several matrices, outside convolutions, by name."""
+    return {
+        f"{name}.{key}": parameter.shape
+        for name, child in module.named_modules(prefix=prefix)
+        if not type(child).__name__.startswith("Conv")
+        for key, parameter in child.named_parameters(recurse=False)
+        if sum(size > 1 for size in parameter.shape) >= 3
+    }

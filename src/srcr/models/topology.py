@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from srcr.models.matrices import MatrixRef
 
@@ -72,13 +72,21 @@ class Block:
         return tuple(name for group in self.groups for name in group.names)
 
 
+def hidden_states(output: Any) -> Any:
+    """The hidden states among what a block returns: alone, or first of several."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
 @dataclass(frozen=True)
 class Topology:
     """``matrices`` says where the weight of each linear of the decoder blocks lies and ``shapes`` its
     (out_features, in_features), both by full module name; ``head`` is the output embedding, ``tied`` whether
     it shares its weight with the input embedding. ``others``: names of the tensors outside the blocks that a
-    forward pass uses; ``outside``: linears outside the blocks, the head left out; ``returns``: None where a
-    block returns its hidden states, else whether each further member of the tuple is a tensor."""
+    forward pass uses; ``untouched``: linears that are left as they are (outside the blocks, the head left
+    out, or used otherwise than by calling them), ``stacks``: parameters of several matrices that are, too;
+    ``returns``: None where a block returns
+    its hidden states, else whether each further member of the tuple is a tensor; ``needs_weights``: whether
+    transformers cannot load the linears from packed codes."""
 
     blocks: tuple[Block, ...]
     matrices: Mapping[str, MatrixRef]
@@ -86,8 +94,10 @@ class Topology:
     head: str | None
     tied: bool
     others: tuple[str, ...] = ()
-    outside: tuple[str, ...] = ()
+    untouched: tuple[str, ...] = ()
+    stacks: tuple[str, ...] = ()
     returns: tuple[bool, ...] | None = None
+    needs_weights: bool = False
     find_couplings: Callable[["Topology"], tuple[Coupling, ...]] = field(
         default=lambda _: (), repr=False, compare=False
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from srcr.errors import NumericalError
 from srcr.models.matrices import read_matrix, replace_matrix
 from srcr.models.streaming import replaced_forward
-from srcr.models.topology import LinearGroup, Topology
+from srcr.models.topology import LinearGroup, Topology, hidden_states
 from srcr.planning.space import Assignment, measurement
 from srcr.planning.specs import MeasurementSpec
 from srcr.plans.specs import CompressionLevel
@@ -93,7 +93,7 @@ class CandidateModel:
         seen: list[Tensor] = []
 
         def note(_: nn.Module, __: Any, output: Any) -> None:
-            seen.append(output[0] if isinstance(output, tuple) else output)
+            seen.append(hidden_states(output))
 
         with _removed([self._blocks()[-1].register_forward_hook(note)]):
             logits = self.logits(ids)
