@@ -1,5 +1,6 @@
 """Every source of calibration text, and what is wrong with it."""
 
+import copy
 import hashlib
 import json
 from dataclasses import replace
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
 
 from srcr.data.sampling import sample
 from srcr.data.sources import TextRequest, load_tokens
-from srcr.data.tokens import seed_stream
+from srcr.data.tokens import Tokens, seed_stream
 from srcr.errors import InputError
 from srcr.models.checkpoint import open_model
 from srcr.models.load import load_model, load_tokenizer
@@ -130,6 +132,49 @@ class TestSelf:
         ids = sample(model, 30, 3, seed=0)
         assert len(ids[:, 0].unique()) > 5
 
+    def test_it_begins_with_what_the_tokenizer_puts_before_a_text(self, tiny, stories):
+        tokenizer = copy.deepcopy(stories[1])
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="</s> <s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+        result = tokens(tiny, "self", tokenizer)
+        assert result.prefix == (2, 1)
+        assert result.input_ids[:, :2].tolist() == [[2, 1]] * 4
+        assert len(result.input_ids.unique(dim=0)) == 4
+
+    def test_a_tokenizer_that_adds_nothing_or_ids_of_another_model_changes_nothing(
+        self, tiny, stories
+    ):
+        expected = tokens(tiny, "self")
+        assert expected.prefix == (tiny.config.bos_token_id,)
+        for template, number in (("$A", 1), ("<s> $A", 96)):  # the vocabulary is of 96
+            tokenizer = copy.deepcopy(stories[1])
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+                single=template, special_tokens=[("<s>", number)]
+            )
+            assert tokens(tiny, "self", tokenizer).sha256 == expected.sha256
+
+    def test_a_tokenizer_that_cannot_be_loaded_is_not_needed(self, tiny, tmp_path):
+        class Broken:
+            """A model whose tokenizer cannot be loaded."""
+
+            config, vocabulary = tiny.config, 96
+
+            @property
+            def tokenizer(self):
+                raise InputError("no such tokenizer")
+
+            def loaded(self):
+                return tiny
+
+        ids = torch.randint(0, 96, (4, 8))
+        for source in ("self", ids, TestTensorFile().write(tmp_path, ids)):
+            source = str(source) if isinstance(source, Path) else source
+            request = TextRequest(source, None, 8, 4, "calibration", 0)
+            assert load_tokens(request, Broken()).input_ids.shape == (4, 8)
+        with pytest.raises(InputError, match="no such tokenizer"):
+            load_tokens(TextRequest("bundled", None, 8, 4, "calibration", 0), Broken())
+
     def test_nothing_is_longer_than_the_context(self, tiny):
         assert tokens(tiny, "self", samples=2, seq_len=512).input_ids.shape == (2, 64)
 
@@ -148,6 +193,49 @@ class TestTensorFile:
     def test_without_samples_all_rows_up_to_the_default(self, tiny, tmp_path):
         assert len(tokens(tiny, self.write(tmp_path, torch.zeros(3, 8).long())).input_ids) == 3
         assert len(tokens(tiny, self.write(tmp_path, torch.zeros(9, 8).long())).input_ids) == 4
+
+    @pytest.mark.parametrize("left", [True, False])
+    def test_padding_by_the_attention_mask_is_left_out(self, tiny, tmp_path, left):
+        rows = [torch.randint(2, 96, (n,)) for n in (5, 9, 20, 3)]
+        shape = len(rows), 24
+        ids, mask = torch.full(shape, 95), torch.zeros(shape, dtype=torch.int64)
+        for number, row in enumerate(rows):
+            place = slice(-len(row), None) if left else slice(len(row))
+            ids[number, place], mask[number, place] = row, 1
+        path = tmp_path / "ids.safetensors"
+        save_file({"input_ids": ids, "attention_mask": mask}, path)
+        result = tokens(tiny, path, samples=3)
+        assert [row.tolist() for row in result.rows()] == [row[:16].tolist() for row in rows[:3]]
+        assert result.record().size == "3 x up to 16 tokens"
+        assert result.notes == (
+            f"{path}: 38 tokens are padding by its attention_mask, and are left out",
+        )
+        in_memory = tokens(tiny, [row.tolist() for row in rows], samples=3)
+        assert in_memory.sha256 == result.sha256
+        assert in_memory.notes == ()
+
+    def test_a_mask_of_ones_changes_nothing(self, tiny, tmp_path):
+        ids = torch.randint(0, 96, (4, 12))
+        path = tmp_path / "ids.safetensors"
+        save_file({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, path)
+        result = tokens(tiny, path)
+        assert (result.lengths, result.notes) == (None, ())
+        assert result.sha256 == tokens(tiny, ids).sha256
+
+    def test_masks_that_cannot_be(self, tiny, tmp_path):
+        ids = torch.randint(0, 96, (4, 12))
+        path = tmp_path / "ids.safetensors"
+        for mask in (torch.ones(4, 11).long(), torch.ones(()).long(), torch.ones(4, 12)):
+            save_file({"input_ids": ids, "attention_mask": mask}, path)
+            with pytest.raises(InputError, match="attention_mask must be integers or booleans"):
+                tokens(tiny, path)
+
+    def test_the_prefix_is_bos_where_all_rows_begin_with_it(self, tiny, tmp_path):
+        ids = torch.randint(2, 96, (4, 12))
+        assert tokens(tiny, self.write(tmp_path, ids)).prefix == ()
+        ids[:, 0] = tiny.config.bos_token_id
+        assert tokens(tiny, self.write(tmp_path, ids)).prefix == (tiny.config.bos_token_id,)
+        assert tokens(tiny, Tokens.of(ids)).prefix == (tiny.config.bos_token_id,)
 
     def test_int32_is_read_as_int64(self, tiny, tmp_path):
         path = self.write(tmp_path, torch.ones(2, 8, dtype=torch.int32))
@@ -371,6 +459,30 @@ class TestText:
         with pytest.raises(InputError, match=r"gives \d+ tokens, enough for 0 sequences of 16; 4 "):
             tokens(model, path, tokenizer, samples=4)
 
+    def test_without_a_number_what_there_is_is_used_aloud(self, stories, tmp_path):
+        model, tokenizer = stories
+        path = tmp_path / "a.txt"
+        text = stories_text(1)[0]
+        path.write_text(text, encoding="utf-8")
+        n = (len(tokenizer(text)["input_ids"]) - 1) // 149
+        assert 1 < n < 4
+        result = tokens(model, path, tokenizer, seq_len=150)
+        assert result.input_ids.tolist() == packed(tokenizer, [text], n, 150)
+        assert result.notes == (
+            f"{path} gives {n} sequences of 150 tokens, fewer than the 4 taken by default",
+        )
+        assert tokens(model, path, tokenizer, seq_len=8).notes == ()
+
+    def test_less_than_a_row_is_one_that_is_shorter(self, stories):
+        model, tokenizer = stories
+        result = tokens(model, ["Once upon a time."], tokenizer, seq_len=60)
+        assert result.input_ids.tolist() == [tokenizer("Once upon a time.")["input_ids"]]
+        assert "gives 1 sequence of 6 tokens, fewer than the 4 taken" in result.notes[0]
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A")
+        with pytest.raises(InputError, match="gives 1 tokens, too little to predict: use more"):
+            tokens(model, ["a"], tokenizer, seq_len=60)
+
     @pytest.mark.parametrize("source", ["a.txt", "bundled", "hf:name"])
     def test_text_needs_a_tokenizer(self, tiny, source):
         with pytest.raises(InputError, match="is text, but the model has no tokenizer"):
@@ -381,6 +493,95 @@ class TestText:
         path.write_text(" ".join(stories_text()), encoding="utf-8")
         with pytest.raises(InputError, match=r"outside the model's vocabulary of 96"):
             tokens(tiny, path, stories[1])
+
+
+class TestChats:
+    """Chats of every kind of source are what the tokenizer's template makes of them."""
+
+    TEMPLATE = (
+        "{% for m in messages %}{{ bos_token }}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"
+    )
+
+    def chats(self):
+        return [
+            [{"role": "user", "content": text[:40]}, {"role": "assistant", "content": text[40:]}]
+            for text in stories_text()
+        ]
+
+    def templated(self, tokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = self.TEMPLATE
+        return tokenizer
+
+    def sources(self, folder, column):
+        """Each kind of source, with messages in a column."""
+        datasets = pytest.importorskip("datasets")
+        rows = [{"n": number, column: chat} for number, chat in enumerate(self.chats())]
+        (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        dataset = datasets.Dataset.from_list(rows)
+        dataset.to_parquet(folder / "a.parquet")
+        (folder / "data").mkdir()
+        (folder / "data/train.jsonl").write_text((folder / "a.jsonl").read_text())
+        return folder / "a.jsonl", folder / "a.parquet", dataset, f"hf:{folder / 'data'}"
+
+    @pytest.mark.parametrize("column", ["messages", "conversations"])
+    def test_the_template_makes_the_text(self, stories, tmp_path, column, monkeypatch):
+        sources = self.sources(tmp_path, column)
+        monkeypatch.setattr(pytest.importorskip("datasets").config, "HF_DATASETS_OFFLINE", True)
+        model, tokenizer = stories[0], self.templated(stories[1])
+        stream = [
+            i
+            for chat in self.chats()
+            for message in chat
+            for i in tokenizer(
+                f"<s>{message['role']}: {message['content']} ", add_special_tokens=False
+            )["input_ids"]
+        ]
+        for source in sources:
+            result = tokens(model, source, tokenizer, samples=3, seq_len=40)
+            assert result.notes == ()
+            assert bool((result.input_ids[:, 0] == 1).all())
+            assert result.input_ids[0].tolist() == stream[:40]  # the template's BOS, once
+
+    def test_a_column_that_is_named(self, stories, tmp_path, monkeypatch):
+        name = self.sources(tmp_path, "talk")[3]
+        monkeypatch.setattr(pytest.importorskip("datasets").config, "HF_DATASETS_OFFLINE", True)
+        model, tokenizer = stories[0], self.templated(stories[1])
+        result = tokens(model, f"{name}:::talk", tokenizer, samples=3, seq_len=40)
+        expected = tokens(model, self.dataset("messages"), tokenizer, samples=3, seq_len=40)
+        assert torch.equal(result.input_ids, expected.input_ids)
+        with pytest.raises(InputError, match="has no text column 'text'"):
+            tokens(model, name, tokenizer)
+
+    def dataset(self, column):
+        datasets = pytest.importorskip("datasets")
+        return datasets.Dataset.from_list([{column: chat} for chat in self.chats()])
+
+    def test_without_a_template_the_contents_are_joined_aloud(self, stories):
+        model, tokenizer = stories
+        result = tokens(model, self.dataset("messages"), tokenizer, samples=3, seq_len=40)
+        texts = ["\n\n".join(message["content"] for message in chat) for chat in self.chats()]
+        assert result.input_ids.tolist() == packed(tokenizer, texts, 3, 40)
+        assert "the tokenizer has no chat template" in result.notes[0]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ('{"messages": 3}', "line 2 has no list of messages field 'messages'"),
+            ('{"messages": [{"role": "user"}, 3]}', "line 2: 'messages' holds int"),
+            ('{"messages": [{"role": "system", "content": "a"}]}', "line 2: .*refuses.*no system"),
+        ],
+    )
+    def test_rows_that_cannot_be_used(self, stories, tmp_path, line, message):
+        model, tokenizer = stories[0], self.templated(stories[1])
+        tokenizer.chat_template = (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+            + self.TEMPLATE
+        )
+        path = tmp_path / "a.jsonl"
+        path.write_text(json.dumps({"messages": self.chats()[0]}) + f"\n{line}\n")
+        with pytest.raises(InputError, match=message):
+            tokens(model, path, tokenizer, seq_len=400)
 
 
 class TestMemory:
@@ -417,6 +618,13 @@ class TestMemory:
         assert result.source == "a dataset in memory"
         with pytest.raises(InputError, match="no column 'text'"):
             tokens(model, dataset.remove_columns("text"), tokenizer)
+
+    def test_rows_of_differing_length(self, tiny):
+        rows = [[5, 6, 7], [8, 9], list(range(2, 30))]
+        result = tokens(tiny, rows)
+        assert [row.tolist() for row in result.rows()] == [rows[0], rows[1], rows[2][:16]]
+        with pytest.raises(InputError, match="row 1 has 1 token, too little to predict"):
+            tokens(tiny, [[1, 2], [3]])
 
     def test_loaded_tokens_stay_as_they_are(self, tiny):
         loaded = tokens(tiny, "self")

@@ -88,6 +88,43 @@ def test_prompts_are_pieces_of_a_part_and_never_those_of_another():
         prompts_of(Tokens.of(torch.zeros(5, 9)), 5, 8)
 
 
+@given(
+    lengths=st.lists(st.integers(2, 20), min_size=4, max_size=12),
+    prefix=st.sampled_from([(), (7,), (7, 8)]),
+    length=st.integers(3, 6),
+)
+def test_every_prompt_begins_as_the_model_expects(lengths, prefix, length):
+    """Pieces are of real tokens alone, and behind the first each has the prefix put before it."""
+    assume(sum(n + len(prefix) >= length for n in lengths) >= FEWEST)
+    count = iter(range(100, 1000))
+    contents = [[next(count) for _ in range(n)] for n in lengths]
+    tokens = Tokens.of([[*prefix, *content] for content in contents], prefix=prefix)
+    prompts = prompts_of(tokens, 1000, length).input_ids.tolist()
+    step = length - len(prefix)
+    pieces = [
+        [*prefix, *content[start : start + step]]
+        for start in range(0, 20, step)
+        for content in contents
+        if start + step <= len(content)
+    ]
+    assert prompts == pieces
+
+
+@given(n=st.integers(12, 40), seed=st.integers(0, 50))
+def test_parts_keep_what_their_rows_are(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 9, (n,), generator=generator).tolist()
+    ids = random_tokens(n, 9, 500, seed).input_ids.tolist()
+    tokens = Tokens.of(
+        [row[:length] for row, length in zip(ids, lengths, strict=True)], prefix=(3,)
+    )
+    splits = split_tokens(tokens, 4, SEARCH)
+    given_rows = [tuple(row.tolist()) for row in tokens.rows()]
+    for part in splits.parts():
+        assert part.prefix == (3,)
+        assert all(tuple(row.tolist()) in given_rows for row in part.rows())
+
+
 @given(count=st.integers(4, 200), seed=st.integers(0, 20))
 def test_halves_of_a_task_are_disjoint_and_all_of_it(count, seed):
     choice, test = (item_indices(count, part, seed, "a") for part in ("choice", "test"))
