@@ -78,12 +78,15 @@ LAYER = record({
     "name": TEXT, "shape": items_of(COUNT, 2), "sparsity": NUMBER, "bits": COUNT, "tcr": NUMBER,
     "zeros": NUMBER, "entropy_bits": NUMBER, "error": NUMBER,
 })  # fmt: skip
+VERIFICATION = record({
+    "tokens": COUNT, "difference": NUMBER, "tolerance": NUMBER, "loaded_by": TEXT, "precision": TEXT,
+})  # fmt: skip
 RUN = record({
     "base": TEXT, "base_sha256": TEXT, "command": TEXT, "format": TEXT, "rates": RATES,
     "plan_fingerprint": TEXT, "calibration": SOURCE, "layers": items_of(LAYER),
     "versions": by_name(TEXT), "seconds": NUMBER, "peak_memory_bytes": COUNT,
     "notes": items_of(TEXT),
-}, {"out": TEXT})  # fmt: skip
+}, {"out": TEXT, "verification": VERIFICATION})  # fmt: skip
 LOSS = record({"sparsity": NUMBER, "num_bits": COUNT, "error": NUMBER}, {"kl": NUMBER})
 TABLE = record({
     "base": TEXT, "base_sha256": TEXT, "calibration": SOURCE,

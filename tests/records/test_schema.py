@@ -21,7 +21,7 @@ from srcr.records.evaluation import (
     TaskScore,
 )
 from srcr.records.inspection import InspectedBlock, InspectedGroup, Inspection
-from srcr.records.run import LayerRecord, Rates, RunRecord, TextRecord
+from srcr.records.run import LayerRecord, Rates, RunRecord, TextRecord, Verification
 from srcr.records.search import ChoiceScore, Measurement, SearchResult
 from srcr.records.sensitivity import GroupLosses, LevelLoss, SensitivityTable
 from srcr.serialize import from_dict, to_dict
@@ -39,7 +39,8 @@ RUN = RunRecord(
     base="base", base_sha256="00", command="srcr compress", format="dense", rates=RATES,
     plan_fingerprint="11", calibration=TEXT,
     layers=(LayerRecord("a", (2, 3), 0.25, 4, 0.8125, 0.3, 3.5, 3e-7),), versions={"torch": "2"},
-    seconds=1.5, peak_memory_bytes=7, notes=("a note",),
+    seconds=1.5, peak_memory_bytes=7,
+    verification=Verification(16, 2e-4, 1e-3, "transformers", "float32"), notes=("a note",),
 )  # fmt: skip
 EVALUATION = Evaluation(
     base="base", compressed="small", rates=RATES, plan_fingerprint="11",

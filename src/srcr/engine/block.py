@@ -135,6 +135,10 @@ class BlockPair:
             weight_cross = {name: product(self.weight(name), input_cross) for name in group.names}
         return LayerStatistics(hessian, weight_cross if cross else None, paired_hessian)
 
+    def output(self, batch: int) -> Tensor:
+        """The hidden states [n, len, width] that the modified block gives for a batch, whose pass ends."""
+        return self._passes[batch].output()
+
     def advance(self) -> None:
         """Put the hidden states behind the block, in both streams, in place of those before it."""
         self._current = {}

@@ -42,11 +42,6 @@ def check(contents: Contents) -> None:
         InputError: nothing is quantized; transposed linears (GPT-2); asymmetric with mixed settings.
     """
     topology, schemes = contents.topology, set(contents.schemes.values())
-    if topology.needs_weights:
-        raise InputError(
-            "compressed-tensors cannot hold this architecture: transformers initialises its linear layers "
-            "while it loads them, and packed codes have no weight for that: use --format dense"
-        )
     if not schemes:
         raise InputError(
             "compressed-tensors holds quantized weights and this plan quantizes none (bits 16): use "
@@ -56,6 +51,11 @@ def check(contents: Contents) -> None:
         raise InputError(
             f"compressed-tensors cannot hold {min(topology.transposed())}, a Conv1D (stored transposed), "
             "which no engine matches: use --format dense"
+        )
+    if topology.needs_weights:
+        raise InputError(
+            "compressed-tensors cannot hold this architecture: transformers initialises its linear layers "
+            "while it loads them, and packed codes have no weight for that: use --format dense"
         )
     stacked = [name for name in contents.schemes if topology.matrices[name].index is not None]
     if stacked:

@@ -1,5 +1,6 @@
 """Whether what was written reads back: tensor by tensor, and through transformers."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,14 +11,13 @@ from srcr.errors import VerificationError
 from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint
 from srcr.models.checkpoint import OpenModel
-from srcr.models.streaming import filled
+from srcr.models.streaming import CastTensors, device_of, filled
+from srcr.records.run import Verification
 
-#: What loading a model through transformers takes, as a multiple of the original's files.
-LOADING = 2
 #: Bytes that are nothing beside what Python with torch takes.
 SMALL_MODEL = 1 << 26
-#: How far logits may be apart, relative and absolute.
-TOLERANCE = 1e-3
+#: How far logits may be apart by rounding, relative in norm, by the precision that weights are stored in.
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def verify_tensors(fmt: Format, checkpoint: Checkpoint, folder: Path) -> None:
@@ -49,40 +49,80 @@ def _verify_weight(name: str, checkpoint: Checkpoint, written: Checkpoint, folde
         raise VerificationError(f"the codes of {name} in {folder} do not read back as written")
 
 
-def logits_fit(opened: OpenModel) -> bool:
-    """Whether transformers can load a model as large as this one in no more memory than this process has
-    taken already, or in very little: so what a run takes does not depend on how deep the model is."""
+@dataclass(frozen=True, eq=False)
+class Walked:
+    """A row of token ids [1, len], and the hidden states [1, len, width] that the blocks gave for it while
+    they were compressed."""
+
+    ids: Tensor
+    hidden: Tensor
+
+
+def logits_fit(opened: OpenModel, running: torch.dtype) -> bool:
+    """Whether transformers can load a model as large as this one, in the precision that it runs in, in no
+    more memory than this process has taken already, or in very little: so what a run takes does not depend
+    on how deep the model is."""
     release_memory()
     taken = peak_memory() - resident_memory(torch.device("cpu"))
-    return LOADING * opened.weight_bytes <= max(taken, SMALL_MODEL)
+    loading = 1 + running.itemsize / opened.dtype.itemsize
+    return loading * opened.weight_bytes <= max(taken, SMALL_MODEL)
+
+
+@torch.no_grad()
+def verify_logits(
+    opened: OpenModel, fmt: Format, folder: Path, walked: Walked, whole: bool
+) -> Verification:
+    """The logits of what ``folder`` stands for beside those of the model as it was compressed: ``whole`` as
+    the engine that serves the format loads it, else a block at a time.
+
+    Raises:
+        VerificationError: they differ by more than rounding explains.
+    """
+    running = opened.blockwise.running
+    dtype = None if running == opened.dtype else running
+    expected = opened.blockwise.logits(walked.ids, walked.hidden)
+    if whole:
+        logits = fmt.load(folder, dtype)(walked.ids, use_cache=False).logits
+    else:
+        logits = _streamed_logits(opened, fmt.read(folder), walked.ids)
+    difference = _difference(expected, logits)
+    tolerance = TOLERANCES[opened.dtype]
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"{folder} gives other logits than the model that was compressed: their relative difference is "
+            f"{difference:.2g}, and rounding explains {tolerance:g}"
+        )
+    return Verification(
+        walked.ids.numel(),
+        float(f"{difference:.3g}"),
+        tolerance,
+        "transformers" if whole else "srcr, block by block",
+        str(running).removeprefix("torch."),
+    )
+
+
+def _difference(expected: Tensor, logits: Tensor) -> float:
+    """The norm of the difference, relative to that of ``expected``."""
+    expected, logits = expected.double().cpu(), logits.double().cpu()
+    return float((expected - logits).norm() / expected.norm().clamp_min(1e-30))
+
+
+def _streamed_logits(opened: OpenModel, checkpoint: Checkpoint, ids: Tensor) -> Tensor:
+    """The logits of a checkpoint, of which a block at a time is in memory."""
+    model, topology = opened.blockwise.model, opened.topology
+    device = device_of(model)
+    weights = CastTensors(_Weights(checkpoint), opened.dtype, opened.blockwise.running, device)
+    with filled(model, weights, topology.block_names(), topology.others):
+        logits: Tensor = model(ids.to(device), use_cache=False).logits
+    return logits
 
 
 class _Weights:
-    """The tensors of a checkpoint by the names of the model's parameters."""
+    """The tensors of a checkpoint by the names of the model's tensors."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
 
     def get(self, name: str) -> Tensor:
-        """A tensor, in the model's precision."""
+        """A tensor, in the checkpoint's precision."""
         return self._checkpoint.tensor(name)
-
-
-@torch.no_grad()
-def verify_logits(opened: OpenModel, fmt: Format, folder: Path) -> None:
-    """The model with the weights that ``folder`` stands for, a module's at a time, against what the engine
-    that loads the format gives.
-
-    Raises:
-        VerificationError: the logits differ.
-    """
-    model = opened.blockwise.model
-    tokens = ((torch.arange(16) * 5 + 1) % opened.vocabulary)[None]
-    with filled(model, _Weights(fmt.read(folder))):
-        expected = model(tokens, use_cache=False).logits.float()
-    logits = fmt.load(folder, None)(tokens, use_cache=False).logits.float()
-    if not torch.allclose(expected, logits, rtol=TOLERANCE, atol=TOLERANCE):
-        worst = float((expected - logits).abs().max())
-        raise VerificationError(
-            f"transformers loads {folder} to other logits (largest difference {worst:.3g})"
-        )

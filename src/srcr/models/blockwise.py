@@ -18,6 +18,7 @@ from srcr.models.observe import observe
 from srcr.models.source import ModuleSource, WeightSource
 from srcr.models.stand_ins import stand_ins
 from srcr.models.streaming import (
+    CastTensors,
     SourceTensors,
     device_of,
     empty_model,
@@ -158,13 +159,32 @@ class BlockwiseModel:
                 known = self._arguments.setdefault(tuple(input_ids.shape), arguments)
                 yield hidden.to(*place), known if _equal(known, arguments) else arguments
 
+    @torch.no_grad()
+    def logits(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        """The logits [n, len, vocabulary] of token ids [n, len] for which the last block gives ``hidden``
+        [n, len, width]: the model runs with its blocks left out."""
+        blocks = [self.model.get_submodule(block.name) for block in self.topology.blocks]
+        device = device_of(self.model)
+        states = hidden.to(device, self.running)
+
+        def stub(*_: Any, **__: Any) -> Any:
+            return self.topology.block_output(states)
+
+        tensors = CastTensors(self.tensors, self.dtype, self.running, device)
+        with (
+            filled(self.model, tensors, others=self.topology.others),
+            replaced_forward(dict.fromkeys(blocks, stub)),
+        ):
+            logits: Tensor = self.model(ids.to(device), use_cache=False).logits
+        return logits
+
     def _filled(self) -> AbstractContextManager[None]:
         """While this is open, the decoder can be called with its own weights outside the blocks."""
         if self.in_memory:
             return nullcontext()
-        head = self.topology.head
-        skipped = () if head is None or self.topology.tied else (f"{head}.weight", f"{head}.bias")
-        others = [name for name in self.topology.others if name not in skipped]
+        name, others = self.topology.head, self.topology.others
+        if name is not None and not self.topology.tied:
+            others = tuple(other for other in others if other.rpartition(".")[0] != name)
         return filled(self.model, self.tensors, others=others)
 
     def _embed(self, input_ids: Tensor) -> tuple[Tensor, list[Arguments]]:

@@ -112,6 +112,21 @@ class SourceTensors:
         ]
 
 
+@dataclass(frozen=True)
+class CastTensors:
+    """``tensors`` on a device, those in the precision ``dtype`` of their model in that which it runs in."""
+
+    tensors: Tensors
+    dtype: torch.dtype
+    running: torch.dtype
+    device: torch.device
+
+    def get(self, name: str) -> Tensor:
+        """A tensor, by its name in the model."""
+        tensor = self.tensors.get(name)
+        return tensor.to(self.device, self.running if tensor.dtype == self.dtype else tensor.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class _Slot:
     """A parameter or persistent buffer of a module: ``name`` in the model, ``original`` what lies there."""

@@ -13,6 +13,7 @@ from srcr.engine.walk import walk
 from srcr.errors import NumericalError
 from srcr.formats import native
 from srcr.formats.checkpoint import Checkpoint, Contents
+from srcr.formats.verify import Walked
 from srcr.metrics.rates import count_zeros, entropy_bits, layer_tcr, mask_sparsity
 from srcr.models.blockwise import BlockwiseModel
 from srcr.models.checkpoint import OpenModel
@@ -37,9 +38,9 @@ def compress_blocks(
     policy: MemoryPolicy,
     journal: Journal,
     quiet: bool,
-) -> list[LayerRecord]:
-    """The record of every compressed layer. The weights go into the journal, a block at a time; blocks that
-    it holds already are taken over."""
+) -> tuple[list[LayerRecord], Walked]:
+    """The record of every compressed layer, and what the compressed blocks give for the first row. The
+    weights go into the journal, a block at a time; blocks that it holds already are taken over."""
     count = len(blocks.topology.blocks)
     steps = sum(len(block.groups) + 1 for block in blocks.topology.blocks) - 1
     layers: list[LayerRecord] = []
@@ -48,12 +49,14 @@ def compress_blocks(
         for records in walk(blocks, batches, visitor.visit, visitor.advance, dense_batches, policy):
             layers.extend(records)
         bar.reach(steps, f"{count} blocks, {len(layers)} layers")
-    return layers
+    assert visitor.hidden is not None
+    return layers, Walked(batches[0][:1], visitor.hidden)
 
 
 @dataclass
 class _Visitor:
-    """What happens at each block, and what people see of it; ``error`` is the last layer's."""
+    """What happens at each block, and what people see of it; ``error`` is the last layer's, ``hidden`` the
+    hidden states [1, len, width] behind the last block, of the first row."""
 
     blocks: BlockwiseModel
     plan: CompressionPlan
@@ -61,14 +64,20 @@ class _Visitor:
     journal: Journal
     bar: Bar
     error: float | None = None
+    hidden: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._planned = self.plan.by_name()
 
     def visit(self, pair: BlockPair) -> list[LayerRecord]:
         """Compress a block, or take it over from the journal."""
-        if pair.index < len(self.journal.entries):
-            return self._take_over(pair)
+        known = pair.index < len(self.journal.entries)
+        records = self._take_over(pair) if known else self._compress_block(pair)
+        if pair.index + 1 == len(self.blocks.topology.blocks):
+            self.hidden = pair.output(0)[:1].cpu()
+        return records
+
+    def _compress_block(self, pair: BlockPair) -> list[LayerRecord]:
         done: dict[str, CompressedWeight] = {}
         for group in pair.groups:
             self._step(pair.index, group.names[0].removeprefix(f"{pair.name}."))

@@ -22,7 +22,7 @@ from srcr.environment import (
 from srcr.errors import InputError
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import Contents, planned_contents
-from srcr.formats.verify import logits_fit, verify_logits, verify_tensors
+from srcr.formats.verify import Walked, logits_fit, verify_logits, verify_tensors
 from srcr.methods import check_methods
 from srcr.metrics.rates import compressed_rates
 from srcr.models.blockwise import BlockwiseModel
@@ -34,7 +34,7 @@ from srcr.pipelines.progress import console, say, stage
 from srcr.plans.plan import CompressionPlan, Recipe
 from srcr.plans.resolve import check_plan, resolve_group_sizes, uniform_plan
 from srcr.records.card import model_card
-from srcr.records.run import LayerRecord, RunRecord
+from srcr.records.run import LayerRecord, RunRecord, Verification
 from srcr.serialize import from_yaml, to_json, to_yaml
 from srcr.storage.atomic import atomic_output, partial_path
 from srcr.storage.journal import Journal
@@ -42,10 +42,6 @@ from srcr.storage.layout import CARD, PLAN, RECORD
 
 #: What is written where no format is named and it can hold the plan; and where it cannot.
 DEFAULT_FORMAT, FALLBACK_FORMAT = "compressed-tensors", "dense"
-LOGITS_SKIPPED = (
-    "logits were not compared through transformers, which would have taken more memory than compressing: "
-    "every tensor was read back and compared"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +114,10 @@ def compress(
         journal.begin(fingerprint)
         if journal.entries and not options.quiet:
             console().print(f"resumed: {len(journal.entries)} blocks were finished before")
-        layers = compress_blocks(
+        layers, walked = compress_blocks(
             work.blocks, work.plan, batches, dense_batches, policy, journal, options.quiet
         )
-        return _write(work, layers, journal)
+        return _write(work, layers, walked, journal)
 
 
 def _prepare(
@@ -146,7 +142,7 @@ def _prepare(
     plan = plan if options.seed is None else replace(plan, seed=options.seed)
     contents = planned_contents(plan, opened.topology)
     fmt, fallback = _pick_format(output.format, contents)
-    notes = tuple(note for note in (sizes, fallback) if note)
+    notes = tuple(note for note in (sizes, fallback, _left_alone(opened)) if note)
     for note in notes:
         say(note, options.quiet)
     blocks = opened.blockwise.on(device)
@@ -177,6 +173,17 @@ def _pick_format(name: str | None, contents: Contents) -> tuple[Format, str | No
             raise
         return get_format(FALLBACK_FORMAT), f"format {FALLBACK_FORMAT}: {error}"
     return fmt, None
+
+
+def _left_alone(opened: OpenModel) -> str | None:
+    """Which linears and stacks of matrices the plan does not reach, or None where there are none."""
+    names = [*opened.topology.untouched, *opened.topology.stacks]
+    if not names:
+        return None
+    return (
+        f"left as they are: {len(names)} weights outside the decoder blocks, or used otherwise than by "
+        f"linear layers, {names[0]} first"
+    )
 
 
 def _hash_weights(opened: OpenModel, options: RunOptions) -> str:
@@ -271,23 +278,21 @@ def _choose_policy(
     return policy
 
 
-def _write(work: _Work, layers: list[LayerRecord], journal: Journal) -> RunRecord:
+def _write(work: _Work, layers: list[LayerRecord], walked: Walked, journal: Journal) -> RunRecord:
     """Write the checkpoint from the journal, read it back, and record the run."""
-    folder, notes = journal.folder, work.notes
+    folder = journal.folder
     checkpoint = journaled_checkpoint(work.opened, work.contents, journal)
     with stage("write", 3, work.options.quiet) as bar:
         bar.note("weights")
         work.fmt.write(checkpoint, folder)
         bar.note("verify", advance=1)
         verify_tensors(work.fmt, checkpoint, folder)
-        if logits_fit(work.opened):
-            verify_logits(work.opened, work.fmt, folder)
-        else:
-            notes = (*notes, LOGITS_SKIPPED)
+        whole = logits_fit(work.opened, work.blocks.running)
+        verification = verify_logits(work.opened, work.fmt, folder, walked, whole)
         bar.note("record", advance=1)
         for path in journal.files():
             path.unlink()
-        record = _record(work, layers, notes, folder)
+        record = _record(work, layers, verification, folder)
         (folder / PLAN).write_text(to_yaml(work.plan), encoding="utf-8")
         (folder / RECORD).write_text(to_json(record), encoding="utf-8")
         (folder / CARD).write_text(model_card(record, work.plan), encoding="utf-8")
@@ -296,7 +301,7 @@ def _write(work: _Work, layers: list[LayerRecord], journal: Journal) -> RunRecor
 
 
 def _record(
-    work: _Work, layers: list[LayerRecord], notes: tuple[str, ...], folder: Path
+    work: _Work, layers: list[LayerRecord], verification: Verification, folder: Path
 ) -> RunRecord:
     opened = work.opened
     return RunRecord(
@@ -311,5 +316,6 @@ def _record(
         versions=versions(),
         seconds=round(time.monotonic() - work.started, 3),
         peak_memory_bytes=peak_memory(),
-        notes=notes,
+        verification=verification,
+        notes=work.notes,
     )

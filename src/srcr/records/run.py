@@ -73,6 +73,20 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
+class Verification:
+    """Logits of the written checkpoint beside those of the model as it was compressed, over a row of so many
+    ``tokens``: their relative ``difference`` in norm and what it may be; ``loaded_by``: transformers, or
+    block by block where the whole model would take more memory than the run did; ``precision``: what both
+    ran in."""
+
+    tokens: int
+    difference: float
+    tolerance: float
+    loaded_by: str
+    precision: str
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """What is read of an ``srcr.json`` that another version of srcr may have written."""
 
@@ -96,4 +110,5 @@ class RunRecord:
     versions: dict[str, str]
     seconds: float
     peak_memory_bytes: int
+    verification: Verification | None = None
     notes: tuple[str, ...] = ()
