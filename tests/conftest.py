@@ -21,3 +21,12 @@ def stories():
     if not folder.is_dir():
         pytest.skip("../shared/models/stories260K (a real model) is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def stories_text():
+    """A real text of the kind that the model was trained on."""
+    path = Path(__file__).parents[2] / "shared/data/tinystories_sample.txt"
+    if not path.is_file():
+        pytest.skip("../shared/data/tinystories_sample.txt is not here")
+    return path

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ limit = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 runpy.run_module("srcr", run_name="__main__")
 """
-SHARED = Path(__file__).parents[3] / "shared"
 
 
 @dataclass(frozen=True)
@@ -74,15 +72,6 @@ def srcr_process():
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def stories_text():
-    """A real text of the kind that the model was trained on."""
-    path = SHARED / "data/tinystories_sample.txt"
-    if not path.is_file():
-        pytest.skip("../shared/data/tinystories_sample.txt is not here")
-    return path
 
 
 @pytest.fixture

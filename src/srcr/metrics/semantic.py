@@ -8,6 +8,7 @@ over all pairs of different prompts, stands beside it and scales the normalised 
     result = semantic_consistency(reference, continue_prompts(reference, model))
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from srcr.data.sources import TextRequest, load_tokens
+from srcr.data.token_ids import holds_ids
 from srcr.data.tokens import LanguageModel, Tokens
 from srcr.errors import InputError
 from srcr.metrics.consistency import consistency_estimates
@@ -79,10 +81,9 @@ def load_prompts(
     Raises:
         InputError: the source cannot be used, or its rows are too few or too short.
     """
-    request = TextRequest(
-        source if spec.prompts is None else spec.prompts, None, spec.prompt_len, spec.n, "evaluation",
-        seed,
-    )  # fmt: skip
+    source = source if spec.prompts is None else spec.prompts
+    most = sys.maxsize if holds_ids(source) else spec.n  # rows that are too short are passed over
+    request = TextRequest(source, None, spec.prompt_len, most, "evaluation", seed)
     tokens = load_tokens(request, model, on_progress)
     long = (tokens.row_lengths >= spec.prompt_len).nonzero()[:, 0].tolist()
     length = tokens.input_ids.shape[1]
