@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from srcr.engine.memory import MemoryPolicy
+from srcr.data.tokens import Tokens
+from srcr.engine.memory import MemoryPolicy, token_batches
 from srcr.engine.walk import walk
 from srcr.errors import NumericalError, SrcrError
 from srcr.models import blockwise
@@ -357,3 +358,27 @@ def test_states_on_disk_leave_no_file(tmp_path):
 def test_a_group_is_called_by_what_holds_it():
     group = LinearGroup(("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"))
     assert group.label == "model.layers.0.mlp.gate_proj/up_proj"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "opt"])
+def test_padding_takes_no_part(family):
+    """The statistics of a padded batch are those of each row run alone; positions are absolute in GPT-2 and
+    OPT, so that padding on the left would move them."""
+    generator = torch.Generator().manual_seed(5)
+    lengths = (7, 24, 3, 7, 12)
+    rows = [torch.randint(0, 96, (1, n), generator=generator) for n in lengths]
+    ids, mask = torch.full((5, 26), 2), torch.zeros(5, 26, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        ids[number, -row.shape[1] :], mask[number, -row.shape[1] :] = row, 1
+    batches = token_batches(Tokens.of(ids, "padded", mask))
+    assert sum(batch.numel() for batch in batches) == sum(lengths)
+    model = tiny_model(family)
+
+    def visit(pair):
+        return [(g.names[0], pair.statistics(g, cross=False).hessian) for g in pair.groups]
+
+    source = open_model(tiny_model(family)).blockwise
+    for groups in walk(source, batches, visit, lambda _: None, dense_batches=0):
+        for name, hessian in groups:
+            alone = [inputs_of(model, name, row) for row in rows]
+            close(hessian, sum(x.T @ x for x in alone), rtol=1e-5, part=1e-6)
