@@ -24,6 +24,14 @@ def test_a_record_survives_a_file(tmp_path):
     assert from_dict(RunRecord, json.loads(json.dumps(to_dict(RECORD)))) == RECORD
 
 
+def test_a_text_says_how_much_it_is():
+    full, padded = (TextRecord("a", 32, 256, "0", None, n, (1,)) for n in (32 * 256, 5000))
+    assert full.size == "32 x 256 tokens"
+    assert padded.size == "32 x up to 256 tokens"
+    old = from_dict(TextRecord, {"source": "a", "samples": 2, "seq_len": 8, "sha256": "0"})
+    assert (old.size, old.tokens, old.prefix) == ("2 x 8 tokens", None, ())
+
+
 def test_what_another_version_wrote_is_read_as_far_as_it_is_known():
     data = to_dict(RECORD) | {"of another version": 1}
     summary = from_dict(RunSummary, data)

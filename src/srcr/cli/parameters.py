@@ -51,7 +51,9 @@ Source = Annotated[
         "hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]. [default: self]"
     ),
 ]
-Samples = Annotated[int | None, typer.Option(help="Sequences. [default: 128]")]
+Samples = Annotated[
+    int | None, typer.Option(help="Sequences. [default: 128, or all of a shorter text]")
+]
 SeqLen = Annotated[int | None, typer.Option(help="Tokens a sequence. [default: 512]")]
 Format = Annotated[
     str | None,
@@ -121,7 +123,9 @@ Compressed = Annotated[
 ]
 JsonFile = Annotated[Path | None, typer.Option("--out", "-o", help="Write the JSON here.")]
 Text = Annotated[str, typer.Option(help="Text to compare on, as --calibration.")]
-TextSamples = Annotated[int | None, typer.Option(help="Sequences. [default: 64]")]
+TextSamples = Annotated[
+    int | None, typer.Option(help="Sequences. [default: 64, or all of a shorter text]")
+]
 TextLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
 Tasks = Annotated[
     str | None,
