@@ -15,6 +15,7 @@ from srcr.errors import InputError
 from srcr.models.blockwise import BlockwiseModel, copy_sharing_weights
 from srcr.models.config import is_quantized
 from srcr.models.load import copy_companions, load_model, load_tokenizer, resolve
+from srcr.models.reloading import changes_weights
 from srcr.models.source import CheckpointSource, ModuleSource, WeightSource
 from srcr.models.streaming import SourceTensors, empty_model
 from srcr.models.topology import Topology
@@ -233,7 +234,7 @@ def _open_folder(name: str, folder: Path, tokenizer: Any) -> OpenModel:
     if not is_quantized(folder):
         source = CheckpointSource(folder)
         opened = OpenModel(name, source, folder, tokenizer)
-        if opened.blockwise.fits:
+        if opened.blockwise.fits and not changes_weights(opened.blockwise.model):
             return _as_stored(opened, source)
     return OpenModel(name, ModuleSource(load_model(folder), folder), folder, tokenizer)
 
