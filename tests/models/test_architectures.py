@@ -48,15 +48,20 @@ def outcome(kind, folder):
             str(folder / "model"), RECIPE, Tokens.of(ids), out, RunOptions(quiet=True)
         )
     except InputError as error:
-        assert not out.exists()
-        assert "\n" not in str(error)
-        reasons = [reason for pattern, reason in REASONS.items() if re.search(pattern, str(error))]
-        assert reasons, str(error)
-        return f"refused: {reasons[0]}"
+        return refusal(str(error), out)
     assert record.verification.difference <= record.verification.tolerance
     check_error(model, out, ids)
     left = [note for note in record.notes if note.startswith("left as they are")]
     return record.format + (f"; {left[0].split(' weights')[0]} weights" if left else "")
+
+
+def refusal(message, out):
+    """The row of an architecture that was refused, in one line and before anything was written."""
+    assert not out.exists()
+    assert "\n" not in message
+    reasons = [reason for pattern, reason in REASONS.items() if re.search(pattern, message)]
+    assert reasons, message
+    return f"refused: {reasons[0]}"
 
 
 @torch.no_grad()
