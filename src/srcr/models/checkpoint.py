@@ -13,8 +13,9 @@ from torch import Tensor
 
 from srcr.errors import InputError
 from srcr.models.blockwise import BlockwiseModel, copy_sharing_weights
+from srcr.models.companions import copy_companions
 from srcr.models.config import is_quantized
-from srcr.models.load import copy_companions, load_model, load_tokenizer, resolve
+from srcr.models.load import load_model, load_tokenizer, resolve
 from srcr.models.reloading import changes_weights
 from srcr.models.source import CheckpointSource, ModuleSource, WeightSource
 from srcr.models.streaming import SourceTensors, empty_model
@@ -52,6 +53,7 @@ class OpenModel:
             raise InputError(
                 f"the weights of {name} are {dtype}: convert them to float32, bfloat16 or float16"
             )
+        self.leftovers: tuple[str, ...] = ()  # tensors of the files that the model has no place for
         self._tokenizer = tokenizer
         self._loaded: dict[torch.dtype, weakref.ref[Any]] = {}
 
@@ -235,7 +237,9 @@ def _open_folder(name: str, folder: Path, tokenizer: Any) -> OpenModel:
         source = CheckpointSource(folder)
         opened = OpenModel(name, source, folder, tokenizer)
         if opened.blockwise.fits and not changes_weights(opened.blockwise.model):
-            return _as_stored(opened, source)
+            opened = _as_stored(opened, source)
+            opened.leftovers = source.check_used(opened.blockwise.model.state_dict())
+            return opened
     return OpenModel(name, ModuleSource(load_model(folder), folder), folder, tokenizer)
 
 

@@ -1,6 +1,6 @@
 """A name becomes a folder, and a folder a model or a tokenizer: from the hub or local, safetensors only."""
 
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,17 @@ import torch
 
 from srcr import bundled
 from srcr.errors import InputError, first_line
+from srcr.models.companions import COMPANION_PATTERNS, check_links, mapping_in
 from srcr.models.config import is_quantized, read_model_config
-from srcr.models.validation import COMPANION_PATTERNS, check_links, library_errors
-from srcr.storage.layout import PLAN, RECORD
+from srcr.models.validation import check_leftovers, library_errors
+from srcr.storage.index import INDEX, SINGLE
+from srcr.storage.layout import CONFIG, PLAN, RECORD
 
 #: Files of which any says that a folder has a tokenizer.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
+    "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 
 
 def resolve(model: str | Path) -> Path:
@@ -45,15 +50,40 @@ def _locate(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", *COMPANION_PATTERNS]
-    patterns += [RECORD, PLAN]  # of a model that srcr compressed
+    others = [CONFIG, "adapter_config.json", INDEX, "*.py", *COMPANION_PATTERNS]
+    others += [RECORD, PLAN]  # of a model that srcr compressed
+    elsewhere = [f"*/{pattern}" for pattern in others if pattern.startswith("*")]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=others, ignore_patterns=elsewhere))
+        return _download_weights(name, folder)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise InputError(
             f"model {name!r} is neither a folder here nor a model the hub gives ({reason})"
         ) from None
+
+
+def _download_weights(name: str, folder: Path) -> Path:
+    """The folder with the weight files that its index names; without an index with those of the root, where
+    ``model.safetensors`` stands for all."""
+    from huggingface_hub import snapshot_download
+
+    def download(*patterns: str, ignored: Sequence[str] = ()) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=folder.name,  # the commit: what was pushed meanwhile does not fit
+                allow_patterns=list(patterns),
+                ignore_patterns=list(ignored),
+            )
+        )
+
+    index = mapping_in(folder / INDEX).get("weight_map")
+    if isinstance(index, dict):
+        return download(*sorted(set(map(str, index.values()))))
+    if (download(SINGLE) / SINGLE).is_file():
+        return folder
+    return download("*.safetensors", ignored=["*/*", "consolidated*"])
 
 
 def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
@@ -73,6 +103,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
         raise InputError(
             f"{folder} holds an adapter (adapter_config.json): merge it into the weights first"
         )
+    _dequantize_zero_points(config)
     with library_errors(f"transformers cannot load {folder}"):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -83,6 +114,8 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
+    if not is_quantized(folder):
+        check_leftovers(folder, sorted(info["unexpected_keys"]), model.state_dict())
     if info["missing_keys"]:  # transformers makes them up at random
         missing = sorted(info["missing_keys"])
         raise InputError(
@@ -95,6 +128,21 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
         if is_quantized(folder):
             _decompress(model)
         return model if dtype is None else model.to(dtype)
+
+
+def _dequantize_zero_points(config: Any) -> None:
+    """Have transformers dequantize packed weights with zero-points while it loads them: it cannot keep those
+    packed."""
+    quantization = getattr(config, "quantization_config", None)
+    if (
+        not isinstance(quantization, dict)
+        or quantization.get("quant_method") != "compressed-tensors"
+    ):
+        return
+    groups = (quantization.get("config_groups") or {}).values()
+    weights = [group.get("weights") or {} for group in groups if isinstance(group, dict)]
+    if any(weight.get("symmetric") is False for weight in weights):
+        quantization["dequantize"] = True
 
 
 def _decompress(model: Any) -> None:
@@ -124,12 +172,3 @@ def load_tokenizer(folder: Path) -> Any | None:
         return None
     with library_errors(f"transformers cannot load the tokenizer of {folder}"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy every file beside config and weights that belongs to the model in ``source``: tokenizer,
-    generation config, licence."""
-    for pattern in COMPANION_PATTERNS:
-        for path in sorted(source.glob(pattern)):
-            if path.is_file() and path.suffix != ".safetensors":
-                shutil.copyfile(path, folder / path.name)

@@ -1,14 +1,16 @@
 """Where a model's weights come from: its config, and its tensors by their names in the checkpoint."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from srcr.models.companions import with_code_that_is_there
 from srcr.models.config import read_config, read_model_config
+from srcr.models.validation import check_leftovers
 from srcr.storage.safetensors import TensorFiles
 
 
@@ -54,7 +56,7 @@ class CheckpointSource:
 
     def config_dict(self) -> dict[str, Any]:
         """``config.json`` as written; where it names no precision, with that of the files."""
-        data = without_quantization(read_config(self.folder))
+        data = plain_config(self.folder)
         name = str(self.config.dtype).removeprefix("torch.")
         return data | {"dtype": name} if self._silent else data
 
@@ -67,6 +69,14 @@ class CheckpointSource:
     def names(self) -> Sequence[str]:
         """Every tensor of the files."""
         return list(self._files.entries)
+
+    def check_used(self, names: Collection[str]) -> tuple[str, ...]:
+        """The tensors of the files that are none of a model's, whose ``names`` these are.
+
+        Raises:
+            InputError: they say how its weights are stored.
+        """
+        return check_leftovers(self.folder, [n for n in self.names() if n not in names], names)
 
     def meta(self, name: str) -> Tensor:
         """A tensor's shape and precision by the header."""
@@ -89,7 +99,7 @@ class ModuleSource:
     def config_dict(self) -> dict[str, Any]:
         """``config.json`` as written, or as transformers would write it."""
         if self.folder is not None:
-            return without_quantization(read_config(self.folder))
+            return plain_config(self.folder)
         data: dict[str, Any] = self.model.config.to_dict()
         data["architectures"] = [type(self.model).__name__]
         data["dtype"] = str(self.model.dtype).removeprefix("torch.")
@@ -116,6 +126,11 @@ def _config_of(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     config.dtype = model.dtype
     return config
+
+
+def plain_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a folder, without a quantization_config and without code that is not there."""
+    return without_quantization(with_code_that_is_there(read_config(folder), folder))
 
 
 def without_quantization(config: dict[str, Any]) -> dict[str, Any]:

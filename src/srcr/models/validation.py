@@ -1,4 +1,4 @@
-"""What is checked of a checkpoint before anything believes it: links, numbers, and the size it declares.
+"""What is checked of a checkpoint before anything believes it: numbers, and the size it declares.
 
 A checkpoint is a stranger's: its config decides what transformers builds, its files what is read and copied.
 Nothing here takes memory or time in proportion to what is declared, only to what is really there.
@@ -6,7 +6,7 @@ Nothing here takes memory or time in proportion to what is declared, only to wha
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,51 +17,12 @@ from torch import Tensor, nn
 from srcr.errors import InputError, SrcrError, in_one_line
 from srcr.storage.safetensors import TensorFiles
 
-#: Files of a checkpoint folder that are not weights and travel with the model.
-COMPANION_PATTERNS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "LICENSE*",
-)
-#: All that is read of a folder besides its weights.
-READ_PATTERNS = ("*.json", "*.jinja", "*.yaml", "README.md", *COMPANION_PATTERNS)
 #: Keys of config.json that count what transformers makes one by one before anything is measured.
 COUNTS = re.compile(r"(layers?|num_labels)$")
 #: More of these than any model has.
 MAX_COUNT = 10_000
 #: Memory for tables that a model computes when it is built, beyond the size of its files.
 MAX_TABLES = 1 << 28
-
-
-def check_links(folder: Path) -> None:
-    """Refuse a folder in which something other than weights is a link that leads out of it: it would be
-    copied into the result. The hub's cache, whose snapshots are links to its blobs, is in order, and so are
-    linked weights, of which nothing but tensors is ever read.
-
-    Raises:
-        InputError: such a link, or what is no plain file (a pipe would be waited for without end).
-    """
-    home = folder.resolve()
-    for path in sorted({path for pattern in READ_PATTERNS for path in folder.glob(pattern)}):
-        if path.is_dir():
-            continue
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is no plain file: remove it")
-        target = path.resolve()
-        in_cache = target.parent.name == "blobs" and target.parts[-3].startswith("models--")
-        if path.is_symlink() and not in_cache and not target.is_relative_to(home):
-            raise InputError(
-                f"{path} is a link that leads out of its folder, to {target}: only weights may be linked, "
-                "copy the file itself"
-            )
 
 
 def check_counts(path: Path, data: Any) -> None:
@@ -83,6 +44,32 @@ def check_counts(path: Path, data: Any) -> None:
                         f"{path} says {key} {value}: from 0 to {MAX_COUNT} is possible"
                     )
             pending.extend(part.values())
+
+
+def check_leftovers(
+    folder: Path, leftovers: Sequence[str], names: Collection[str]
+) -> tuple[str, ...]:
+    """The ``leftovers`` again: tensors of the files that the model, whose tensors' ``names`` these are, has
+    no place for.
+
+    Raises:
+        InputError: some belong to a weight of the model (scales, zero-points, an adapter): without them it
+            means something else.
+    """
+    owners = {name.removesuffix("weight") for name in names if name.endswith(".weight")}
+    parts = [
+        name
+        for name in leftovers
+        if not name.endswith(".bias")
+        and any(name[: i + 1] in owners for i, letter in enumerate(name) if letter == ".")
+    ]
+    if parts:
+        raise InputError(
+            f"{folder} holds {len(parts)} tensors that say how its weights are stored, {parts[0]} first, and "
+            "its config.json has no quantization_config for them: srcr compresses the original model, not "
+            "one that is quantized or adapted already"
+        )
+    return tuple(leftovers)
 
 
 @contextmanager

@@ -78,9 +78,17 @@ def _load(model: ModelLike, folder: Path | None) -> _Loaded:
     if folder is not None:
         if not (folder / RECORD).is_file():
             detect(folder)  # what cannot be rated is refused before it is loaded
-        return _Loaded(str(model), load(folder), load_tokenizer(folder), folder=folder)
+        return _Loaded(str(model), load(folder), _folder_tokenizer(folder), folder=folder)
     opened = open_model(model)
-    return _Loaded(opened.name, opened.loaded(), opened.tokenizer, opened=opened)
+    return _Loaded(opened.name, opened.loaded(), _tokenizer(opened), opened=opened)
+
+
+def _folder_tokenizer(folder: Path) -> Any | None:
+    """The tokenizer of a folder, as :func:`_tokenizer`."""
+    try:
+        return load_tokenizer(folder)
+    except InputError:
+        return None
 
 
 def _check_vocabulary(base: OpenModel, loaded: _Loaded) -> None:
@@ -95,17 +103,27 @@ def _check_vocabulary(base: OpenModel, loaded: _Loaded) -> None:
             f"{loaded.name} has a vocabulary of {size}, the base {base.name} one of {base.vocabulary}: they "
             "are not versions of the same model"
         )
-    tokenizer, other = base.tokenizer, loaded.tokenizer
-    if tokenizer is not None and len(tokenizer) > base.vocabulary:
-        raise InputError(
-            f"the tokenizer of {base.name} has {len(tokenizer)} tokens, its model only {base.vocabulary}: "
-            "they do not belong together"
-        )
-    if tokenizer is not None and other is not None and other.get_vocab() != tokenizer.get_vocab():
+    vocabularies = [_known(tokenizer, size) for tokenizer in (_tokenizer(base), loaded.tokenizer)]
+    if None not in vocabularies and vocabularies[0] != vocabularies[1]:
         raise InputError(
             f"{loaded.name} and the base {base.name} have different tokenizers: an id does not mean the same "
             "to both"
         )
+
+
+def _known(tokenizer: Any | None, size: int) -> dict[str, int] | None:
+    """The tokens that a model of so many ids can be given; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    return {token: id for token, id in tokenizer.get_vocab().items() if id < size}
+
+
+def _tokenizer(model: OpenModel) -> Any | None:
+    """The tokenizer; None also where it cannot be loaded, which whoever needs it says."""
+    try:
+        return model.tokenizer
+    except InputError:
+        return None
 
 
 def _rate(base: OpenModel, loaded: _Loaded, device: torch.device) -> Candidate:

@@ -142,7 +142,8 @@ def _prepare(
     plan = plan if options.seed is None else replace(plan, seed=options.seed)
     contents = planned_contents(plan, opened.topology)
     fmt, fallback = _pick_format(output.format, contents)
-    notes = tuple(note for note in (sizes, fallback, _left_alone(opened)) if note)
+    aloud = (sizes, fallback, _left_alone(opened), _left_out(opened))
+    notes = tuple(note for note in aloud if note)
     for note in notes:
         say(note, options.quiet)
     blocks = opened.blockwise.on(device)
@@ -183,6 +184,16 @@ def _left_alone(opened: OpenModel) -> str | None:
     return (
         f"left as they are: {len(names)} weights outside the decoder blocks, or used otherwise than by "
         f"linear layers, {names[0]} first"
+    )
+
+
+def _left_out(opened: OpenModel) -> str | None:
+    """Which tensors of the files the model has no place for, or None where there are none."""
+    if not opened.leftovers:
+        return None
+    return (
+        f"left out, as transformers does: {len(opened.leftovers)} tensors of the files that "
+        f"{opened.architecture} has no place for, {opened.leftovers[0]} first"
     )
 
 

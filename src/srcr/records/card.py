@@ -3,19 +3,35 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from srcr.environment import format_bytes
 from srcr.plans.plan import CompressionPlan
 from srcr.records.evaluation import Evaluation, Interval
 from srcr.records.run import RunRecord
 
+#: ``org/name`` as the hub allows it, and a snapshot in its cache.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_CACHED = re.compile(r"(?:^|/)models--(?P<repo>[^/]+--[^/]+)/snapshots/[0-9a-f]{7,40}/?$")
 _BEGIN, _END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 
 
+def hub_id(model: str) -> str | None:
+    """The id that a model has on the hub: its name, or that of the hub's cache where it lies; None of a local
+    folder."""
+    cached = _CACHED.search(Path(model).as_posix())
+    if cached is not None:
+        return cached["repo"].replace("--", "/", 1)
+    is_id = _HUB_ID.fullmatch(model) and not Path(model).exists()
+    return model if is_id else None
+
+
 def label(model: str) -> str:
-    """A model's name for people: of a folder its last part, of a hub id all of it."""
+    """A model's name for people: its id on the hub, or of a folder the last part."""
     folder = Path(model)
-    return folder.resolve().name if folder.is_dir() else model
+    return hub_id(model) or (folder.resolve().name if folder.is_dir() else model)
 
 
 def labels(models: Sequence[str]) -> list[str]:
@@ -31,18 +47,17 @@ def model_card(record: RunRecord, plan: CompressionPlan) -> str:
     prune = next((layer.prune for layer in plan.layers if layer.prune), None)
     tags = ["srcr", *(["compressed-tensors"] if record.format == "compressed-tensors" else [])]
     methods = [m for m in (prune and prune.method, quant and quant.method) if m]
-    tag_lines = "\n".join(f"- {tag}" for tag in [*tags, "pruning", "quantization"])
-    base = label(record.base)
+    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if (base_id := hub_id(record.base)) is not None:
+        metadata["base_model"] = base_id
+    metadata["tags"] = [*tags, "pruning", "quantization"]
+    header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    base = _plain(label(record.base))
     notes = "".join(f"- {note}\n" for note in record.notes)
     entropy = "unknown" if rates.entropy_bits is None else f"{rates.entropy_bits:.2f}"
     text = record.calibration
     return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-base_model: {base}
-tags:
-{tag_lines}
----
+{header}---
 
 # {base}, compressed by srcr
 
@@ -57,7 +72,7 @@ stored in {rates.bits:g} bits on average ({" + ".join(methods) or "nothing"}, {p
 | weight files on disk | {format_bytes(rates.stored_bytes)} (base {format_bytes(rates.base_bytes)}) |
 | weights in memory ({rates.engine}) | {format_bytes(rates.loaded_bytes)} |
 | entropy of the codes, the bound that storage can reach | {entropy} bits a weight |
-| calibration | {text.source}, {text.size} |
+| calibration | {_plain(text.source)}, {text.size} |
 | time, peak memory | {record.seconds:.1f} s, {format_bytes(record.peak_memory_bytes)} |
 
 TCr counts neither scales nor embeddings; the byte counts include everything. `plan.yaml` holds the plan and
@@ -76,8 +91,13 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 ```
 
-Made with: `{record.command or "srcr.compress(...)"}`
+Made with: `{(record.command or "srcr.compress(...)").replace("`", "'")}`
 """
+
+
+def _plain(text: str) -> str:
+    """A name in one line that Markdown and HTML show as it is."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
 def with_evaluation(card: str, evaluation: Evaluation) -> str:
