@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srcr.data.decoding import Decoder
 from srcr.data.tokens import bos_token
 from srcr.errors import NumericalError
 
@@ -55,11 +56,9 @@ def sample(
     for start in range(0, samples, SAMPLING_BATCH):
         ids = first[start : start + SAMPLING_BATCH]
         columns = [ids]
-        cache = None
+        decoder = Decoder(model)
         for position in range(first.shape[1], length):
-            output = model(ids.to(model.device), past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            probabilities = output.logits[:, -1].float().softmax(-1).cpu()
+            probabilities = decoder.logits(ids.to(model.device)).float().softmax(-1).cpu()
             if not bool(torch.isfinite(probabilities).all()):
                 raise NumericalError(
                     "the model's own predictions are not finite, so it cannot write text: check it, or "

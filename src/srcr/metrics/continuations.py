@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srcr.data.decoding import Decoder
 from srcr.data.tokens import context_length
 from srcr.errors import InputError, NumericalError
 
@@ -49,11 +50,9 @@ def continue_greedily(
     for start in range(0, n, batch):
         ids = prompts[start : start + batch].to(model.device)
         goes_on = torch.ones(len(ids), dtype=torch.bool, device=model.device)
-        cache = None
+        decoder = Decoder(model)
         for position in range(max_new_tokens):
-            output = model(ids, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            logits = output.logits[:, -1]
+            logits = decoder.logits(ids)
             if not bool(torch.isfinite(logits).all()):
                 raise NumericalError(
                     "the model's predictions are not finite, so it cannot write text"
