@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from layers import grid_of
-from srcr.numerics.grid import CACHED_ELEMENTS, Grid, code_range, round_to_storage
+from srcr.numerics.grid import (
+    CACHED_ELEMENTS,
+    Grid,
+    code_range,
+    round_to_storage,
+    smallest_scale,
+)
 from srcr.numerics.hessian import DampedHessian, output_error
 from srcr.numerics.scales import ERROR_NORM, refit_scales
 
@@ -237,6 +243,7 @@ def test_a_row_of_nothing_is_zero_and_harms_no_other(symmetric, search, dtype, n
     [
         (torch.float16, 3e4),
         (torch.float16, 1e-2),
+        (torch.float16, 1e-4),  # scales among the subnormal numbers
         (torch.bfloat16, 1e30),
         (torch.bfloat16, 1e-30),
         (torch.float32, 1e30),
@@ -254,7 +261,7 @@ def test_huge_and_tiny_weights_keep_their_precision(symmetric, search, dtype, si
 def test_weights_below_the_smallest_scale_become_zero(symmetric):
     W = torch.full((1, 4), 1e-9)
     grid = grid_of(W, 4, 4, symmetric, torch.float16)
-    assert float(grid.scale) == torch.finfo(torch.float16).tiny
+    assert float(grid.scale) == 2.0**-24
     assert bool((rounded(grid, W) == 0).all())
 
 
@@ -379,9 +386,32 @@ def test_refitting_with_no_error_changes_nothing():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scales_that_underflow_become_the_smallest_normal_number(dtype):
-    tiny = torch.finfo(dtype).tiny
-    values = torch.tensor([0.0, tiny / 4, tiny, 0.1, -0.1])
+def test_scales_that_underflow_become_the_smallest_scale(dtype):
+    smallest = smallest_scale(dtype)
+    values = torch.tensor([0.0, smallest / 4, smallest, 0.1, -0.1])
     out = round_to_storage(values, dtype)
-    assert out[:3].tolist() == [tiny] * 3
+    assert out[:3].tolist() == [smallest] * 3
     assert out[3] == -out[4] == torch.tensor(0.1).to(dtype).float()
+
+
+def test_subnormal_scales_are_numbers_like_any_other():
+    """All of float16's, and both signs: a compiled search rounds to them as PyTorch does."""
+    subnormal = torch.arange(1, 1025) * 2.0**-24
+    for scales in (subnormal, -subnormal):
+        assert torch.equal(round_to_storage(scales, torch.float16), scales)
+    between = torch.linspace(2.0**-24, 2.0**-13, 10_001)
+    assert torch.equal(round_to_storage(between, torch.float16), between.half().float())
+
+
+@given(bits, st.booleans(), seeds, st.integers(-22, -10))
+def test_codes_fit_the_rounded_scale_however_coarse_it_is(num_bits, symmetric, seed, exponent):
+    """Weights within the grid's reach are never further from it than half a step."""
+    W = torch.randn(3, 8, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
+    grid = grid_of(W, num_bits, 8, symmetric, torch.float16)
+    qparams = grid.expand()
+    codes = qparams.quantize(W)
+    inside = (codes > qparams.quant_min) & (codes < qparams.quant_max)
+    # Half a step, and the rounding of the product to float16.
+    allowed = qparams.scale.abs() / 2 + W.abs() * 2.0**-10 + 2.0**-24
+    error = (qparams.dequantize(codes) - W).abs()
+    assert bool((error <= allowed)[inside].all())

@@ -357,6 +357,21 @@ def test_scales_are_those_of_the_reference(dtype, symmetric, bits, group, pruned
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("size", [3e-5, 1e-5, 1e-7])
+def test_subnormal_scales_are_those_of_the_reference(symmetric, bits, size):
+    W = torch.randn(64, 64, generator=torch.Generator().manual_seed(5)) * size
+    ours, theirs = (
+        search(W, GridSpec(bits, 16, symmetric, torch.float16), None, None, SHRINKS)
+        for search in (cpu_scales.search_scales, search_scales)
+    )
+    assert theirs.scale.abs().min() < torch.finfo(torch.float16).tiny
+    assert (ours.scale == theirs.scale).float().mean() > 0.99
+    losses = [search_loss(grid, W, None, None) for grid in (ours, theirs)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 6e4), (torch.bfloat16, 1e30)])
 def test_losses_that_overflow_are_as_in_the_reference(symmetric, dtype, size):
     W = torch.randn(8, 64, generator=torch.Generator().manual_seed(4)).clamp(-1, 1) * size

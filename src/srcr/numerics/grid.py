@@ -22,12 +22,19 @@ def code_range(num_bits: int) -> tuple[int, int]:
     return -half, half - 1
 
 
+def smallest_scale(dtype: torch.dtype) -> float:
+    """The smallest positive number of ``dtype``, subnormal ones too, that float32 holds with all its digits:
+    quotients by it are exact to float32's precision."""
+    info = torch.finfo(dtype)
+    return max(info.tiny * info.eps, torch.finfo(torch.float32).tiny)
+
+
 def round_to_storage(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """``scale`` rounded to ``dtype`` and back to float32; zero and what underflows become the smallest
-    normal number."""
+    scale. Codes are chosen against the rounded scale, so a coarse one costs range, never consistency."""
     rounded = scale.to(dtype).to(torch.float32)
-    tiny = torch.finfo(dtype).tiny
-    return torch.where(rounded.abs() < tiny, torch.full_like(rounded, tiny), rounded)
+    smallest = smallest_scale(dtype)
+    return torch.where(rounded.abs() < smallest, torch.full_like(rounded, smallest), rounded)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from srcr.numerics.grid import Grid, GridSpec, code_range
+from srcr.numerics.grid import Grid, GridSpec, code_range, smallest_scale
 from srcr.numerics.kernels.cpu import _OPTIONS, _PRODUCT, _rounded, _threads
 
 #: Columns between two looks at whether a try is still worth it.
@@ -108,14 +108,14 @@ def _loss(  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always", **_OPTIONS)
-def _round_to_storage(scale, product, tiny):  # type: ignore[no-untyped-def]
+def _round_to_storage(scale, product, smallest):  # type: ignore[no-untyped-def]
     """As :func:`srcr.numerics.grid.round_to_storage`."""
     scale = _rounded(scale, product)
-    return tiny if abs(scale) < tiny else scale
+    return smallest if abs(scale) < smallest else scale
 
 
 @njit(**_OPTIONS)
-def _grid(number, lowest, highest, shrinks, low, high, symmetric, product, tiny):  # type: ignore[no-untyped-def]
+def _grid(number, lowest, highest, shrinks, low, high, symmetric, product, smallest):  # type: ignore[no-untyped-def]
     """The scale and zero-point that are tried at this place: the plain range, then each shrunk one, for a
     symmetric grid with the spare code below and above."""
     steps = high - low
@@ -126,15 +126,15 @@ def _grid(number, lowest, highest, shrinks, low, high, symmetric, product, tiny)
         scale = (highest - lowest) / steps
         safe = scale if scale > 0 else np.float32(1.0)
         zero = min(max(np.rint(low - lowest / safe), low), high)
-        return _round_to_storage(scale, product, tiny), zero
+        return _round_to_storage(scale, product, smallest), zero
     largest = max(highest, -lowest)
     divisor = steps / np.float32(2.0) if number == 0 else (-low if number % 2 else low)
-    return _round_to_storage(largest / divisor, product, tiny), np.float32(0.0)
+    return _round_to_storage(largest / divisor, product, smallest), np.float32(0.0)
 
 
 @njit(parallel=True, **_OPTIONS)
 def _search(  # type: ignore[no-untyped-def]
-    W, mask, importance, size, shrinks, low, high, symmetric, product, tiny, scales, zeros
+    W, mask, importance, size, shrinks, low, high, symmetric, product, smallest, scales, zeros
 ):
     rows, groups = scales.shape
     tries = 1 + shrinks.size * (2 if symmetric else 1)
@@ -158,7 +158,7 @@ def _search(  # type: ignore[no-untyped-def]
                     if turn == served:
                         continue
                     scale, zero = _grid(
-                        number, lowest, highest, shrinks, low, high, symmetric, product, tiny
+                        number, lowest, highest, shrinks, low, high, symmetric, product, smallest
                     )
                     loss = _loss(
                         x, importance, np.uint64(g * size), scale, zero, low, high, product, most,
@@ -168,7 +168,7 @@ def _search(  # type: ignore[no-untyped-def]
                         best, most = number, loss
                 served = best
                 scales[r, g], zeros[r, g] = _grid(
-                    best, lowest, highest, shrinks, low, high, symmetric, product, tiny
+                    best, lowest, highest, shrinks, low, high, symmetric, product, smallest
                 )
 
 
@@ -190,7 +190,7 @@ def search_scales(
         W.to(torch.float32).contiguous().numpy(),
         np.empty((0, 0), np.bool_) if mask is None else mask.contiguous().numpy(),
         weight.contiguous().numpy(), spec.group_size, np.array(shrinks, np.float32), low, high,
-        spec.symmetric, _PRODUCT[spec.dtype], np.float32(torch.finfo(spec.dtype).tiny),
+        spec.symmetric, _PRODUCT[spec.dtype], np.float32(smallest_scale(spec.dtype)),
         scale.numpy(), zero_point.numpy(),
     )  # fmt: skip
     return Grid(
