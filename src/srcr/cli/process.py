@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import errno
 import gc
 import os
 import sys
@@ -37,7 +38,8 @@ def main() -> None:
     except KeyboardInterrupt as error:
         fail(f"interrupted; {error or 'nothing was written'}", 1)
     except (OSError, MemoryError) as error:
-        fail(str(error) or type(error).__name__, 1)
+        named = isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+        fail(str(error) or type(error).__name__, 2 if named else 1)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be imported here
             raise

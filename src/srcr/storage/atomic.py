@@ -15,6 +15,9 @@ from srcr.errors import InputError, SrcrError
 from srcr.storage.journal import Journal, finished_blocks
 from srcr.storage.layout import JOURNAL, RECORD
 
+#: Bytes that a file system takes in a name.
+LONGEST_NAME = 255
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that it appears whole or not at all; half a surrogate pair becomes "?"."""
@@ -28,10 +31,17 @@ def check_parent(out: Path) -> None:
     """Refuse a path without a name, or whose folder cannot be made.
 
     Raises:
-        InputError: it is empty, "." or "..", or the root; a file stands where its folder would be.
+        InputError: it is empty, "." or "..", or the root; its name is too long; a file stands where its
+            folder would be.
     """
     if out.name in ("", ".."):
         raise InputError(f"output {str(out)!r} has no name of its own: give that of something new")
+    longest = LONGEST_NAME - len(".replaced")
+    if len(os.fsencode(out.name)) > longest:
+        raise InputError(
+            f"output name {out.name[:40]!r}... has {len(os.fsencode(out.name))} bytes: a name may have "
+            f"{longest}, so that what is written beside it can be named too"
+        )
     parent = next(path for path in out.resolve().parents if path.exists())
     if not parent.is_dir():
         raise InputError(f"output {out}: {parent} is a file, not a folder")
