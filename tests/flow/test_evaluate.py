@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from srcr.bundled import chance, model_path
 from srcr.data.sources import Calibration, EvaluationText
@@ -187,3 +187,32 @@ def test_a_report_of_nothing(srcr, tmp_path):
     result = srcr("report", tmp_path / "no", "-o", tmp_path / "x.html")
     assert result.code == 2
     assert not (tmp_path / "x.html").exists()
+
+
+@pytest.mark.parametrize("wider", ["version", "base"])
+def test_a_token_beyond_the_model_makes_no_other_tokenizer(srcr, stories, ids, tmp_path, wider):
+    """What is added for training (a padding token) is no id that the model can be given."""
+    paths = {"version": tmp_path / "version", "base": tmp_path / "base"}
+    for path in paths.values():
+        shutil.copytree(stories, path)
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(paths[wider])
+    assert srcr("evaluate", paths["base"], paths["version"], "--text", ids).code == 0
+
+
+@pytest.mark.parametrize("broken", ["version", "base"])
+def test_a_tokenizer_that_cannot_be_loaded_stops_nothing_that_needs_none(
+    srcr, stories, ids, tmp_path, broken
+):
+    paths = {"version": tmp_path / "version", "base": tmp_path / "base"}
+    for path in paths.values():
+        shutil.copytree(stories, path)
+    for path in paths[broken].glob("tokenizer*"):
+        path.unlink()
+    (paths[broken] / "tokenizer_config.json").write_text('{"tokenizer_class": "XTokenizer"}')
+    assert srcr("evaluate", paths["base"], paths["version"], "--text", ids).code == 0
+    out = tmp_path / "out"
+    options = ["--sparsity", 0.25, "--prune-method", "magnitude", "--samples", 2, "--seq-len", 8]
+    assert srcr("compress", paths[broken], "-o", out, *options).code == 0
+    assert (out / "tokenizer_config.json").is_file()

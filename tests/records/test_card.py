@@ -1,7 +1,12 @@
 """The model card's evaluation part."""
 
-from srcr.records.card import label, labels, with_evaluation
+import pytest
+import yaml
+
+from srcr.plans.plan import CompressionPlan
+from srcr.records.card import label, labels, model_card, with_evaluation
 from srcr.records.evaluation import Evaluation
+from srcr.records.run import Rates, RunRecord, TextRecord
 from srcr.serialize import from_dict
 
 CARD = "# x\n<!-- evaluation -->\nnot yet\n<!-- end of evaluation -->\nrest"
@@ -52,3 +57,55 @@ def test_labels(tmp_path, monkeypatch):
     assert label("org/model") == "org/model"
     same = [str(tmp_path / name) for name in ("a/small", "b/small")]
     assert labels([*same, "."]) == [*same, "large"]
+
+
+def header(base):
+    """The card's metadata, and the line of its title."""
+    rates = Rates(0.25, 4.0, 0.8125, 0.3, 9, 4, 4, "vllm", "srcr.json")
+    record = RunRecord(
+        base=str(base), base_sha256="00", command="srcr compress `x`", format="dense", rates=rates,
+        plan_fingerprint="11", calibration=TextRecord("a|b\n#c", 2, 8, "00"), layers=(), versions={},
+        seconds=1.0, peak_memory_bytes=1,
+    )  # fmt: skip
+    card = model_card(record, CompressionPlan(()))
+    assert "a\\|b \\#c" in card
+    _, metadata, text = card.split("---\n", 2)
+    return yaml.safe_load(metadata), next(line for line in text.splitlines() if line.strip())
+
+
+@pytest.mark.parametrize(
+    ("base", "model"),
+    [
+        ("org/name", "org/name"),
+        ("Org-1/Name_2.5-3B", "Org-1/Name_2.5-3B"),
+        ("models--org--name/snapshots/0123456789abcdef0123456789abcdef01234567", "org/name"),
+        ("/cache/models--org--name/snapshots/0123456789abcdef/", "org/name"),
+        ("bundled", None),
+        ("/data/my model", None),
+        ("./a/b", None),
+        ("a/b/c", None),
+        ("org/na me", None),
+    ],
+)
+def test_only_a_name_on_the_hub_is_a_base_model(base, model):
+    metadata, _ = header(base)
+    assert metadata.get("base_model") == model
+    assert metadata["tags"] == ["srcr", "pruning", "quantization"]
+
+
+@pytest.mark.parametrize(
+    "name", ["step: 1000", "a\nb", '"quoted"', "# x", "- x", "[x](y)", "<script>", "*x*", "ü", "{a: 1}"]
+)  # fmt: skip
+def test_any_name_of_a_folder(name, tmp_path):
+    (tmp_path / name).mkdir()
+    metadata, title = header(tmp_path / name)
+    assert "base_model" not in metadata
+    assert title.startswith("# ")
+    assert title.endswith(", compressed by srcr")
+    assert "<script>" not in title
+
+
+def test_a_local_folder_with_the_form_of_an_id(tmp_path, monkeypatch):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "base_model" not in header("org/name")[0]
