@@ -92,3 +92,20 @@ def test_its_weights_are_compressed_without_its_quantizers(scheme, tmp_path):
         assert int(kept.sum()) <= 0.75 * kept.numel()
         original = dequantized[f"{layer.name}.weight"]
         assert torch.equal(weights[f"{layer.name}.weight"][kept], original[kept])
+
+
+@torch.no_grad()
+def test_activations_are_quantized_where_the_model_is_measured_and_not_where_it_is_compressed(
+    tmp_path,
+):
+    _, other = quantized(tmp_path, "W8A8")
+    served, plain = load(other), open_model(other).loaded()
+    ours, theirs = served.state_dict(), plain.state_dict()
+    assert set(ours) >= set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    linear = served.model.layers[0].mlp.up_proj
+    x = torch.linspace(-1, 1, linear.in_features)[None] ** 3
+    step = float(x.abs().max()) / 127.5
+    rounded = (x / step).round().clamp(-128, 127) * step
+    torch.testing.assert_close(linear(x), rounded @ linear.weight.T)
+    torch.testing.assert_close(plain.model.layers[0].mlp.up_proj(x), x @ linear.weight.T)

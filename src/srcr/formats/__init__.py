@@ -81,15 +81,19 @@ def get_format(name: str) -> Format:
     raise InputError(f"format {name!r} is not known: use {', '.join(formats())}")
 
 
+def recognised(folder: Path) -> Format | None:
+    """The format of the checkpoint in a folder; None where srcr does not read it."""
+    return next((fmt for fmt in formats().values() if fmt.recognises(folder)), None)
+
+
 def detect(folder: Path) -> Format:
     """The format of the checkpoint in a folder.
 
     Raises:
         InputError: it is none that srcr reads.
     """
-    for fmt in formats().values():
-        if fmt.recognises(folder):
-            return fmt
+    if (fmt := recognised(folder)) is not None:
+        return fmt
     by = read_config(folder).get("quantization_config") or {}
     raise InputError(
         f"{folder} is quantized by {by.get('quant_method')!r}, which srcr does not read: it reads "
@@ -108,6 +112,6 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> Any:
     'llama'
     """
     folder = resolve(path)
-    known = [fmt for fmt in formats().values() if fmt.recognises(folder)]
+    fmt = recognised(folder)
     # What another tool has quantized, transformers may know how to load.
-    return known[0].load(folder, dtype) if known else load_model(folder, dtype)
+    return load_model(folder, dtype) if fmt is None else fmt.load(folder, dtype)

@@ -16,6 +16,7 @@ from srcr.models.blockwise import BlockwiseModel, copy_sharing_weights
 from srcr.models.companions import copy_companions
 from srcr.models.config import is_quantized
 from srcr.models.load import load_model, load_tokenizer, resolve
+from srcr.models.quantized import strip_quantizers
 from srcr.models.reloading import changes_weights
 from srcr.models.source import CheckpointSource, ModuleSource, WeightSource
 from srcr.models.streaming import SourceTensors, empty_model
@@ -240,7 +241,8 @@ def _open_folder(name: str, folder: Path, tokenizer: Any) -> OpenModel:
             opened = _as_stored(opened, source)
             opened.leftovers = source.check_used(opened.blockwise.model.state_dict())
             return opened
-    return OpenModel(name, ModuleSource(load_model(folder), folder), folder, tokenizer)
+    model = strip_quantizers(load_model(folder))
+    return OpenModel(name, ModuleSource(model, folder), folder, tokenizer)
 
 
 def _as_stored(opened: OpenModel, source: CheckpointSource) -> OpenModel:

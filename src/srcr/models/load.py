@@ -10,6 +10,7 @@ from srcr import bundled
 from srcr.errors import InputError, first_line
 from srcr.models.companions import COMPANION_PATTERNS, check_links, mapping_in
 from srcr.models.config import is_quantized, read_model_config
+from srcr.models.quantized import decompress, loading_errors, prepare_config
 from srcr.models.validation import check_leftovers, library_errors
 from srcr.storage.index import INDEX, SINGLE
 from srcr.storage.layout import CONFIG, PLAN, RECORD
@@ -90,7 +91,8 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
     """The causal LM of ``folder`` as transformers loads it, on the CPU in evaluation mode, in its own
     precision (or ``dtype``).
 
-    compressed-tensors checkpoints come back with plain, dequantized weights.
+    Quantized checkpoints come back with plain, dequantized weights; modules that quantize their activations
+    go on doing so.
 
     Raises:
         InputError: not a causal LM, weights missing, damaged, or not safetensors.
@@ -103,8 +105,8 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
         raise InputError(
             f"{folder} holds an adapter (adapter_config.json): merge it into the weights first"
         )
-    _dequantize_zero_points(config)
-    with library_errors(f"transformers cannot load {folder}"):
+    prepare_config(folder, config)
+    with loading_errors(folder, getattr(config, "quantization_config", None)):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -126,38 +128,8 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
     model.requires_grad_(False)
     with library_errors(f"the model of {folder} does not run"), torch.no_grad():
         if is_quantized(folder):
-            _decompress(model)
+            decompress(model)
         return model if dtype is None else model.to(dtype)
-
-
-def _dequantize_zero_points(config: Any) -> None:
-    """Have transformers dequantize packed weights with zero-points while it loads them: it cannot keep those
-    packed."""
-    quantization = getattr(config, "quantization_config", None)
-    if (
-        not isinstance(quantization, dict)
-        or quantization.get("quant_method") != "compressed-tensors"
-    ):
-        return
-    groups = (quantization.get("config_groups") or {}).values()
-    weights = [group.get("weights") or {} for group in groups if isinstance(group, dict)]
-    if any(weight.get("symmetric") is False for weight in weights):
-        quantization["dequantize"] = True
-
-
-def _decompress(model: Any) -> None:
-    """Make plain modules of a quantized model's: compressed-tensors decompresses on the first forward pass,
-    and keeps weights in caches that write through to all that share them."""
-    model(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
-    if any(type(module._parameters) is not dict for module in model.modules()):
-        from compressed_tensors.offload import remove_dispatch
-
-        remove_dispatch(model)
-    for module in model.modules():
-        if hasattr(module, "quantization_scheme"):  # what its weight was unpacked from
-            for name in set(module._parameters) - {"weight", "bias"}:
-                delattr(module, name)
-            del module.quantization_scheme
 
 
 def load_tokenizer(folder: Path) -> Any | None:

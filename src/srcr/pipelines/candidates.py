@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from srcr.errors import InputError
-from srcr.formats import detect, load
+from srcr.formats import load, recognised
 from srcr.formats.checkpoint import Checkpoint
 from srcr.metrics.rates import FULL_BITS, LayerRates, count_zeros, entropy_bits, measured_rates
 from srcr.models.blockwise import copy_on
@@ -20,6 +20,7 @@ from srcr.records.run import LoadedBytes, Rates, RunSummary
 from srcr.serialize import from_yaml
 from srcr.storage.index import file_bytes
 from srcr.storage.layout import RECORD
+from srcr.storage.safetensors import TensorFiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +77,6 @@ def open_candidates(
 
 def _load(model: ModelLike, folder: Path | None) -> _Loaded:
     if folder is not None:
-        if not (folder / RECORD).is_file():
-            detect(folder)  # what cannot be rated is refused before it is loaded
         return _Loaded(str(model), load(folder), _folder_tokenizer(folder), folder=folder)
     opened = open_model(model)
     return _Loaded(opened.name, opened.loaded(), _tokenizer(opened), opened=opened)
@@ -152,9 +151,11 @@ def _measured(base: OpenModel, loaded: _Loaded) -> Rates:
         checkpoint, stored = Checkpoint.of(loaded.opened), loaded.opened.weight_bytes
         in_memory = LoadedBytes(stored, "transformers")
     else:
-        fmt = detect(loaded.folder)
-        checkpoint, stored = fmt.read(loaded.folder), file_bytes(loaded.folder)
-        in_memory = fmt.loaded_bytes(loaded.folder)
+        fmt, stored = recognised(loaded.folder), file_bytes(loaded.folder)
+        if fmt is None:
+            layers, in_memory = _layers_in_files(loaded.folder, loaded.model)
+            return measured_rates(layers, base_size, base.weight_bytes, stored, in_memory)
+        checkpoint, in_memory = fmt.read(loaded.folder), fmt.loaded_bytes(loaded.folder)
     layers = [
         _layer_rates(checkpoint, loaded.model, name)
         for name in checkpoint.contents.topology.linears()
@@ -175,3 +176,27 @@ def _layer_rates(checkpoint: Checkpoint, model: Any, name: str) -> LayerRates:
     except InputError:  # codes that srcr does not read
         entropy = None
     return LayerRates(rows * cols, 0.0, scheme.num_bits, zeros, entropy)
+
+
+def _layers_in_files(folder: Path, model: Any) -> tuple[list[LayerRates], LoadedBytes]:
+    """The linears of a checkpoint in a format that srcr does not read, by the bytes of their codes, and the
+    bytes of all tensors.
+
+    Raises:
+        InputError: the tensors of a linear are not stored under its name.
+    """
+    sizes, topology = TensorFiles(folder).sizes(), open_model(model).topology
+    layers = []
+    for name in topology.linears():
+        ref, (rows, cols) = topology.matrices[name], topology.shapes[name]
+        # The codes are the largest of what is stored: scales are shared by many weights.
+        stored = max((n for key, n in sizes.items() if key.startswith(ref.parameter)), default=0)
+        values = model.get_parameter(ref.parameter).numel()
+        if not stored:
+            raise InputError(
+                f"{folder} stores {name} under another name, so that its bits cannot be counted: give the "
+                "folder that srcr wrote"
+            )
+        zeros = count_zeros([read_matrix(model, ref)])
+        layers.append(LayerRates(rows * cols, 0.0, 8 * stored / values, zeros, None))
+    return layers, LoadedBytes(sum(sizes.values()), "transformers")
