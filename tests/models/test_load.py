@@ -134,7 +134,7 @@ def test_decoder_saved_without_its_head_is_not_causal(tmp_path):
 def test_pickle_weights_are_not_read(folder):
     (folder / WEIGHTS).unlink()
     torch.save(tiny_model("llama").state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"no \*\.safetensors weights; srcr reads no pickle"):
+    with pytest.raises(InputError, match=r"no \*\.safetensors weights: it holds pickle files"):
         load_model(folder)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from srcr.errors import InputError
 from srcr.models.config import read_config
 from srcr.serialize import read_json
+from srcr.storage.index import is_lfs_pointer
 
 #: Tokenizers under every name that transformers gives their files, chat templates, processors, notices.
 COMPANION_PATTERNS = (
@@ -27,13 +28,14 @@ READ_PATTERNS = ("*.json", "*.jinja", "*.yaml", "*.py", "README.md", *COMPANION_
 _CODED = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 
-def check_links(folder: Path) -> None:
-    """Refuse a folder in which something other than weights is a link that leads out of it: it would be
-    copied into the result. The hub's cache, whose snapshots are links to its blobs, is in order, and so are
-    linked weights, of which nothing but tensors is ever read.
+def check_files(folder: Path) -> None:
+    """Refuse a folder whose files, weights aside, are not what they seem: a link that leads out of it would
+    be copied into the result. The hub's cache, whose snapshots are links to its blobs, is in order, and so
+    are linked weights, of which nothing but tensors is ever read.
 
     Raises:
-        InputError: such a link, or what is no plain file (a pipe would be waited for without end).
+        InputError: such a link, what is no plain file (a pipe would be waited for without end), or a file
+            that Git LFS has not fetched.
     """
     home = folder.resolve()
     for path in sorted({path for pattern in READ_PATTERNS for path in folder.glob(pattern)}):
@@ -47,6 +49,10 @@ def check_links(folder: Path) -> None:
             raise InputError(
                 f"{path} is a link that leads out of its folder, to {target}: only weights may be linked, "
                 "copy the file itself"
+            )
+        if is_lfs_pointer(path):
+            raise InputError(
+                f"{path} is a Git LFS pointer, not the file: run `git lfs pull` in its folder"
             )
 
 

@@ -7,7 +7,10 @@ from typing import Any
 from srcr.errors import InputError
 from srcr.models.validation import check_counts, check_size, library_errors
 from srcr.serialize import read_json
+from srcr.storage.index import contents_instead
 from srcr.storage.layout import CONFIG
+
+ADAPTER = "adapter_config.json"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -18,7 +21,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise InputError(f"{folder} has no config.json: it is not a Hugging Face model folder")
+        raise InputError(f"{folder} has no config.json: {contents_instead(folder)}")
     data = read_json(path)
     if not isinstance(data, dict):
         raise InputError(f"{path} is not a JSON object")
@@ -50,6 +53,11 @@ def check_causal(folder: Path) -> None:
         raise InputError(
             f"{folder} is not a causal language model: its architecture is {', '.join(architectures)}"
         )
+    if kind is None:
+        raise InputError(
+            f"the config.json of {folder} has no model_type: take that which belongs to the model's "
+            "transformers version"
+        )
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise InputError(
             f"srcr cannot load {folder}: its model_type {kind!r} is unknown to the transformers installed "
@@ -68,6 +76,8 @@ def read_model_config(folder: Path) -> Any:
     """
     from transformers import AutoConfig
 
+    if (folder / ADAPTER).exists():  # with peft installed transformers would apply it
+        raise InputError(f"{folder} holds an adapter ({ADAPTER}): merge it into the weights first")
     check_causal(folder)
     data = read_config(folder)
     check_counts(folder / CONFIG, data)

@@ -8,12 +8,13 @@ import torch
 
 from srcr import bundled
 from srcr.errors import InputError, first_line
-from srcr.models.companions import COMPANION_PATTERNS, check_links, mapping_in
-from srcr.models.config import is_quantized, read_model_config
+from srcr.models.companions import COMPANION_PATTERNS, check_files, mapping_in
+from srcr.models.config import ADAPTER, is_quantized, read_model_config
 from srcr.models.quantized import decompress, loading_errors, prepare_config
 from srcr.models.validation import check_leftovers, library_errors
 from srcr.storage.index import INDEX, SINGLE
 from srcr.storage.layout import CONFIG, PLAN, RECORD
+from srcr.storage.safetensors import TensorFiles
 
 #: Files of which any says that a folder has a tokenizer.
 TOKENIZER_FILES = (
@@ -30,7 +31,7 @@ def resolve(model: str | Path) -> Path:
             leads elsewhere.
     """
     folder = _locate(model)
-    check_links(folder)
+    check_files(folder)
     return folder
 
 
@@ -51,7 +52,7 @@ def _locate(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    others = [CONFIG, "adapter_config.json", INDEX, "*.py", *COMPANION_PATTERNS]
+    others = [CONFIG, ADAPTER, INDEX, "*.py", *COMPANION_PATTERNS]
     others += [RECORD, PLAN]  # of a model that srcr compressed
     elsewhere = [f"*/{pattern}" for pattern in others if pattern.startswith("*")]
     try:
@@ -98,24 +99,10 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
         InputError: not a causal LM, weights missing, damaged, or not safetensors.
         SrcrError: not enough memory.
     """
-    from transformers import AutoModelForCausalLM
-
     config = read_model_config(folder)
-    if (folder / "adapter_config.json").exists():  # with peft installed transformers would apply it
-        raise InputError(
-            f"{folder} holds an adapter (adapter_config.json): merge it into the weights first"
-        )
     prepare_config(folder, config)
     with loading_errors(folder, getattr(config, "quantization_config", None)):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype="auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        model, info = _pretrained(folder, config)
     if not is_quantized(folder):
         check_leftovers(folder, sorted(info["unexpected_keys"]), model.state_dict())
     if info["missing_keys"]:  # transformers makes them up at random
@@ -130,6 +117,24 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
         if is_quantized(folder):
             decompress(model)
         return model if dtype is None else model.to(dtype)
+
+
+def _pretrained(folder: Path, config: Any) -> tuple[Any, dict[str, Any]]:
+    """The model of a folder, and what transformers says of its loading."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.auto_factory import _get_model_class
+
+    options = {"config": config, "dtype": "auto", "output_loading_info": True}
+    if any((folder / name).is_file() for name in (SINGLE, INDEX)):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
+        )
+    else:  # files of other names are not looked for
+        files = TensorFiles(folder)
+        state = {name: files.get(name) for name in files.entries}
+        kind = _get_model_class(config, AutoModelForCausalLM._model_mapping)
+        model, info = kind.from_pretrained(None, state_dict=state, **options)
+    return model, info
 
 
 def load_tokenizer(folder: Path) -> Any | None:

@@ -7,11 +7,48 @@ from srcr.errors import InputError, in_one_line
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+#: Safetensors files that are no transformers model: Mistral's and Meta's own format, adapters.
+FOREIGN = ("consolidated", "adapter")
+#: What a folder without a checkpoint may hold instead, by a file of it, and what to do.
+_INSTEAD = (
+    ("adapter_config.json", "an adapter: merge it into its base model first (merge_and_unload of peft)"),
+    ("model_index.json", "a diffusers pipeline: srcr compresses language models"),
+    ("modules.json", "a sentence-transformers model: srcr compresses causal language models"),
+    ("*.gguf", "a GGUF file: give the original model, in safetensors"),
+    ("consolidated*", "the consolidated format: give the transformers version of the model, or convert it"),
+    ("*.bin", "pickle files (*.bin), which srcr does not read: convert them with save_pretrained"),
+    ("*.pt*", "pickle files (*.pt, *.pth), which srcr does not read: convert them with save_pretrained"),
+    ("*.h5", "TensorFlow weights: give the model in safetensors"),
+    ("*.msgpack", "Flax weights: give the model in safetensors"),
+    ("*.onnx", "an ONNX file: give the original model, in safetensors"),
+    ("onnx/*.onnx", "ONNX files: give the original model, in safetensors"),
+)  # fmt: skip
+#: How the text begins that Git leaves where a large file was not fetched (Git LFS specification, version 1).
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves where it has not fetched a large one."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False  # whoever needs it says what is wrong with it
+
+
+def contents_instead(folder: Path) -> str:
+    """What ``folder`` holds where a checkpoint was expected, and what to do about it."""
+    if not any(folder.iterdir()):
+        return "the folder is empty: give the folder that holds the model's config.json and weights"
+    for pattern, what in _INSTEAD:
+        if any(folder.glob(pattern)):
+            return f"it holds {what}"
+    return "give the folder of a Hugging Face model, in safetensors"
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, sorted by name, as transformers looks for them:
-    ``model.safetensors``, else those of its index, else all there are.
+    ``model.safetensors``, else those of its index; else all there are but :data:`FOREIGN` ones.
 
     Raises:
         InputError: there are none, or the index is broken or points outside the folder.
@@ -20,12 +57,13 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         return [folder / name for name in sorted(set(read_index(folder).values()))]
-    paths = [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
+    paths = [
+        path
+        for path in sorted(folder.glob("*.safetensors"))
+        if path.is_file() and not path.name.startswith(FOREIGN)
+    ]
     if not paths:
-        raise InputError(
-            f"{folder} has no *.safetensors weights; srcr reads no pickle files: convert the model "
-            "with transformers' save_pretrained first"
-        )
+        raise InputError(f"{folder} has no *.safetensors weights: {contents_instead(folder)}")
     return paths
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from srcr.errors import InputError
 from srcr.numerics.tensors import as_bytes
-from srcr.storage.index import INDEX, SINGLE, read_index, weight_files
+from srcr.storage.index import INDEX, SINGLE, is_lfs_pointer, read_index, weight_files
 
 #: A single key: safetensors writes several in random order, and the same run must give the same bytes.
 METADATA = {"format": "pt"}
@@ -27,8 +27,6 @@ DTYPE_NAMES = {
     torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-#: How the text begins that Git leaves where a large file was not fetched (Git LFS specification, version 1).
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 #: Bytes that are read at a time while a file is hashed.
 CHUNK_BYTES = 1 << 24
 
@@ -114,7 +112,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         with path.open("rb") as stream:
             header = _read_json_header(stream.read)
     except (SafetensorError, OSError, ValueError, struct.error) as error:
-        if _is_lfs_pointer(path):
+        if is_lfs_pointer(path):
             raise InputError(
                 f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder"
             ) from None
@@ -126,13 +124,6 @@ def read_header(path: Path) -> dict[str, Entry]:
         for name, entry in header.items()
         if name != "__metadata__"
     }
-
-
-def _is_lfs_pointer(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def _read_json_header(read: Callable[[int], bytes]) -> dict[str, Any]:
