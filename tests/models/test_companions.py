@@ -43,6 +43,7 @@ def test_every_tokenizer_of_transformers():
     "name",
     [
         "LICENSE.txt", "LICENCE", "NOTICE", "Notice.txt", "USE_POLICY.md", "THIRD_PARTY_NOTICES", "COPYING",
+        "License.md", "license", "licence.txt", "LLAMA_USE_POLICY.md", "NVIDIA_THIRD_PARTY.txt", "spm.vocab",
         "chat_template.jinja", "chat_template.json", "additional_chat_templates/tool_use.jinja",
         "processor_config.json", "video_preprocessor_config.json", "tekken.json", "qwen.tiktoken",
     ],
@@ -88,6 +89,18 @@ class TestCode:
 
     def test_without_it(self, base, tmp_path):
         assert self.compressed(base, tmp_path) is None
+
+    @pytest.mark.parametrize("there", [True, False])
+    def test_of_the_tokenizer(self, there, base, tmp_path):
+        text = json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_x.T", None]}, "x": 1})
+        (base / "tokenizer_config.json").write_text(text)
+        if there:
+            (base / "tokenization_x.py").write_text("")
+        (tmp_path / "out").mkdir()
+        copy_companions(base, tmp_path / "out")
+        copied = (tmp_path / "out" / "tokenizer_config.json").read_text()
+        assert copied == text if there else json.loads(copied) == {"x": 1}
+        assert (tmp_path / "out" / "tokenization_x.py").is_file() is there
 
     def test_in_part_and_elsewhere(self, base):
         (base / "configuration_x.py").write_text("")

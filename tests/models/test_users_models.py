@@ -14,6 +14,7 @@ from srcr.formats import load
 from srcr.models.checkpoint import open_model
 from srcr.models.load import load_model
 from srcr.models.topology import hidden_states
+from srcr.models.validation import check_leftovers
 from srcr.pipelines.compress import compress
 from srcr.pipelines.options import Output, RunOptions
 from srcr.plans.plan import Recipe
@@ -161,6 +162,13 @@ class TestLeftovers:
         edit(folder, lambda tensors: tensors.update({name: torch.ones(1)}))
         with pytest.raises(InputError, match=r"say how its weights are stored.*original model"):
             open_model(folder)
+
+    @pytest.mark.parametrize("part", ["_scale", "_blocks", "_scale_inv", ".absmax"])
+    def test_parts_of_a_stack_of_matrices(self, part, folder):
+        names = ["mlp.experts.up_proj", "mlp.gate.weight"]
+        with pytest.raises(InputError, match="say how its weights are stored"):
+            check_leftovers(folder, [f"mlp.experts.up_proj{part}"], names)
+        assert check_leftovers(folder, ["mlp.gate_proj.weight"], names)  # another layer
 
     def test_float8_with_scales(self, folder):
         def quantize(tensors):

@@ -85,6 +85,9 @@ def header(base):
         ("./a/b", None),
         ("a/b/c", None),
         ("org/na me", None),
+        ("org/na--me", None),
+        ("org/-name", None),
+        ("org/name.git", None),
     ],
 )
 def test_only_a_name_on_the_hub_is_a_base_model(base, model):

@@ -7,25 +7,32 @@ from typing import Any
 
 from srcr.errors import InputError
 from srcr.models.config import read_config
-from srcr.serialize import read_json
+from srcr.serialize import read_json, to_json
 from srcr.storage.index import is_lfs_pointer
 
-#: Tokenizers under every name that transformers gives their files, chat templates, processors, notices.
-COMPANION_PATTERNS = (
+#: Tokenizers under every name that transformers gives their files.
+TOKENIZER_PATTERNS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "bpe.codes",
-    "*.model", "*.spm", "*.tiktoken", "tekken.json", "dict.txt", "emoji.json", "normalizer.json",
+    "*.model", "*.spm", "*.vocab", "*.tiktoken", "tekken.json", "dict.txt", "emoji.json", "normalizer.json",
     "byte_maps.json", "word_shape.json", "word_pronunciation.json", "entity_vocab.json",
     "target_vocab.json", "prophetnet.tokenizer",
+)  # fmt: skip
+#: Those, chat templates, processors, notices.
+COMPANION_PATTERNS = (
+    *TOKENIZER_PATTERNS,
     "chat_template*", "additional_chat_templates/*.jinja",
     "generation_config.json", "processor_config.json", "*preprocessor_config.json",
     "audio_tokenizer_config.json",
-    "LICENSE*", "LICENCE*", "NOTICE*", "Notice*", "COPYING*", "COPYRIGHT*", "THIRD_PARTY*",
-    "USE_POLICY*", "PROHIBITED*",
+    "LICEN[CS]E*", "[Ll]icen[cs]e*", "NOTICE*", "[Nn]otice*", "COPYING*", "COPYRIGHT*", "*THIRD_PARTY*",
+    "*USE_POLICY*", "PROHIBITED*",
 )  # fmt: skip
 #: All that is read of a folder besides its weights.
 READ_PATTERNS = ("*.json", "*.jinja", "*.yaml", "*.py", "README.md", *COMPANION_PATTERNS)
 #: Configs whose auto_map may name code.
-_CODED = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+_CODED = (
+    "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)  # fmt: skip
 
 
 def check_files(folder: Path) -> None:
@@ -66,10 +73,15 @@ def copy_companions(source: Path, folder: Path) -> None:
             target = folder / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+    for name in _CODED:
+        config = mapping_in(source / name)
+        kept = with_code_that_is_there(config, source)
+        if kept != config:
+            (folder / name).write_text(to_json(kept), encoding="utf-8")
 
 
 def with_code_that_is_there(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A config.json whose ``auto_map`` names only code that lies in ``folder`` or in a repository."""
+    """A config whose ``auto_map`` names only code that lies in ``folder`` or in a repository."""
     result = dict(config)
     classes = result.pop("auto_map", None)
     if isinstance(classes, dict):

@@ -8,19 +8,18 @@ import torch
 
 from srcr import bundled
 from srcr.errors import InputError, first_line
-from srcr.models.companions import COMPANION_PATTERNS, check_files, mapping_in
+from srcr.models.companions import (
+    COMPANION_PATTERNS,
+    TOKENIZER_PATTERNS,
+    check_files,
+    mapping_in,
+)
 from srcr.models.config import ADAPTER, is_quantized, read_model_config
 from srcr.models.quantized import decompress, loading_errors, prepare_config
 from srcr.models.validation import check_leftovers, library_errors
 from srcr.storage.index import INDEX, SINGLE
 from srcr.storage.layout import CONFIG, PLAN, RECORD
 from srcr.storage.safetensors import TensorFiles
-
-#: Files of which any says that a folder has a tokenizer.
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
-    "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
 
 
 def resolve(model: str | Path) -> Path:
@@ -82,7 +81,8 @@ def _download_weights(name: str, folder: Path) -> Path:
 
     index = mapping_in(folder / INDEX).get("weight_map")
     if isinstance(index, dict):
-        return download(*sorted(set(map(str, index.values()))))
+        names = {str(name) for name in index.values()}
+        return download(*sorted(name for name in names if name.endswith(".safetensors")))
     if (download(SINGLE) / SINGLE).is_file():
         return folder
     return download("*.safetensors", ignored=["*/*", "consolidated*"])
@@ -145,7 +145,7 @@ def load_tokenizer(folder: Path) -> Any | None:
     """
     from transformers import AutoTokenizer
 
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_PATTERNS):
         return None
     with library_errors(f"transformers cannot load the tokenizer of {folder}"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

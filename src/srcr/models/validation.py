@@ -56,12 +56,15 @@ def check_leftovers(
         InputError: some belong to a weight of the model (scales, zero-points, an adapter): without them it
             means something else.
     """
+    # "x.weight_scale" and "x.qzeros" belong to "x.weight", "experts.up_proj_blocks" to "experts.up_proj".
     owners = {name.removesuffix("weight") for name in names if name.endswith(".weight")}
+    stacks = [name for name in names if not name.endswith((".weight", ".bias"))]
+    owners |= {f"{name}{separator}" for name in stacks for separator in "._"}
     parts = [
         name
         for name in leftovers
         if not name.endswith(".bias")
-        and any(name[: i + 1] in owners for i, letter in enumerate(name) if letter == ".")
+        and any(name[: match.end()] in owners for match in re.finditer(r"[._]", name))
     ]
     if parts:
         raise InputError(

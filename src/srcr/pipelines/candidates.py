@@ -102,19 +102,22 @@ def _check_vocabulary(base: OpenModel, loaded: _Loaded) -> None:
             f"{loaded.name} has a vocabulary of {size}, the base {base.name} one of {base.vocabulary}: they "
             "are not versions of the same model"
         )
-    vocabularies = [_known(tokenizer, size) for tokenizer in (_tokenizer(base), loaded.tokenizer)]
-    if None not in vocabularies and vocabularies[0] != vocabularies[1]:
+    ours, theirs = (_tokens(each, size) for each in (_tokenizer(base), loaded.tokenizer))
+    # A token that only one of them has (for padding, say) changes no text that both can read.
+    shared = ours.keys() & theirs.keys()
+    moved = set(ours.values()) & set(theirs.values()) - {ours[id] for id in shared}
+    if moved or any(ours[id] != theirs[id] for id in shared):
         raise InputError(
             f"{loaded.name} and the base {base.name} have different tokenizers: an id does not mean the same "
             "to both"
         )
 
 
-def _known(tokenizer: Any | None, size: int) -> dict[str, int] | None:
-    """The tokens that a model of so many ids can be given; None without a tokenizer."""
+def _tokens(tokenizer: Any | None, size: int) -> dict[int, str]:
+    """The token of each id that a model of so many ids can be given; none without a tokenizer."""
     if tokenizer is None:
-        return None
-    return {token: id for token, id in tokenizer.get_vocab().items() if id < size}
+        return {}
+    return {id: token for token, id in tokenizer.get_vocab().items() if id < size}
 
 
 def _tokenizer(model: OpenModel) -> Any | None:

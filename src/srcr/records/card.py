@@ -12,8 +12,7 @@ from srcr.plans.plan import CompressionPlan
 from srcr.records.evaluation import Evaluation, Interval
 from srcr.records.run import RunRecord
 
-#: ``org/name`` as the hub allows it, and a snapshot in its cache.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+#: A snapshot in the hub's cache.
 _CACHED = re.compile(r"(?:^|/)models--(?P<repo>[^/]+--[^/]+)/snapshots/[0-9a-f]{7,40}/?$")
 _BEGIN, _END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 
@@ -24,8 +23,18 @@ def hub_id(model: str) -> str | None:
     cached = _CACHED.search(Path(model).as_posix())
     if cached is not None:
         return cached["repo"].replace("--", "/", 1)
-    is_id = _HUB_ID.fullmatch(model) and not Path(model).exists()
-    return model if is_id else None
+    return model if _is_id(model) and not Path(model).exists() else None
+
+
+def _is_id(model: str) -> bool:
+    """Whether a name is ``org/name`` as the hub allows it."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return model.count("/") == 1
 
 
 def label(model: str) -> str:
