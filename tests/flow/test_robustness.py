@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from srcr.data.sources import Calibration
 from srcr.errors import NumericalError, SrcrError
 from srcr.models.checkpoint import open_model
+from srcr.models.load import load_model
 from srcr.pipelines.compress import compress
 from srcr.pipelines.inspect import inspect
 from srcr.pipelines.options import Output, RunOptions
 from srcr.plans.plan import Recipe
-from srcr.plans.specs import QuantSpec
+from srcr.plans.specs import PruneSpec, QuantSpec
 from srcr.testing import save_tiny_model, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -297,3 +298,41 @@ def test_activations_that_overflow_stop_the_run(tmp_path):
     with pytest.raises(NumericalError, match=r"model\.layers\.\d\.\S+"):
         compress(tmp_path / "model", recipe, Calibration(ids), output, RunOptions(quiet=True))
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def half_model(folder, changes):
+    """A tiny Llama in float16, some of whose weights are multiplied."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            for ending, factor in changes.items():
+                if name.endswith(ending):
+                    parameter.mul_(factor)
+    model.half().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("recipe", [Recipe(PruneSpec()), Recipe(None, QuantSpec())])
+@pytest.mark.parametrize("family", ["residual", "inside"])
+def test_a_float16_model_that_overflows_when_it_runs_is_compressed_all_the_same(
+    family, recipe, tmp_path
+):
+    """Blocks run in float32, and so does what is read back: no work is thrown away at the end."""
+    changes = {"residual": {"down_proj.weight": 3e4, "o_proj.weight": 3e4, "embed_tokens.weight": 3e4},
+               "inside": {"up_proj.weight": 6e4, "down_proj.weight": 1e-3}}  # fmt: skip
+    folder = half_model(tmp_path / "model", changes[family])
+    ids = torch.randint(0, 96, (5, 24), generator=torch.Generator().manual_seed(3))
+    assert not torch.isfinite(load_model(folder)(ids).logits).all()
+    options = RunOptions(quiet=True)
+    record = compress(folder, recipe, Calibration(ids), Output(tmp_path / "out"), options)
+    assert record.verification.precision == "float32"
+
+
+def test_weights_that_leave_float16_name_their_layer_at_once(tmp_path):
+    folder = half_model(tmp_path / "model", {"layers.0.mlp.up_proj.weight": 9e4})
+    assert all(torch.isfinite(p).all() for p in load_model(folder).parameters())
+    # Few different inputs: what is pruned is made up for by large changes.
+    ids = torch.randint(0, 4, (5, 24), generator=torch.Generator().manual_seed(3))
+    recipe, output = Recipe(PruneSpec(sparsity=0.6)), Output(tmp_path / "out")
+    with pytest.raises(NumericalError, match=r"layers\.0\.mlp\.up_proj.*too large for float16"):
+        compress(folder, recipe, Calibration(ids), output, RunOptions(quiet=True))

@@ -105,9 +105,10 @@ class _Visitor:
         for name, compressed in solution.items():
             weight = compressed.dequantize()
             if not is_finite(weight):
+                dtype = str(self.blocks.dtype).removeprefix("torch.")
                 raise NumericalError(
-                    f"the compressed weights of {name} are not finite: its inputs overflow on this "
-                    "calibration data"
+                    f"the compressed weights of {name} are not finite: they are too large for {dtype} "
+                    "(convert the model to float32 first), or its inputs overflow on this calibration data"
                 )
             pair.replace(name, weight)
             self.error = compressed.error
