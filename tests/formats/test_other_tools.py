@@ -85,6 +85,7 @@ def test_its_weights_are_compressed_without_its_quantizers(scheme, tmp_path):
     recipe = Recipe(PruneSpec("magnitude", 0.25))
     record = compress(str(other), recipe, Tokens.of(IDS), tmp_path / "o", RunOptions(quiet=True))
     assert record.format == "dense"
+    assert any("is quantized already" in note for note in record.notes)
     weights = load(tmp_path / "o").state_dict()
     dequantized = load(other).state_dict()
     for layer in record.layers:

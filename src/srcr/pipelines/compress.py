@@ -27,6 +27,7 @@ from srcr.methods import check_methods
 from srcr.metrics.rates import compressed_rates
 from srcr.models.blockwise import BlockwiseModel
 from srcr.models.checkpoint import ModelLike, OpenModel
+from srcr.models.config import is_quantized
 from srcr.pipelines.blocks import compress_blocks, journaled_checkpoint
 from srcr.pipelines.opening import TextModel, open_for, writes_itself
 from srcr.pipelines.options import Output, RunOptions
@@ -142,7 +143,7 @@ def _prepare(
     plan = plan if options.seed is None else replace(plan, seed=options.seed)
     contents = planned_contents(plan, opened.topology)
     fmt, fallback = _pick_format(output.format, contents)
-    aloud = (sizes, fallback, _left_alone(opened), _left_out(opened))
+    aloud = (_quantized_already(opened), sizes, fallback, _left_alone(opened), _left_out(opened))
     notes = tuple(note for note in aloud if note)
     for note in notes:
         say(note, options.quiet)
@@ -194,6 +195,16 @@ def _left_out(opened: OpenModel) -> str | None:
     return (
         f"left out, as transformers does: {len(opened.leftovers)} tensors of the files that "
         f"{opened.architecture} has no place for, {opened.leftovers[0]} first"
+    )
+
+
+def _quantized_already(opened: OpenModel) -> str | None:
+    """What is compressed of a model that another tool has quantized, or None of any other."""
+    if opened.folder is None or not is_quantized(opened.folder):
+        return None
+    return (
+        f"{opened.name} is quantized already: its dequantized weights are compressed, without what quantizes "
+        "its activations. The original model would lose less"
     )
 
 
