@@ -218,7 +218,7 @@ def test_pickles_are_never_read(tmp_path):
     base = save_tiny_model(tmp_path / "base", "llama")
     (base / "model.safetensors").unlink()
     (base / "pytorch_model.bin").write_bytes(b"\x80\x04c__main__\nEVIL\n.")
-    refused(base, "no pickle")
+    refused(base, "pickle files")
 
 
 def test_links_that_lead_out_are_refused_but_for_weights(tmp_path):
