@@ -98,8 +98,8 @@ def observe(
         untouched=tuple(untouched),
         stacks=tuple(stacks),
         returns=trace.returns[f"{home}.0"],
-        needs_weights=needs_weights(model, inside),
         find_couplings=find_couplings,
+        find_needs=lambda topology: needs_weights(model, topology.linears()),
     )
 
 

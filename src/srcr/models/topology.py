@@ -85,8 +85,7 @@ class Topology:
     forward pass uses; ``untouched``: linears that are left as they are (outside the blocks, the head left
     out, or used otherwise than by calling them), ``stacks``: parameters of several matrices that are, too;
     ``returns``: None where a block returns
-    its hidden states, else whether each further member of the tuple is a tensor; ``needs_weights``: whether
-    transformers cannot load the linears from packed codes."""
+    its hidden states, else whether each further member of the tuple is a tensor."""
 
     blocks: tuple[Block, ...]
     matrices: Mapping[str, MatrixRef]
@@ -97,15 +96,22 @@ class Topology:
     untouched: tuple[str, ...] = ()
     stacks: tuple[str, ...] = ()
     returns: tuple[bool, ...] | None = None
-    needs_weights: bool = False
     find_couplings: Callable[["Topology"], tuple[Coupling, ...]] = field(
         default=lambda _: (), repr=False, compare=False
+    )
+    find_needs: Callable[["Topology"], bool] = field(
+        default=lambda _: False, repr=False, compare=False
     )
 
     @cached_property
     def couplings(self) -> tuple[Coupling, ...]:
         """What can be removed whole: channels, key-value groups, layers; looked for when first asked."""
         return self.find_couplings(self)
+
+    @cached_property
+    def needs_weights(self) -> bool:
+        """Whether transformers cannot load the linears from packed codes; looked for when first asked."""
+        return self.find_needs(self)
 
     def block_names(self) -> list[str]:
         """Module names of the blocks, in their order."""
