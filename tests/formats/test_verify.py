@@ -50,8 +50,8 @@ def walk(opened, checkpoint):
 def run(written):
     folder, opened, checkpoint = written
     verify_tensors(FORMAT, checkpoint, folder)
-    for whole in (True, False):
-        verify_logits(opened, FORMAT, folder, walk(opened, checkpoint), whole)
+    for streamed in (None, FORMAT.read(folder)):
+        verify_logits(opened, FORMAT, folder, walk(opened, checkpoint), streamed)
 
 
 def change(folder, name, at):
@@ -88,9 +88,9 @@ def test_a_changed_weight_that_was_not_compressed(written):
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(VerificationError, match=r"model\.norm\.weight"):
         run(written)
-    for whole in (True, False):
+    for streamed in (None, FORMAT.read(folder)):
         with pytest.raises(VerificationError, match="other logits than the model that was"):
-            verify_logits(opened, FORMAT, folder, walk(opened, checkpoint), whole)
+            verify_logits(opened, FORMAT, folder, walk(opened, checkpoint), streamed)
 
 
 def test_a_config_that_says_other_bits(written):

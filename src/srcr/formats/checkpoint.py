@@ -147,10 +147,10 @@ class Checkpoint:
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Any:
         """The transformers model of these weights, whole, in its own precision or ``dtype``."""
-        return load_from(_DequantizedSource(self), dtype)
+        return load_from(DequantizedSource(self), dtype)
 
 
-class _DequantizedSource:
+class DequantizedSource:
     """A :class:`~srcr.models.source.WeightSource` of a checkpoint's weights."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from srcr.environment import peak_memory, release_memory, resident_memory
 from srcr.errors import VerificationError
 from srcr.formats import Format
-from srcr.formats.checkpoint import Checkpoint
+from srcr.formats.checkpoint import Checkpoint, DequantizedSource
 from srcr.models.checkpoint import OpenModel
 from srcr.models.streaming import CastTensors, device_of, filled
 from srcr.records.run import Verification
@@ -20,8 +20,8 @@ SMALL_MODEL = 1 << 26
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
 
-def verify_tensors(fmt: Format, checkpoint: Checkpoint, folder: Path) -> None:
-    """Read a folder back: codes, dequantized weights, zeros, and every other tensor.
+def verify_tensors(fmt: Format, checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """What a folder reads back to, compared: codes, dequantized weights, zeros, and every other tensor.
 
     Raises:
         VerificationError: names what differs.
@@ -32,6 +32,7 @@ def verify_tensors(fmt: Format, checkpoint: Checkpoint, folder: Path) -> None:
     for name in checkpoint.plain_names():
         if not torch.equal(written.tensors.tensor(name), checkpoint.tensor(name)):
             raise VerificationError(f"{name} in {folder} does not read back as it was written")
+    return written
 
 
 def _verify_weight(name: str, checkpoint: Checkpoint, written: Checkpoint, folder: Path) -> None:
@@ -70,10 +71,10 @@ def logits_fit(opened: OpenModel, running: torch.dtype) -> bool:
 
 @torch.no_grad()
 def verify_logits(
-    opened: OpenModel, fmt: Format, folder: Path, walked: Walked, whole: bool
+    opened: OpenModel, fmt: Format, folder: Path, walked: Walked, streamed: Checkpoint | None = None
 ) -> Verification:
-    """The logits of what ``folder`` stands for beside those of the model as it was compressed: ``whole`` as
-    the engine that serves the format loads it, else a block at a time.
+    """The logits of what ``folder`` stands for beside those of the model as it was compressed: as the engine
+    that serves the format loads it, or of what it reads back to (``streamed``), a block at a time.
 
     Raises:
         VerificationError: they differ by more than rounding explains.
@@ -81,10 +82,10 @@ def verify_logits(
     running = opened.blockwise.running
     dtype = None if running == opened.dtype else running
     expected = opened.blockwise.logits(walked.ids, walked.hidden)
-    if whole:
+    if streamed is None:
         logits = fmt.load(folder, dtype)(walked.ids, use_cache=False).logits
     else:
-        logits = _streamed_logits(opened, fmt.read(folder), walked.ids)
+        logits = _streamed_logits(opened, streamed, walked.ids)
     difference = _difference(expected, logits)
     tolerance = TOLERANCES[opened.dtype]
     if not difference <= tolerance:
@@ -96,7 +97,7 @@ def verify_logits(
         walked.ids.numel(),
         float(f"{difference:.3g}"),
         tolerance,
-        "transformers" if whole else "srcr, block by block",
+        "transformers" if streamed is None else "srcr, block by block",
         str(running).removeprefix("torch."),
     )
 
@@ -111,18 +112,8 @@ def _streamed_logits(opened: OpenModel, checkpoint: Checkpoint, ids: Tensor) -> 
     """The logits of a checkpoint, of which a block at a time is in memory."""
     model, topology = opened.blockwise.model, opened.topology
     device = device_of(model)
-    weights = CastTensors(_Weights(checkpoint), opened.dtype, opened.blockwise.running, device)
+    stored = DequantizedSource(checkpoint)
+    weights = CastTensors(stored, opened.dtype, opened.blockwise.running, device)
     with filled(model, weights, topology.block_names(), topology.others):
         logits: Tensor = model(ids.to(device), use_cache=False).logits
     return logits
-
-
-class _Weights:
-    """The tensors of a checkpoint by the names of the model's tensors."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-
-    def get(self, name: str) -> Tensor:
-        """A tensor, in the checkpoint's precision."""
-        return self._checkpoint.tensor(name)

@@ -24,6 +24,7 @@ from srcr.models.streaming import (
     empty_model,
     filled,
     replaced_forward,
+    running_dtype,
 )
 from srcr.models.topology import Topology, hidden_states
 from srcr.models.validation import library_errors
@@ -135,15 +136,8 @@ class BlockwiseModel:
         return block
 
     def _running(self, tensor: Tensor) -> torch.dtype:
-        """The precision that a tensor of a block is in while blocks run: what the model keeps in another one
-        than its own stays in that."""
-        if not tensor.is_floating_point():
-            return tensor.dtype
-        return (
-            self.running
-            if tensor.dtype == self.dtype or self.running == torch.float32
-            else tensor.dtype
-        )
+        """The precision that a tensor of a block is in while blocks run."""
+        return running_dtype(tensor.dtype, self.dtype, self.running)
 
     @torch.no_grad()
     def embed(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[Arguments]]]:

@@ -112,9 +112,17 @@ class SourceTensors:
         ]
 
 
+def running_dtype(stored: torch.dtype, dtype: torch.dtype, running: torch.dtype) -> torch.dtype:
+    """The precision of a tensor that is ``stored`` so while its model, of ``dtype``, runs in ``running``:
+    float32 for all that is floating, else what the model keeps in another than its own stays in that."""
+    if not stored.is_floating_point:
+        return stored
+    return running if stored == dtype or running == torch.float32 else stored
+
+
 @dataclass(frozen=True)
 class CastTensors:
-    """``tensors`` on a device, those in the precision ``dtype`` of their model in that which it runs in."""
+    """``tensors`` of a model of ``dtype`` on a device, in the precision that it runs in."""
 
     tensors: Tensors
     dtype: torch.dtype
@@ -124,7 +132,7 @@ class CastTensors:
     def get(self, name: str) -> Tensor:
         """A tensor, by its name in the model."""
         tensor = self.tensors.get(name)
-        return tensor.to(self.device, self.running if tensor.dtype == self.dtype else tensor.dtype)
+        return tensor.to(self.device, running_dtype(tensor.dtype, self.dtype, self.running))
 
 
 @dataclass(frozen=True, eq=False)

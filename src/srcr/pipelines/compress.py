@@ -308,9 +308,9 @@ def _write(work: _Work, layers: list[LayerRecord], walked: Walked, journal: Jour
         bar.note("weights")
         work.fmt.write(checkpoint, folder)
         bar.note("verify", advance=1)
-        verify_tensors(work.fmt, checkpoint, folder)
-        whole = logits_fit(work.opened, work.blocks.running)
-        verification = verify_logits(work.opened, work.fmt, folder, walked, whole)
+        written = verify_tensors(work.fmt, checkpoint, folder)
+        streamed = None if logits_fit(work.opened, work.blocks.running) else written
+        verification = verify_logits(work.opened, work.fmt, folder, walked, streamed)
         bar.note("record", advance=1)
         for path in journal.files():
             path.unlink()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from srcr.errors import InputError
 from srcr.formats import Format, detect, get_format
-from srcr.formats.checkpoint import Checkpoint
-from srcr.models.streaming import filled
+from srcr.formats.checkpoint import Checkpoint, DequantizedSource
+from srcr.models.streaming import CastTensors, filled
 from srcr.numerics.compressed import CompressedWeight
 from srcr.plans.plan import Recipe
 from srcr.plans.specs import PruneSpec, QuantSpec
@@ -135,21 +135,11 @@ def _same_grid(left: CompressedWeight, right: CompressedWeight) -> bool:
     return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
 
 
-class _Parameters:
-    """The tensors of a checkpoint under the names of the model's parameters."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-
-    def get(self, name: str) -> Tensor:
-        """A tensor, in float32."""
-        return self._checkpoint.tensor(name).to(torch.float32)
-
-
 @torch.no_grad()
 def _check_logits(fmt: Format, checkpoint: Checkpoint, model: Any, folder: Path) -> None:
     tokens = torch.arange(12)[None] % model.config.vocab_size
-    with filled(model, _Parameters(checkpoint)):
+    stored, dtype = DequantizedSource(checkpoint), checkpoint.dtype
+    with filled(model, CastTensors(stored, dtype, torch.float32, torch.device("cpu"))):
         expected = model(tokens, use_cache=False).logits
     logits = fmt.load(folder, torch.float32)(tokens, use_cache=False).logits
     require(
