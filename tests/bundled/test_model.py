@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from srcr.bundled import TASKS, Item, model_path, score, tasks, texts
 from srcr.bundled.scoring import log_likelihoods
@@ -107,7 +107,18 @@ def test_batches_do_not_change_likelihoods(model, tokenizer):
         assert single == pytest.approx(others, abs=1e-3)
 
 
-def test_likelihood_is_that_of_the_choice_alone(model, tokenizer):
+@pytest.fixture(scope="module")
+def mamba(tokenizer):
+    """A model whose cache is of another kind."""
+    config = AutoConfig.for_model(
+        "mamba", vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=8
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["model", "mamba"])
+def test_likelihood_is_that_of_the_choice_alone(kind, tokenizer, request):
+    model = request.getfixturevalue(kind)
     item = Item("Ana and Ben", (" went to the river.", " sat."), 0)
     for choice, total in zip(
         item.choices, log_likelihoods(model, tokenizer, [item])[0], strict=True

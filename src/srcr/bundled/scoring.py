@@ -67,12 +67,17 @@ def _choices(
     ids = pad_sequence(rows, batch_first=True)
     scored = pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True)
     start = model(input_ids=torch.tensor(prompts, device=device), use_cache=True)
-    cache = start.past_key_values
-    cache.batch_repeat_interleave(n_choices)
-    logits = [start.logits[:, -1:].repeat_interleave(n_choices, dim=0)]
-    if ids.shape[1] > 1:
-        before = ids[:, :-1].to(device)
-        logits.append(model(input_ids=before, past_key_values=cache, use_cache=True).logits)
+    cache: Any = getattr(start, "past_key_values", None)
+    before = ids[:, :-1].to(device)
+    if hasattr(cache, "batch_repeat_interleave"):
+        cache.batch_repeat_interleave(n_choices)
+        logits = [start.logits[:, -1:].repeat_interleave(n_choices, dim=0)]
+        if before.shape[1] > 0:
+            logits.append(model(input_ids=before, past_key_values=cache, use_cache=True).logits)
+    else:  # Mamba's, say, which is no such thing: the prompt runs again before each choice
+        again = torch.tensor(prompts, device=device).repeat_interleave(n_choices, dim=0)
+        whole = model(input_ids=torch.cat([again, before], dim=1), use_cache=False).logits
+        logits = [whole[:, again.shape[1] - 1 :]]
     odds = log_softmax(torch.cat(logits, dim=1).float(), dim=-1).cpu()
     gathered = odds.gather(-1, ids[..., None])[..., 0]
     return (gathered * scored).sum(-1).view(len(prompts), n_choices)
