@@ -14,19 +14,21 @@ settings.register_profile("srcr", deadline=None, max_examples=40, derandomize=Tr
 settings.load_profile("srcr")
 
 
+def shared(name, what):
+    """A file or folder beside the project, which is not everywhere."""
+    path = Path(__file__).parents[2] / "shared" / name
+    if not path.exists():
+        pytest.skip(f"../shared/{name} ({what}) is not here")
+    return path
+
+
 @pytest.fixture(scope="session")
 def stories():
     """A real model: 260 thousand parameters, with a tokenizer."""
-    folder = Path(__file__).parents[2] / "shared/models/stories260K"
-    if not folder.is_dir():
-        pytest.skip("../shared/models/stories260K (a real model) is not here")
-    return folder
+    return shared("models/stories260K", "a real model")
 
 
 @pytest.fixture(scope="session")
 def stories_text():
     """A real text of the kind that the model was trained on."""
-    path = Path(__file__).parents[2] / "shared/data/tinystories_sample.txt"
-    if not path.is_file():
-        pytest.skip("../shared/data/tinystories_sample.txt is not here")
-    return path
+    return shared("data/tinystories_sample.txt", "a real text")
