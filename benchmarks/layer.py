@@ -28,8 +28,8 @@ from srcr.solver.solve import solve
 
 #: Functions whose time is shown, with all that they call.
 PARTS = (
-    "factorize", "dense_target_", "fit_grid", "sweep", "select", "polish_", "refit_scales", "descend",
-    "_split",
+    "factorize", "dense_target_", "fit_grid", "sweep", "select", "polish_", "_refine_block",
+    "_refit_group", "_refit_rows", "output_energy", "_split",
 )  # fmt: skip
 
 

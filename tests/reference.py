@@ -141,6 +141,23 @@ def descend(
     return Swept(weight, codes, start.keep, loss, margin)
 
 
+def refit(start: Swept, target: Array, H: Array, damp: float, grid: Grid, group: int) -> Swept:
+    """Give each row's scale of a group the value that is best with its codes as they are; ``grid`` and the
+    weights change in place."""
+    damped = H + damp * np.eye(H.shape[0])
+    columns = range(group * grid.group_size, (group + 1) * grid.group_size)
+    for row in range(start.weight.shape[0]):
+        steps = np.zeros(H.shape[0])
+        for col in columns:
+            steps[col] = start.codes[row, col] - grid._zero(row, group)
+        energy = steps @ damped @ steps
+        if energy > 0:
+            rest = start.weight[row] - steps * grid.scale[row, group]
+            grid.scale[row, group] = (target[row] - rest) @ damped @ steps / energy
+            start.weight[row] = rest + steps * grid.scale[row, group]
+    return start
+
+
 def removal_costs(H: Array, order: list[int], damp: float) -> Array:
     """``1 / [H_R^-1]_jj`` of each column (by column number), R = j and all that come after it."""
     damped = H + damp * np.eye(len(order))

@@ -85,7 +85,7 @@ RUN = record({
     "base": TEXT, "base_sha256": TEXT, "command": TEXT, "format": TEXT, "rates": RATES,
     "plan_fingerprint": TEXT, "calibration": SOURCE, "layers": items_of(LAYER),
     "versions": by_name(TEXT), "seconds": NUMBER, "peak_memory_bytes": COUNT,
-    "notes": items_of(TEXT),
+    "notes": items_of(TEXT), "compute": by_name(TEXT),
 }, {"out": TEXT, "verification": VERIFICATION})  # fmt: skip
 LOSS = record({"sparsity": NUMBER, "num_bits": COUNT, "error": NUMBER}, {"kl": NUMBER})
 TABLE = record({

@@ -11,6 +11,7 @@ import re
 import resource
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -48,6 +49,30 @@ def select_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, but torch sees no GPU here: use cpu or auto")
     return torch.device(name)
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether torch multiplies bfloat16 on this CPU at full speed: by AVX-512 BF16 or AMX, unless
+    ``ATEN_CPU_CAPABILITY`` or ``ONEDNN_MAX_CPU_ISA`` mask those."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    has = any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    masked = torch.backends.cpu.get_cpu_capability() != "AVX512"
+    try:
+        masked |= not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except AttributeError:  # a build without oneDNN
+        masked = True
+    return has and not masked
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return (
+            next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
+        )
+    return platform.processor() or platform.machine()
 
 
 def parse_size(text: str) -> int:

@@ -57,6 +57,13 @@ def inputs_of(model, name, ids):
     return seen[0].reshape(-1, seen[0].shape[-1])  # OPT has no batch axis here
 
 
+def cross_of(statistics, name, W):
+    """W X_d^T X [rows, cols] of a linear W, however it was summed up."""
+    if statistics.input_cross is not None:
+        return W @ statistics.input_cross
+    return statistics.weight_cross[name]
+
+
 def close(actual, expected, rtol=1e-4, part=1e-4):
     atol = part * float(expected.abs().max())
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
@@ -73,7 +80,7 @@ def test_a_visit_that_changes_nothing_sees_the_dense_model_in_both_streams(famil
     for name, W, statistics in visit_all(tiny_model(family), ids, visit):
         x = inputs_of(model, name, ids)
         close(statistics.hessian, x.T @ x)
-        close(statistics.weight_cross[name], W @ x.T @ x)
+        close(cross_of(statistics, name, W), W @ x.T @ x)
 
 
 @pytest.mark.slow
@@ -94,7 +101,11 @@ def test_statistics_are_those_of_the_model_compressed_so_far(family, cached, run
             for name in group.names:
                 x, x_dense = inputs_of(model, name, ids), inputs_of(dense, name, ids)
                 close(statistics.hessian, x.T @ x, **rough)
-                close(statistics.weight_cross[name], pair.weight(name) @ x_dense.T @ x, **rough)
+                close(
+                    cross_of(statistics, name, pair.weight(name)),
+                    pair.weight(name) @ x_dense.T @ x,
+                    **rough,
+                )
                 checked.append(name)
             for name in group.names:
                 pair.replace(name, altered(pair.weight(name), name))
@@ -125,7 +136,7 @@ def test_where_the_dense_model_runs_on_part_of_the_batches_their_moments_stand_a
                 x, part = inputs_of(model, name, ids), inputs_of(model, name, paired)
                 close(statistics.hessian, x.T @ x)
                 close(statistics.paired_hessian, part.T @ part)
-                close(statistics.weight_cross[name], W @ inputs_of(dense, name, paired).T @ part)
+                close(cross_of(statistics, name, W), W @ inputs_of(dense, name, paired).T @ part)
                 pair.replace(name, altered(W, name))
                 alter(model, name)
 
@@ -146,7 +157,7 @@ def test_without_cross_only_the_hessian_is_gathered():
     first, _ = visit_all(
         tiny_model("llama"), token_ids(), lambda pair: pair.statistics(pair.groups[0], cross=False)
     )
-    assert first.weight_cross is first.paired_hessian is None
+    assert first.weight_cross is first.input_cross is first.paired_hessian is None
 
 
 def test_what_a_visit_replaces_is_what_later_blocks_see():
@@ -164,7 +175,7 @@ def test_what_a_visit_replaces_is_what_later_blocks_see():
     q_proj = "model.layers.1.self_attn.q_proj"
     x, x_dense = inputs_of(model, q_proj, ids), inputs_of(dense, q_proj, ids)
     close(second.hessian, x.T @ x)
-    close(second.weight_cross[q_proj], W @ x_dense.T @ x)
+    close(cross_of(second, q_proj, W), W @ x_dense.T @ x)
     assert not torch.allclose(x, x_dense, rtol=0.1)
 
 
@@ -194,7 +205,7 @@ def test_groups_may_be_passed_over():
     for name, W, statistics in results:
         x, x_dense = inputs_of(model, name, ids), inputs_of(tiny_model("llama"), name, ids)
         close(statistics.hessian, x.T @ x)
-        close(statistics.weight_cross[name], W @ x_dense.T @ x)
+        close(cross_of(statistics, name, W), W @ x_dense.T @ x)
 
 
 @pytest.mark.parametrize("cached", [None, 1])
@@ -318,7 +329,8 @@ def statistics_of_all(model, ids, policy, dense_batches=None, between=lambda: No
         for group in pair.groups:
             between()
             statistics = pair.statistics(group, cross=True)
-            results += [statistics.hessian, *statistics.weight_cross.values()]
+            results.append(statistics.hessian)
+            results += [cross_of(statistics, name, pair.weight(name)) for name in group.names]
             for name in group.names:
                 pair.replace(name, altered(pair.weight(name), name))
         return results

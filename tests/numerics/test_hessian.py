@@ -212,6 +212,27 @@ def test_dense_target_solves_the_stacked_least_squares(ordered, frac):
         W.double().numpy(), X.double().numpy(), X_dense.double().numpy(), factor.damp
     )
     np.testing.assert_allclose(target.numpy(), expected, atol=2e-4, rtol=1e-3)
+    by_map = W @ hessian.dense_map_(X_dense.T @ X, factor)
+    np.testing.assert_allclose(by_map.numpy(), expected, atol=2e-4, rtol=1e-3)
+
+
+def test_dense_target_by_panels(monkeypatch):
+    generator = torch.Generator().manual_seed(12)
+    X = torch.randn(300, 100, generator=generator)
+    H, W = X.T @ X, torch.randn(7, 100, generator=generator)
+    cross = W @ torch.randn(100, 100, generator=generator)
+    factor = cholesky.factorize(H, hessian.activation_order(H.diagonal()))
+    whole = hessian.dense_target_(cross.clone(), W, factor)
+    monkeypatch.setattr(hessian, "PANEL", 24)
+    torch.testing.assert_close(hessian.dense_target_(cross, W, factor), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_output_energy_of_many_rows_is_estimated_on_some():
+    generator = torch.Generator().manual_seed(13)
+    H, W = torch.eye(4), torch.randn(2000, 4, generator=generator)
+    exact = float((W.double() ** 2).sum())
+    assert hessian.output_energy(W[:600], H) == pytest.approx(float((W[:600] ** 2).sum()), rel=1e-5)
+    assert hessian.output_energy(W, H) == pytest.approx(exact, rel=0.1)
 
 
 def test_dense_target_is_the_weight_itself_where_inputs_agree():

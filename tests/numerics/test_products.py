@@ -31,7 +31,7 @@ def test_a_product_is_that_of_float64_rounded(onednn, m, k, n, left, right, seed
     torch.manual_seed(seed)
     A, B = laid_out(m, k, left), laid_out(k, n, right)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "_by_onednn", lambda: onednn)
+        patch.setattr(products, "uses_onednn", lambda: onednn)
         result = product(A, B)
     exact = A.double() @ B.double()
     bound = A.double().abs() @ B.double().abs() * (k * torch.finfo(torch.float32).eps)

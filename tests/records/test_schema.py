@@ -41,6 +41,7 @@ RUN = RunRecord(
     layers=(LayerRecord("a", (2, 3), 0.25, 4, 0.8125, 0.3, 3.5, 3e-7),), versions={"torch": "2"},
     seconds=1.5, peak_memory_bytes=7,
     verification=Verification(16, 2e-4, 1e-3, "transformers", "float32"), notes=("a note",),
+    compute={"blocks": "float32"},
 )  # fmt: skip
 EVALUATION = Evaluation(
     base="base", compressed="small", rates=RATES, plan_fingerprint="11",

@@ -45,9 +45,13 @@ def moments(X, X_dense=None):
     return Moments(X.T @ X, None if X_dense is None else X_dense.T @ X)
 
 
-def compress_group(weights, stats, plans, spec, dtype=torch.float32):
-    """The compressed linears of a group by name; what the solver takes is made for it."""
+def compress_group(weights, stats, plans, spec, dtype=torch.float32, by_inputs=False):
+    """The compressed linears of a group by name; what the solver takes is made for it, ``by_inputs`` of the
+    cross moments those of the inputs alone."""
     cross = None
+    if by_inputs:
+        statistics = LayerStatistics(stats.hessian, None, stats.paired, stats.cross.clone())
+        return solve(LayerProblem(weights, plans, statistics, spec, dtype))
     if stats.cross is not None:
         cross = {name: W @ stats.cross for name, W in weights.items()}
     statistics = LayerStatistics(stats.hessian, cross, stats.paired)
@@ -473,10 +477,13 @@ def test_dense_targets_of_part_of_the_tokens_are_regressed_on_those(mode):
     target = reference.dense_target(W.double().numpy(), part.numpy(), part_dense.numpy(), damp)
     target = torch.from_numpy(target).float()
     prune, quant = PruneSpec("sparsegpt", 0.3), QuantSpec("gptq", 4, 8)
-    result = compress(W, stats, prune, quant, SolverSpec(mode))
     expected = compress(target, moments(X), prune, quant, SolverSpec(mode))
-    assert (result.codes != expected.codes).float().mean() < 0.02  # but for rounding
-    torch.testing.assert_close(result.grid.scale, expected.grid.scale, rtol=1e-3, atol=0)
+    plans = {"layer": LayerPlan("layer", prune, quant)}
+    for by_inputs in (False, True):
+        group = compress_group({"layer": W}, stats, plans, SolverSpec(mode), by_inputs=by_inputs)
+        result = group["layer"]
+        assert (result.codes != expected.codes).float().mean() < 0.02  # but for rounding
+        torch.testing.assert_close(result.grid.scale, expected.grid.scale, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from srcr.models.matrices import MatrixRef, read_matrix, replace_matrix
 from srcr.models.topology import Block, LinearGroup
 from srcr.numerics import moments
 from srcr.numerics.hessian import LayerStatistics
-from srcr.numerics.products import product
 from srcr.numerics.tensors import is_finite
 
 #: The hidden states before a block, batch by batch: of the dense model (None: it does not run; it may have
@@ -131,9 +130,8 @@ class BlockPair:
                 f"the inputs of {group.names[0]} are not finite: the model overflows on this calibration "
                 "data"
             )
-        if input_cross is not None:
-            weight_cross = {name: product(self.weight(name), input_cross) for name in group.names}
-        return LayerStatistics(hessian, weight_cross if cross else None, paired_hessian)
+        by_weight = weight_cross if cross and input_cross is None else None
+        return LayerStatistics(hessian, by_weight, paired_hessian, input_cross)
 
     def output(self, batch: int) -> Tensor:
         """The hidden states [n, len, width] that the modified block gives for a batch, whose pass ends."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from srcr.environment import multiplies_bfloat16
 from srcr.errors import InputError
 from srcr.models.couplings import find_couplings
 from srcr.models.observe import observe
@@ -235,9 +236,7 @@ def running_precision(dtype: torch.dtype, device: torch.device) -> torch.dtype:
         return torch.float32
     if device.type == "cuda":
         return dtype if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    fast = any(getattr(torch.cpu, name, lambda: False)() for name in names)
-    return dtype if fast else torch.float32
+    return dtype if multiplies_bfloat16() else torch.float32
 
 
 def copy_sharing_weights(module: nn.Module) -> nn.Module:

@@ -1,82 +1,168 @@
-r"""Cyclic coordinate descent on the codes that a sweep has chosen.
+r"""Refitted scales and cyclic coordinate descent on the codes that a sweep has chosen.
 
 The sweep fixes a column for good when it passes. Afterwards every weight can be looked at again with
 all others in place: with ``R = (target - Q)(H + damp I)`` the best value of weight j of a row is
 ``q_j + R_j / (H_jj + damp)``, and on a grid the code nearest to it (Behdin et al., QuantEase,
 arXiv 2309.01885, eq. 6). No step can raise the damped output error (but for the rounding of the engine's
-16-bit product), so no pass can. Pruned weights stay at zero.
+16-bit product), so no round can. Pruned weights stay at zero.
 """
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from srcr.numerics.grid import Grid
+from srcr.numerics.grid import Grid, round_product
 from srcr.numerics.hessian import DampedHessian
-from srcr.numerics.kernels.dispatch import StepColumns, kernels_for, permute_columns
+from srcr.numerics.kernels.dispatch import StepColumns, kernels_for
 from srcr.numerics.kernels.states import DescentState
 from srcr.numerics.obs import SweepResult, fix
 from srcr.numerics.products import product
+from srcr.numerics.scales import refit_scale
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """``weights`` on ``grid`` (None: not on any), and ``pull`` [rows, cols], which is
+    ``(target - weight)(H + damp I)``."""
+
+    weights: SweepResult
+    grid: Grid | None
+    pull: Tensor
 
 
 def step_columns(state: DescentState, start: int, stop: int) -> None:
-    """Move the columns of the block ``start:stop`` to their best values, in their order: the reference of
-    the compiled kernels."""
+    """Move the columns ``start:stop`` to their best values, in their order: the reference of the compiled
+    kernels."""
     qparams = None if state.grid is None else state.grid.columns(state.order[start:stop])
     for j in range(start, stop):
+        i = j - start
         mask = None if state.mask is None else state.mask[:, j]
-        value = state.weight[:, j] + state.pull[:, j] / state.damped[j - start, j - start]
-        value, codes = fix(value, None if qparams is None else qparams.column(j - start), mask)
+        value = state.weight[:, j] + state.pull[:, i] / state.damped[i, i]
+        value, codes = fix(value, None if qparams is None else qparams.column(i), mask)
         if state.codes is not None and codes is not None:
             state.codes[:, j] = codes
         step = value - state.weight[:, j]
         state.weight[:, j] = value
-        state.steps[:, j - start] = step
-        rest = state.damped[j - start, j + 1 - start : stop - start]
-        state.pull[:, j + 1 : stop].addr_(step, rest, alpha=-1)
+        state.pull[:, i + 1 :].addr_(step, state.damped[i, i + 1 :], alpha=-1)
 
 
-def descend(
+def refine(
     start_from: SweepResult,
     target: Tensor,
     damped: DampedHessian,
     grid: Grid | None = None,
+    rounds: int = 1,
     block_size: int = 128,
     step_block: StepColumns | None = None,
-) -> SweepResult:
-    """The result of one pass over all columns, in the order of ``damped``, towards ``target`` [rows, cols].
+) -> Refinement:
+    """What ``start_from`` becomes in so many rounds over all columns, towards ``target`` [rows, cols].
 
-    With a grid the pass starts from what the codes of ``start_from`` stand for on it, and weights stay on
-    it; without one the surviving weights move freely. Steps within a block of columns reach the rest in one
-    product. ``step_block`` moves the columns within a block; None is the fastest that the device has.
+    With a grid, on which its weights are, a round refits the scale of each group to its codes before it
+    moves the group's columns, and weights stay on it; without one the surviving weights move freely. What
+    changes within a block of columns reaches the rest in one product. ``step_block`` moves columns; None is
+    the fastest that the device has.
     """
     if step_block is None:
         kernels = kernels_for(target.device)
         step_block = kernels.step_columns if kernels else step_columns
-    H, damp, order = damped.matrix, damped.damp, damped.order
-    rows, cols = target.shape
     weight = start_from.weight.clone()
-    if grid is not None and start_from.codes is not None:
-        weight = grid.dequantize(start_from.codes)
+    codes = None if start_from.codes is None else start_from.codes.clone()
+    if grid is not None:
+        grid = replace(grid, scale=grid.scale.clone())
     delta = target - weight
-    pull = permute_columns(product(delta, H).add_(delta, alpha=damp), order)
-    weight = permute_columns(weight, order)
-    codes, mask = (
-        None if t is None else permute_columns(t.clone(), order)
-        for t in (start_from.codes, start_from.mask)
+    pull = product(delta, damped.matrix).add_(delta, alpha=damped.damp)
+    del delta
+    order = torch.arange(target.shape[1], device=target.device)
+    state = DescentState(pull, damped.matrix, order, weight, codes, start_from.mask, grid)
+    whole_rows = grid is not None and grid.group_size == len(order) > block_size
+    reach = None
+    if whole_rows:
+        reach = product(target, damped.matrix).add_(target, alpha=damped.damp)
+    for _ in range(rounds):
+        if reach is not None:
+            _refit_rows(state, damped, reach)
+        for columns in _blocks(len(order), block_size, grid):
+            _refine_block(state, damped, columns, step_block, refit=not whole_rows)
+    return Refinement(SweepResult(weight, codes, start_from.mask), grid, pull)
+
+
+def _blocks(cols: int, block_size: int, grid: Grid | None) -> list[slice]:
+    """Blocks of about ``block_size`` columns that cut no group, but where a group is the whole row."""
+    size = block_size
+    if grid is not None and grid.group_size < cols:
+        size = max(1, block_size // grid.group_size) * grid.group_size
+    return [slice(start, min(start + size, cols)) for start in range(0, cols, size)]
+
+
+def _refit_rows(state: DescentState, damped: DampedHessian, reach: Tensor) -> None:
+    """Refit the scales of whole rows; ``reach`` is ``target (H + damp I)``, which saves a product."""
+    grid, codes = state.grid, state.codes
+    assert grid is not None
+    assert codes is not None
+    steps = grid.steps(codes)
+    # c (H + damp I) = (reach - pull) / scale, but for the rounding of the engine's product
+    energy = ((reach - state.pull) * steps).sum(dim=1) / grid.scale[:, 0]
+    grid.scale[:, 0] = refit_scale(
+        grid.scale[:, 0], (state.pull * steps).sum(dim=1), energy, grid.dtype
     )
-    steps = pull.new_empty(rows, min(block_size, cols))
-    for start in range(0, cols, block_size):
-        stop = min(start + block_size, cols)
-        reached = H[order[start:stop]].index_select(1, order[start:])
-        reached.diagonal().add_(damp)
-        step_block(
-            DescentState(pull, reached, order, weight, codes, mask, steps, grid), start, stop
+    moved = grid.dequantize(codes).sub_(state.weight)
+    state.weight.add_(moved)
+    state.pull.sub_(product(moved, damped.matrix)).sub_(moved, alpha=damped.damp)
+
+
+def _refine_block(
+    state: DescentState,
+    damped: DampedHessian,
+    columns: slice,
+    step_block: StepColumns,
+    refit: bool,
+) -> None:
+    """Refit the scales of a block's groups where ``refit``, each before its columns move; then push what has
+    changed on to all columns."""
+    grid, first, stop = state.grid, columns.start, columns.stop
+    own = damped.matrix[columns, columns].clone()
+    own.diagonal().add_(damped.damp)
+    before = state.weight[:, columns].clone()
+    pull = state.pull[:, columns].clone()  # what this block still sees while it changes
+    size = grid.group_size if grid is not None and refit else stop - first
+    for start in range(first, stop, size):
+        span = slice(start, min(start + size, stop))
+        inside = slice(span.start - first, span.stop - first)
+        reached = own[inside, inside.start :]
+        if grid is not None and refit:
+            moved = _refit_group(state, span, pull[:, inside], own[inside, inside])
+            pull[:, inside.start :].addmm_(moved, reached, alpha=-1)
+        was = state.weight[:, span].clone()
+        part = replace(
+            state, pull=pull[:, inside].contiguous(), damped=own[inside, inside].contiguous()
         )
-        moved = steps[:, : stop - start]
-        pull[:, stop:].addmm_(moved, reached[:, stop - start :], alpha=-1)
-    back = torch.argsort(order)
-    return SweepResult(
-        weight=permute_columns(weight, back),
-        codes=None if codes is None else permute_columns(codes, back),
-        mask=start_from.mask,
+        step_block(part, span.start, span.stop)
+        if span.stop < stop:
+            moved = state.weight[:, span] - was
+            pull[:, inside.stop :].addmm_(moved, reached[:, size:], alpha=-1)
+    moved = state.weight[:, columns] - before
+    state.pull[:, columns].sub_(moved, alpha=damped.damp)
+    state.pull.addmm_(moved, damped.matrix[columns], alpha=-1)
+
+
+def _refit_group(state: DescentState, span: slice, pull: Tensor, own: Tensor) -> Tensor:
+    """Refit the scale of the group that is the columns ``span``; how far its weights [rows, n] move."""
+    grid, codes = state.grid, state.codes
+    assert grid is not None
+    assert codes is not None
+    group = span.start // grid.group_size
+    steps = codes[:, span].to(torch.float32)
+    if grid.zero_point is not None:
+        steps -= grid.zero_point[:, group, None]
+    scale = refit_scale(
+        grid.scale[:, group],
+        (pull * steps).sum(dim=1),
+        (product(steps, own) * steps).sum(dim=1),
+        grid.dtype,
     )
+    grid.scale[:, group] = scale
+    value = round_product(steps.mul_(scale[:, None]), grid.dtype)
+    moved = value - state.weight[:, span]
+    state.weight[:, span] = value
+    return moved

@@ -37,6 +37,15 @@ def round_to_storage(scale: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(rounded.abs() < smallest, torch.full_like(rounded, smallest), rounded)
 
 
+def round_product(product: Tensor, dtype: torch.dtype) -> Tensor:
+    """What an engine that multiplies codes and scales in ``dtype`` gets, float32, from their product in
+    float32: that one is exact (a code has at most 9 bits, a 16-bit scale at most 11), so rounding it is the
+    same, and faster where the CPU has no arithmetic in 16 bits. -0.0 becomes 0.0."""
+    if dtype != torch.float32:
+        product = product.to(dtype).to(torch.float32)
+    return product + 0.0
+
+
 @dataclass(frozen=True)
 class GridSpec:
     """The kind of a grid: ``num_bits`` of a code, ``group_size`` columns that share a scale (a divisor of
@@ -77,10 +86,7 @@ class QParams:
 
     def dequantize(self, codes: Tensor) -> Tensor:
         """Weights as the engine computes them: the product in ``dtype``, returned as float32."""
-        codes = self.center(codes)
-        if self.dtype == torch.float32:
-            return codes * self.scale + 0.0  # no -0.0 from a negative scale
-        return (codes.to(self.dtype) * self.scale.to(self.dtype)).to(torch.float32) + 0.0
+        return round_product(self.center(codes) * self.scale, self.dtype)
 
     def zero_codes(self) -> Tensor:
         """The codes that dequantize to exactly 0."""
@@ -117,8 +123,18 @@ class Grid:
         """The weights float32 [rows, cols] of ``codes`` as the engine computes them."""
         weight = torch.empty(codes.shape, device=codes.device)
         for rows in row_chunks(codes, CACHED_ELEMENTS):
-            weight[rows] = self.rows(rows).expand().dequantize(codes[rows].to(torch.float32))
+            grid = self.rows(rows)
+            product = grid.steps(codes[rows])
+            product.view(len(product), -1, self.group_size).mul_(grid.scale[..., None])
+            weight[rows] = round_product(product, self.dtype)
         return weight
+
+    def steps(self, codes: Tensor) -> Tensor:
+        """How many steps float32 [rows, cols] each of ``codes`` is away from 0."""
+        steps = codes.to(torch.float32, copy=True)
+        if self.zero_point is not None:
+            steps.view(len(steps), -1, self.group_size).sub_(self.zero_point[..., None])
+        return steps
 
     def rows(self, rows: slice) -> "Grid":
         """The grid of a slice of the rows."""

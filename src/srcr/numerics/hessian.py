@@ -19,35 +19,46 @@ from srcr.numerics.tensors import row_chunks
 #: data too well: measured (docs/decisions/009).
 TARGET_STEP = 0.8
 
+#: Columns at a time of a product with a triangular matrix.
+PANEL = 1024
+#: Rows that the output energy of a weight is estimated on, where it has twice as many.
+ENERGY_ROWS = 512
+
 
 @dataclass(eq=False)
 class LayerStatistics:
     """Moments of the inputs that linears share. ``hessian`` [cols, cols] = X^T X of the inputs X that the
-    compressed model sees. ``weight_cross``: W X_d^T X [rows, cols] of each linear W by name, with the dense
-    model's inputs X_d (None: not measured). ``paired_hessian`` [cols, cols]: X^T X of the tokens that the
-    dense model saw too, where those are not all (None: all).
+    compressed model sees. Where the dense model's inputs X_d were measured as well, one of two:
+    ``input_cross`` [cols, cols] = X_d^T X; or ``weight_cross``: W X_d^T X [rows, cols] of each linear W by
+    name. ``paired_hessian`` [cols, cols]: X^T X of the tokens that the dense model saw too, where those are
+    not all (None: all).
 
-    Not frozen: who solves takes each cross moment out, so that its memory becomes the target's.
+    Not frozen: who solves takes the cross moments out, so that their memory becomes the targets'.
     """
 
     hessian: Tensor
     weight_cross: dict[str, Tensor] | None = None
     paired_hessian: Tensor | None = None
+    input_cross: Tensor | None = None
 
     def take_weight_cross(self, name: str) -> Tensor:
         """The cross moment of a linear, which is not held here any more."""
         assert self.weight_cross is not None
         return self.weight_cross.pop(name)
 
+    def take_input_cross(self) -> Tensor:
+        """The cross moment of the inputs, which is not held here any more."""
+        assert self.input_cross is not None
+        cross, self.input_cross = self.input_cross, None
+        return cross
+
 
 @dataclass(frozen=True, eq=False)
 class DampedHessian:
-    """``H + damp I``: ``matrix`` H [cols, cols], the number ``damp``, and the ``order`` [cols] in which
-    columns are worked on."""
+    """``H + damp I``: ``matrix`` H [cols, cols], and the number ``damp``."""
 
     matrix: Tensor
     damp: float
-    order: Tensor
 
 
 def activation_order(diagonal: Tensor, multiple: int = 1) -> Tensor:
@@ -71,16 +82,49 @@ def dense_target_(weight_cross: Tensor, W: Tensor, factor: CholeskyFactor) -> Te
     GPTAQ, arXiv 2504.02692); returned is ``W + TARGET_STEP (W' - W)``. ``weight_cross`` [rows, cols] is
     ``W X_d^T X``; ``factor`` is that of ``X^T X`` of the same tokens.
     """
+    weight_cross.add_(W, alpha=factor.damp)
+    return _times_inverse_(weight_cross, factor).lerp_(W, 1 - TARGET_STEP)
+
+
+def dense_map_(input_cross: Tensor, factor: CholeskyFactor) -> Tensor:
+    """What any weight W is multiplied by to give its :func:`dense_target_`, [cols, cols], in the memory of
+    ``input_cross``, which is ``X_d^T X``: the target is linear in W."""
+    input_cross.diagonal().add_(factor.damp)
+    step = _times_inverse_(input_cross, factor).mul_(TARGET_STEP)
+    step.diagonal().add_(1 - TARGET_STEP)
+    return step
+
+
+def _times_inverse_(matrix: Tensor, factor: CholeskyFactor) -> Tensor:
+    """``matrix`` [rows, cols] times the inverse of the damped Hessian, in place, by halves of products: the
+    factor is triangular."""
     upper, order = factor.upper, factor.order
+    starts = range(0, len(order), PANEL)
+    for rows in row_chunks(matrix):
+        right = matrix[rows][:, order]
+        for start in starts:
+            panel = slice(start, start + PANEL)
+            right[:, panel] = right[:, start:] @ upper[panel, start:].T
+        for start in reversed(starts):
+            stop = start + PANEL
+            right[:, start:stop] = right[:, :stop] @ upper[:stop, start:stop]
+        matrix[rows] = right
+    return permute_columns(matrix, torch.argsort(order))
+
+
+def output_error(W: Tensor, H: Tensor, final: Tensor | None = None) -> float:
+    """``tr(D H D^T)``, the squared output error of weights ``final`` in place of ``W`` [rows, cols], with
+    their difference D; without ``final`` the output energy of ``W``."""
+    error = 0.0
     for rows in row_chunks(W):
-        right = weight_cross[rows].add(W[rows], alpha=factor.damp)[:, order]
-        weight_cross[rows] = product(product(right, upper.T), upper)
-    return permute_columns(weight_cross, torch.argsort(order)).lerp_(W, 1 - TARGET_STEP)
+        delta = W[rows] if final is None else W[rows] - final[rows].to(torch.float32)
+        error += float(product(delta, H).mul_(delta).sum(dtype=torch.float64))
+    return error
 
 
-def output_error(delta: Tensor, H: Tensor) -> float:
-    """``tr(delta H delta^T)``: the squared output error of a weight change ``delta`` [rows, cols]."""
-    return sum(
-        float(product(delta[rows], H).mul_(delta[rows]).sum(dtype=torch.float64))
-        for rows in row_chunks(delta)
-    )
+def output_energy(W: Tensor, H: Tensor) -> float:
+    """``tr(W H W^T)``, estimated on every so many rows of a large ``W`` [rows, cols]: at least
+    :data:`ENERGY_ROWS` of them."""
+    step = max(1, len(W) // ENERGY_ROWS)
+    rows = W[::step]
+    return output_error(rows, H) * len(W) / len(rows)

@@ -10,7 +10,7 @@ SHORT = 64
 
 
 @cache
-def _by_onednn() -> bool:
+def uses_onednn() -> bool:
     """Whether oneDNN multiplies float32 here: it compiles its own code for AVX-512, which MKL, what torch
     takes otherwise, does not use on AMD's CPUs (docs/decisions/005)."""
     return (
@@ -22,7 +22,7 @@ def _by_onednn() -> bool:
 
 def product(A: Tensor, B: Tensor) -> Tensor:
     """``A @ B`` for matrices [m, k] and [k, n] of one type."""
-    suits = A.dtype == torch.float32 and A.device.type == "cpu" and _by_onednn()
+    suits = A.dtype == torch.float32 and A.device.type == "cpu" and uses_onednn()
     if not suits or min(*A.shape, B.shape[1]) < SHORT:
         return A @ B
     if not (B.is_contiguous() or B.T.is_contiguous()):

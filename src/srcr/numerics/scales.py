@@ -13,9 +13,7 @@ from srcr.numerics.grid import (
     code_range,
     round_to_storage,
 )
-from srcr.numerics.hessian import DampedHessian
 from srcr.numerics.kernels.dispatch import scale_search_for
-from srcr.numerics.products import product
 from srcr.numerics.tensors import row_chunks
 
 #: Error exponent of the scale search: large errors count more than squared (as in GPTQ's own search).
@@ -134,33 +132,17 @@ def _candidates(
     return [(largest / -quant_min, None), (largest / quant_min, None)]
 
 
-def refit_scales(
-    grid: Grid, codes: Tensor, target: Tensor, damped: DampedHessian, reach: Tensor | None = None
-) -> Grid:
-    """The grid whose scales, with these ``codes`` [rows, cols], come nearest to ``target`` in the outputs.
+def refit_scale(scale: Tensor, along: Tensor, energy: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scales [rows] of a group that, with the codes as they are, come nearest to the target in the
+    outputs, rounded to ``dtype``; those in ``scale`` where that would not be nearer.
 
-    Minimises ``tr(E (H + damp I) E^T)`` with ``E = target - Q`` over the scale of each group after the
-    other (exact for a single group): ``s += (E H) c^T / (c H c^T)`` over the group's codes c. With ``reach``,
-    which is ``target (H + damp I)``, a single group needs one product less.
+    With the group's codes c (less the zero-point), all else in place, the damped output error changes by
+    ``-2 step along + step^2 energy``, where ``along`` is ``(target - Q)(H + damp I) c^T`` and ``energy`` is
+    ``c (H + damp I) c^T``.
     """
-    H, damp = damped.matrix, damped.damp
-    steps = grid.expand().center(codes.to(torch.float32))
-    error = target - grid.dequantize(codes)
-    scale = grid.scale.clone()
-    size = grid.group_size
-    for group in range(scale.shape[1]):
-        cols = slice(group * size, (group + 1) * size)
-        c = steps[:, cols]
-        pull = product(error, H[cols].T).add_(error[:, cols], alpha=damp)
-        along = (pull * c).sum(dim=1)
-        if reach is not None and scale.shape[1] == 1:  # c H = (target - E) H / s
-            energy = ((reach - pull) * c).sum(dim=1) / scale[:, 0]
-        else:
-            energy = ((product(c, H[cols, cols]) + damp * c) * c).sum(dim=1)
-        step = along / energy.clamp_min(torch.finfo(torch.float32).tiny)
-        fitted = round_to_storage(scale[:, group] + step, grid.dtype)
-        # A row of zero codes says nothing of its scale.
-        fitted = torch.where((energy > 0) & torch.isfinite(fitted), fitted, scale[:, group])
-        error[:, cols] -= (fitted - scale[:, group])[:, None] * c
-        scale[:, group] = fitted
-    return Grid(scale, grid.zero_point, grid.num_bits, size, grid.dtype)
+    step = along / energy.clamp_min(torch.finfo(torch.float32).tiny)
+    fitted = round_to_storage(scale + step, dtype)
+    step = fitted - scale
+    # A row of zero codes says nothing of its scale.
+    nearer = (energy > 0) & torch.isfinite(fitted) & (step * (step * energy - 2 * along) < 0)
+    return torch.where(nearer, fitted, scale)

@@ -28,6 +28,7 @@ from srcr.metrics.rates import compressed_rates
 from srcr.models.blockwise import BlockwiseModel
 from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.models.config import is_quantized
+from srcr.numerics.paths import compute_paths
 from srcr.pipelines.blocks import compress_blocks, journaled_checkpoint
 from srcr.pipelines.opening import TextModel, open_for, writes_itself
 from srcr.pipelines.options import Output, RunOptions
@@ -340,4 +341,5 @@ def _record(
         peak_memory_bytes=peak_memory(),
         verification=verification,
         notes=work.notes,
+        compute=compute_paths(work.blocks.device, work.blocks.running),
     )

@@ -1,6 +1,6 @@
 """The record of a compression, ``srcr.json``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: What each count includes, for people to read beside it.
 INCLUDES = {
@@ -97,7 +97,8 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything needed to understand and repeat a run; written as ``srcr.json``."""
+    """Everything needed to understand and repeat a run; written as ``srcr.json``. ``compute``: which
+    implementations it computed by, as :func:`srcr.numerics.paths.compute_paths` names them."""
 
     base: str
     base_sha256: str
@@ -112,3 +113,4 @@ class RunRecord:
     peak_memory_bytes: int
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
+    compute: dict[str, str] = field(default_factory=dict)

@@ -13,14 +13,13 @@ from torch import Tensor
 from srcr.numerics import masks
 from srcr.numerics.cholesky import factorize
 from srcr.numerics.compressed import CompressedWeight
-from srcr.numerics.hessian import DampedHessian, activation_order, output_error
-from srcr.numerics.tensors import row_chunks
+from srcr.numerics.hessian import DampedHessian, activation_order, output_energy, output_error
 from srcr.plans.specs import SolverSpec
 from srcr.solver.one_pass import solve_directly, solve_in_one_pass
 from srcr.solver.polish import polish_
 from srcr.solver.problem import Factors, LayerProblem, RowStack, Solution, stack_linears
 from srcr.solver.sequences import solve_in_sequence
-from srcr.solver.targets import take_paired_targets, take_target
+from srcr.solver.targets import DenseTargets
 
 
 def solve(problem: LayerProblem, factors: Factors | None = None) -> dict[str, CompressedWeight]:
@@ -38,7 +37,7 @@ def solve(problem: LayerProblem, factors: Factors | None = None) -> dict[str, Co
     shared = factors is not None
     factors = {} if factors is None else factors
     stacks = stack_linears(problem)
-    targets = take_paired_targets(stacks, problem)
+    targets = DenseTargets(stacks, problem)
     while stacks:  # each goes as soon as it is done
         stack = stacks.pop(0)
         result |= _solve_stack(stack, problem, targets, factors, not stacks and not shared)
@@ -48,11 +47,11 @@ def solve(problem: LayerProblem, factors: Factors | None = None) -> dict[str, Co
 def _solve_stack(
     stack: RowStack,
     problem: LayerProblem,
-    targets: dict[str, Tensor],
+    targets: DenseTargets,
     factors: Factors,
     last: bool,
 ) -> dict[str, CompressedWeight]:
-    """:func:`solve` of a stack; what it needs is taken out of ``targets``. The ``factors`` go as soon as the
+    """:func:`solve` of a stack; its target is taken out of ``targets``. The ``factors`` go as soon as the
     ``last`` stack has no more use for them: polishing is where most memory is needed."""
     hessian, spec = problem.statistics.hessian, problem.spec
     if not stack.compensates:
@@ -63,23 +62,25 @@ def _solve_stack(
     _add_factor(factors, stack, hessian, spec)
     factor = factors[stack.factor_key]
     stack.release()
-    target = take_target(stack, problem, targets, factor)
+    target = targets.take(stack, factor)
+    if last:
+        targets.release()
     sequential = spec.mode != "joint" or (
         stack.quantizer is not None and not stack.quantizer.compensates
     )
     both = stack.pruner is not None and stack.quantizer is not None
     method = solve_in_sequence if sequential and both else solve_in_one_pass
     solution = method(stack, target, factor, hessian.diagonal(), spec)
-    energy = None
+    error = None
     if solution.refined_target is not None:
-        damped = DampedHessian(hessian, factor.damp, factor.order)
+        damped = DampedHessian(hessian, factor.damp)
         del factor
         if last:
             factors.clear()
         stack.release()
-        solution, energy = polish_(stack, solution, damped, spec)
+        solution, error = polish_(stack, solution, damped, spec)
     stack.release()
-    return _split(stack, solution, hessian, energy if solution.refined_target is target else None)
+    return _split(stack, solution, hessian, error if solution.refined_target is target else None)
 
 
 def _add_factor(factors: Factors, stack: RowStack, hessian: Tensor, spec: SolverSpec) -> None:
@@ -93,10 +94,10 @@ def _add_factor(factors: Factors, stack: RowStack, hessian: Tensor, spec: Solver
 
 
 def _split(
-    stack: RowStack, solution: Solution, hessian: Tensor, energy: Tensor | None
+    stack: RowStack, solution: Solution, hessian: Tensor, errors: Tensor | None
 ) -> dict[str, CompressedWeight]:
-    """Each linear of a solved stack, and its output error relative to its target's output energy (a row;
-    None: not known yet)."""
+    """Each linear of a solved stack, and its output error relative to its target's output energy;
+    ``errors`` [rows] are known where the weights were refined on a grid."""
     result = {}
     start = 0
     for name, size, sparsity in zip(stack.names, stack.sizes, stack.sparsities, strict=True):
@@ -104,18 +105,16 @@ def _split(
         start += size
         weights, target = solution.weights.rows(rows), solution.target[rows]
         values = None if weights.codes is not None else weights.weight.to(stack.dtype)
-        error = 0.0
-        for chunk in row_chunks(target):
-            final = weights.weight[chunk] if values is None else values[chunk].to(torch.float32)
-            error += output_error(final - target[chunk], hessian)
-        if energy is None:
-            total = output_error(target, hessian)
+        if errors is not None and values is None:
+            error = float(errors[rows].sum(dtype=torch.float64))
         else:
-            total = float(energy[rows].sum(dtype=torch.float64))
+            final = weights.weight if values is None else values
+            error = output_error(target, hessian, final)
+        total = output_energy(target, hessian)
         pruned = weights.mask is not None and sparsity > 0
         result[name] = CompressedWeight(
             mask=weights.mask.clone() if weights.mask is not None and pruned else None,
-            error=error / total if total > 0 else 0.0,
+            error=max(0.0, error / total) if total > 0 else 0.0,
             codes=None if weights.codes is None else weights.codes.clone(),
             grid=None if solution.grid is None else solution.grid.rows(rows),
             values=values,

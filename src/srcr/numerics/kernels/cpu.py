@@ -71,7 +71,7 @@ def _fix_weight(  # type: ignore[no-untyped-def]
 
 @njit(inline="always", **_OPTIONS)
 def _step_weight(  # type: ignore[no-untyped-def]
-    pull, energy, r, j, i, g, weight, codes, mask, steps, scale, zero, low, high, product
+    pull, energy, r, j, g, weight, codes, mask, scale, zero, low, high, product
 ):
     """Move one weight to its best value; returns the step."""
     kept = mask[r, j] if mask.size else True
@@ -79,8 +79,7 @@ def _step_weight(  # type: ignore[no-untyped-def]
     weight[r, j] = _fixed(
         before + pull / energy, kept, r, j, g, scale, zero, low, high, product, codes
     )
-    steps[r, i] = weight[r, j] - before
-    return steps[r, i]
+    return weight[r, j] - before
 
 
 @njit(inline="always", **_OPTIONS)
@@ -125,21 +124,21 @@ def _sweep(  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, **_OPTIONS)
 def _descend(  # type: ignore[no-untyped-def]
-    pull, damped, groups, weight, codes, mask, steps, scale, zero, low, high, product, start, stop
+    pull, damped, groups, weight, codes, mask, scale, zero, low, high, product, start, stop
 ):
     rows = pull.shape[0]
     for quad in prange((rows + 3) // 4):
         r0 = 4 * quad
         count = min(4, rows - r0)
         p = np.zeros((4, stop - start), np.float32)
-        p[:count] = pull[r0 : r0 + count, start:stop]
+        p[:count] = pull[r0 : r0 + count]
         p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
         e = np.zeros(4, np.float32)
         for j in range(start, stop):
             i, g = j - start, groups[j]
             for q in range(count):
-                e[q] = _step_weight(p[q, i], damped[i, i], r0 + q, j, i, g, weight, codes, mask, steps,
-                                    scale, zero, low, high, product)  # fmt: skip
+                e[q] = _step_weight(p[q, i], damped[i, i], r0 + q, j, g, weight, codes, mask, scale,
+                                    zero, low, high, product)  # fmt: skip
             k = i + 1
             _push(damped[i, k:], p0[k:], p1[k:], p2[k:], p3[k:], e[0], e[1], e[2], e[3])
 
@@ -172,8 +171,8 @@ def step_columns(state: DescentState, start: int, stop: int) -> None:
     """As :func:`srcr.numerics.descent.step_columns`."""
     _threads()
     _descend(
-        state.pull.numpy(), _block(state.damped, 0, stop - start), _groups(state.order, state.grid),
-        state.weight.numpy(), _codes(state.codes), _mask(state.mask), state.steps.numpy(),
+        state.pull.numpy(), state.damped.numpy(), _groups(state.order, state.grid),
+        state.weight.numpy(), _codes(state.codes), _mask(state.mask),
         *_grid(state.grid), start, stop,
     )  # fmt: skip
 

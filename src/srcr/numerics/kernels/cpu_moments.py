@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
+import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -38,8 +39,10 @@ llvm.initialize_native_asmparser()
 
 @cache
 def available() -> bool:
-    """Whether this CPU has the instruction."""
-    return bool(llvm.get_host_cpu_features().get("avx512bf16", False))
+    """Whether this CPU has the instruction, and Numba may use it (``NUMBA_CPU_FEATURES``)."""
+    allowed: str | None = numba.config.CPU_FEATURES  # type: ignore[attr-defined]
+    masked = allowed is not None and "+avx512bf16" not in allowed.split(",")
+    return bool(llvm.get_host_cpu_features().get("avx512bf16", False)) and not masked
 
 
 def _emit_tile(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -108,19 +108,19 @@ def _sweep(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _descend(  # type: ignore[no-untyped-def]
-    pull, damped, order, weight, codes, mask_pointer, steps, scale, zero,
+    pull, damped, order, weight, codes, mask_pointer, scale, zero,
     rows, cols, stride, width, groups, group_size, reach, low, high,
     PRODUCT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Move the columns of a block: pull p, weights w, steps d, codes c; arguments as :func:`_sweep`'s."""
+    """Move the columns of a block: pull p, weights w, codes c; ``reach`` is the distance between
+    rows of the pull; other arguments as :func:`_sweep`'s."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
     inside = r < rows
     here = inside[:, None] & (k < width)[None, :]
     at = (r * cols)[:, None] + k[None, :]
-    p = tl.load(pull + at, mask=here, other=0.0)
+    p = tl.load(pull + (r * reach)[:, None] + k[None, :], mask=here, other=0.0)
     w = tl.zeros((ROWS, BLOCK), tl.float32)
-    d = tl.zeros((ROWS, BLOCK), tl.float32)
     c = tl.zeros((ROWS, BLOCK), tl.float32)
     for i in range(width):
         u = tl.load(damped + i * stride + k, mask=k < width, other=0.0)
@@ -140,11 +140,9 @@ def _descend(  # type: ignore[no-untyped-def]
         step = value - before
         p -= step[:, None] * u[None, :]  # of the columns before, nothing is read any more
         w = tl.where(now, value[:, None], w)
-        d = tl.where(now, step[:, None], d)
         c = tl.where(now, code[:, None], c)
     tl.debug_barrier()
     tl.store(weight + at, w, mask=here)
-    tl.store(steps + (r * reach)[:, None] + k[None, :], d, mask=here)
     if codes is not None:
         tl.store(codes + at, c.to(tl.int8), mask=here)
 
@@ -174,10 +172,10 @@ def step_columns(state: DescentState, start: int, stop: int) -> None:
     height, width, warps = _tile(stop - start)
     with torch.cuda.device(state.weight.get_device()):
         _descend[(triton.cdiv(rows, height),)](
-            state.pull[:, block], state.damped, state.order[block], state.weight[:, block],
-            _part(state.codes, block), _part(state.mask, block), state.steps, scale, zero,
+            state.pull, state.damped, state.order[block], state.weight[:, block],
+            _part(state.codes, block), _part(state.mask, block), scale, zero,
             rows, cols, state.damped.stride(0), stop - start,
-            groups, group_size, state.steps.stride(0), low, high,
+            groups, group_size, state.pull.stride(0), low, high,
             PRODUCT=product, ROWS=height, BLOCK=width, num_warps=warps, **_OPTIONS,
         )  # fmt: skip
 

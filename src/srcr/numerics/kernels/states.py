@@ -30,11 +30,11 @@ class SweepState:
 
 @dataclass(frozen=True, eq=False)
 class DescentState:
-    """A pass of coordinate descent under way, as :class:`SweepState`.
+    """A round of coordinate descent under way, as :class:`SweepState`.
 
-    ``pull`` [rows, cols] float32: ``(target - weight) @ damped``; ``damped`` [block, at least block]: of
-    the damped Hessian the rows of the block's columns, from its first column on; ``weight`` [rows, cols]:
-    the result; ``steps`` [rows, block]: how far the block's columns have moved.
+    ``pull`` [rows, cols] float32: ``(target - weight) damped``, spoilt by a step; ``damped`` [cols, cols]:
+    the damped Hessian; a step is given those of its own columns only; ``weight`` [rows, cols]: the result;
+    ``order`` [cols]: where each column stands on the ``grid``.
     """
 
     pull: Tensor
@@ -43,5 +43,4 @@ class DescentState:
     weight: Tensor
     codes: Tensor | None
     mask: Tensor | None
-    steps: Tensor
     grid: Grid | None
