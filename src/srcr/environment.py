@@ -65,14 +65,24 @@ def multiplies_bfloat16() -> bool:
     return has and not masked
 
 
+@cache
 def cpu_name() -> str:
     """The processor's name as the system gives it."""
+    return _cpu_fact("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def is_intel() -> bool:
+    """Whether the processor is Intel's: MKL has its best code for those alone."""
+    return _cpu_fact("vendor_id") == "GenuineIntel"
+
+
+def _cpu_fact(key: str) -> str:
+    """What Linux knows of the first processor by this key; empty elsewhere."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return (
-            next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
-        )
-    return platform.processor() or platform.machine()
+        return next(line for line in lines if line.startswith(key)).split(":", 1)[1].strip()
+    return ""
 
 
 def parse_size(text: str) -> int:

@@ -14,8 +14,8 @@ def binary_entropy(share: float) -> float:
 def code_entropy(codes: Tensor) -> float:
     """Zero-order entropy of integer ``codes`` (any shape) in bits an element: what an ideal entropy coder
     that takes codes as independent draws needs (Shannon 1948). Scales are not in it."""
-    _, counts = torch.unique(codes, return_counts=True)
-    odds = counts.double() / counts.sum()
+    counts = torch.bincount(codes.reshape(-1).to(torch.int32) - int(codes.min()))
+    odds = counts[counts > 0].double() / codes.numel()
     return max(0.0, float(-(odds * odds.log2()).sum()))
 
 

@@ -14,6 +14,10 @@ from srcr.numerics.tensors import row_chunks
 
 #: Weights that are dequantized together: they stay in the cache from step to step.
 CACHED_ELEMENTS = 1 << 18
+#: Of the ranges that a search of scales tries, how far apart the first are, and which beside the best of
+#: those are tried next.
+COARSE = 3
+FINE = (-2, -1, 1, 2)
 
 
 def code_range(num_bits: int) -> tuple[int, int]:

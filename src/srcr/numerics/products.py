@@ -5,6 +5,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from srcr.environment import is_intel
+
 #: Where a side is shorter, setting out takes longer than the product.
 SHORT = 64
 
@@ -12,10 +14,11 @@ SHORT = 64
 @cache
 def uses_onednn() -> bool:
     """Whether oneDNN multiplies float32 here: it compiles its own code for AVX-512, which MKL, what torch
-    takes otherwise, does not use on AMD's CPUs (docs/decisions/005)."""
+    takes otherwise, uses on Intel's CPUs alone, where it is a little faster (docs/decisions/005)."""
     return (
         bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and not is_intel()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 

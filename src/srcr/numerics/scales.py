@@ -7,6 +7,8 @@ from torch import Tensor
 
 from srcr.numerics.grid import (
     CACHED_ELEMENTS,
+    COARSE,
+    FINE,
     Grid,
     GridSpec,
     QParams,
@@ -21,6 +23,9 @@ ERROR_NORM = 2.4
 #: Ranges tried by the search, as fractions of the largest surviving weight.
 SHRINKS = tuple(1.0 - 0.02 * i for i in range(36))
 
+#: Loss [rows, groups], scales, and zero-points or None.
+Trial = tuple[Tensor, Tensor, Tensor | None]
+
 
 def fit_grid(
     W: Tensor,
@@ -33,8 +38,9 @@ def fit_grid(
 
     ``importance`` [cols] weighs the error of each column (the Hessian's diagonal), ``mask`` [rows, cols]
     is True for surviving weights. The range of the weights (round-to-nearest's grid) and that range times
-    each of ``shrinks`` are tried; the lowest ``sum importance * |error|^2.4`` of each group wins. Searched by
-    the fastest implementation of the device; :func:`search_scales` is the reference.
+    every third of ``shrinks`` are tried, then those beside the best of them; the lowest ``sum importance *
+    |error|^2.4`` of each group wins. Searched by the fastest implementation of the device;
+    :func:`search_scales` is the reference.
     """
     search = scale_search_for(W.device) or search_scales
     return search(W, spec, importance, mask, shrinks)
@@ -80,25 +86,44 @@ def _search_chunk(
     weight = None
     if importance is not None:
         weight = importance.reshape(1, cols // spec.group_size, spec.group_size)
-    best: tuple[Tensor, Tensor, Tensor | None] | None = None
     # The plain range comes first, so that the search never does worse than round-to-nearest.
-    for shrink, both_sides in [(1.0, False), *((shrink, True) for shrink in shrinks)]:
-        for scale, zero_point in _candidates(lowest * shrink, highest * shrink, spec, both_sides):
-            scale = round_to_storage(scale, spec.dtype)
-            loss = _loss(grouped, scale, zero_point, spec, weight)
-            if best is None:
-                best = loss, scale, zero_point
-                continue
-            better = loss < best[0]
-            best = (
-                torch.where(better, loss, best[0]),
-                torch.where(better, scale, best[1]),
-                None
-                if zero_point is None or best[2] is None
-                else torch.where(better, zero_point, best[2]),
-            )
-    assert best is not None
+    best = _tried(grouped, weight, spec, *_candidates(lowest, highest, spec, both_sides=False)[0])
+    center = torch.zeros_like(highest, dtype=torch.long)
+    for number in range(0, len(shrinks), COARSE):
+        shrunk = lowest * shrinks[number], highest * shrinks[number]
+        for candidate in _candidates(*shrunk, spec, both_sides=True):
+            best, better = _better(best, _tried(grouped, weight, spec, *candidate))
+            center = torch.where(better, number, center)
+    steps = torch.tensor([*shrinks, 1.0], device=W.device)
+    for offset in FINE if shrinks else ():
+        beside = center + offset
+        inside = (beside >= 0) & (beside < len(shrinks))
+        shrink = steps[torch.where(inside, beside, 0)]
+        for candidate in _candidates(lowest * shrink, highest * shrink, spec, both_sides=True):
+            loss, scale, zero_point = _tried(grouped, weight, spec, *candidate)
+            loss = torch.where(inside, loss, torch.inf)
+            best, _ = _better(best, (loss, scale, zero_point))
     return Grid(best[1], best[2], spec.num_bits, spec.group_size, spec.dtype)
+
+
+def _tried(
+    grouped: Tensor, weight: Tensor | None, spec: GridSpec, scale: Tensor, zero_point: Tensor | None
+) -> Trial:
+    """Scales as they are stored, and what rounding on them costs."""
+    scale = round_to_storage(scale, spec.dtype)
+    return _loss(grouped, scale, zero_point, spec, weight), scale, zero_point
+
+
+def _better(best: Trial, other: Trial) -> tuple[Trial, Tensor]:
+    """Of each group the better trial, and where that is the ``other``."""
+    better = other[0] < best[0]
+    zero_point = None
+    if best[2] is not None and other[2] is not None:
+        zero_point = torch.where(better, other[2], best[2])
+    loss, scale = (
+        torch.where(better, new, old) for new, old in zip(other[:2], best[:2], strict=True)
+    )
+    return (loss, scale, zero_point), better
 
 
 def _loss(

@@ -14,7 +14,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from srcr.numerics.grid import Grid, GridSpec, code_range, smallest_scale
+from srcr.numerics.grid import COARSE, FINE, Grid, GridSpec, code_range, smallest_scale
 from srcr.numerics.kernels.cpu import _OPTIONS, _PRODUCT, _rounded, _threads
 
 #: Columns between two looks at whether a try is still worth it.
@@ -134,10 +134,22 @@ def _grid(number, lowest, highest, shrinks, low, high, symmetric, product, small
 
 @njit(parallel=True, **_OPTIONS)
 def _search(  # type: ignore[no-untyped-def]
-    W, mask, importance, size, shrinks, low, high, symmetric, product, smallest, scales, zeros
+    W,
+    mask,
+    importance,
+    size,
+    shrinks,
+    coarse,
+    low,
+    high,
+    symmetric,
+    product,
+    smallest,
+    scales,
+    zeros,
 ):
     rows, groups = scales.shape
-    tries = 1 + shrinks.size * (2 if symmetric else 1)
+    sides = 2 if symmetric else 1
     for block in prange((rows + BLOCK - 1) // BLOCK):
         x = np.empty(size, np.float32)
         error, power = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
@@ -153,9 +165,9 @@ def _search(  # type: ignore[no-untyped-def]
                             x[k] = x[k] if alive[k] else np.float32(0.0)
                 lowest, highest = min(x.min(), np.float32(0.0)), max(x.max(), np.float32(0.0))
                 best, most = -1, np.inf
-                for turn in range(-1, tries):
-                    number = served if turn < 0 else turn
-                    if turn == served:
+                for turn in range(-1, coarse.size):
+                    number = served if turn < 0 else coarse[turn]
+                    if turn >= 0 and number == served:
                         continue
                     scale, zero = _grid(
                         number, lowest, highest, shrinks, low, high, symmetric, product, smallest
@@ -166,7 +178,29 @@ def _search(  # type: ignore[no-untyped-def]
                     )  # fmt: skip
                     if best < 0 or loss < most or (loss == most and number < best):
                         best, most = number, loss
-                served = best
+                served, center = best, max(best - 1, 0) // sides
+                for offset in FINE:
+                    if not 0 <= center + offset < shrinks.size:
+                        continue
+                    for side in range(sides):
+                        number = 1 + (center + offset) * sides + side
+                        scale, zero = _grid(
+                            number,
+                            lowest,
+                            highest,
+                            shrinks,
+                            low,
+                            high,
+                            symmetric,
+                            product,
+                            smallest,
+                        )
+                        loss = _loss(
+                            x, importance, np.uint64(g * size), scale, zero, low, high, product, most,
+                            error, bits, power,
+                        )  # fmt: skip
+                        if loss < most:
+                            best, most = number, loss
                 scales[r, g], zeros[r, g] = _grid(
                     best, lowest, highest, shrinks, low, high, symmetric, product, smallest
                 )
@@ -186,11 +220,14 @@ def search_scales(
     zero_point = torch.empty_like(scale)
     weight = torch.ones(cols) if importance is None else importance.to(torch.float32)
     low, high = map(np.float32, code_range(spec.num_bits))
+    sides = 2 if spec.symmetric else 1
+    tried = [1 + sides * i + side for i in range(0, len(shrinks), COARSE) for side in range(sides)]
     _search(
         W.to(torch.float32).contiguous().numpy(),
         np.empty((0, 0), np.bool_) if mask is None else mask.contiguous().numpy(),
-        weight.contiguous().numpy(), spec.group_size, np.array(shrinks, np.float32), low, high,
-        spec.symmetric, _PRODUCT[spec.dtype], np.float32(smallest_scale(spec.dtype)),
+        weight.contiguous().numpy(), spec.group_size, np.array(shrinks, np.float32),
+        np.array([0, *tried], np.int64), low, high, spec.symmetric, _PRODUCT[spec.dtype],
+        np.float32(smallest_scale(spec.dtype)),
         scale.numpy(), zero_point.numpy(),
     )  # fmt: skip
     return Grid(

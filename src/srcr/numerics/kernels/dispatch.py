@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from srcr.environment import is_intel
 from srcr.numerics.grid import Grid, GridSpec
 from srcr.numerics.kernels.states import DescentState, SweepState
 
@@ -70,7 +71,8 @@ def moments_for(*matrices: Tensor) -> Moments | None:
     if all(x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in matrices):
         from srcr.numerics.kernels import cpu_moments
 
-        return cpu_moments if cpu_moments.available() else None
+        # On Intel's CPUs MKL's float32 product is faster, the conversion included (benchmarks/moments.py).
+        return cpu_moments if cpu_moments.available() and not is_intel() else None
     return None
 
 
