@@ -1,4 +1,4 @@
-"""Compare srcr with llm-compressor, or GPTQModel: wall time, peak memory and divergence on the same data.
+"""Compare srcr with llm-compressor, GPTQModel or AutoRound on the same data: time, memory and divergence.
 
     python benchmarks/peers.py MODEL... --peer-python PEER/bin/python --json out.json
 
@@ -8,7 +8,8 @@ imports more where more is installed (accelerate, scipy), which takes time and m
     python3 -m venv SRCR
     SRCR/bin/pip install -c constraints.txt .
 
-`peer_llmcompressor.py` and `peer_gptqmodel.py` (`--peer gptqmodel`) say how to make the peer's environment.
+`peer_llmcompressor.py`, `peer_gptqmodel.py` (`--peer gptqmodel`) and `peer_autoround.py` (`--peer
+autoround`) say how to make the peer's environment.
 Each model writes its own calibration text, and evaluation text from another seed. Each run is its
 own process, from start to exit, both sides with the same number of threads, in alternating order;
 time and memory are medians over the repeats. Both sides write dense checkpoints with one scale an
@@ -37,6 +38,7 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -44,7 +46,8 @@ from rich.table import Table
 
 T = TypeVar("T")
 PEERS = {
-    name: Path(__file__).with_name(f"peer_{name}.py") for name in ("llmcompressor", "gptqmodel")
+    name: Path(__file__).with_name(f"peer_{name}.py")
+    for name in ("llmcompressor", "gptqmodel", "autoround")
 }
 CALIBRATION_SEED, EVALUATION_SEED = 1, 2
 WRITING_BATCH, READING_BATCH = 64, 4
@@ -55,8 +58,33 @@ class Run:
     """One process, measured from outside."""
 
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     reported: dict[str, Any]
+
+
+class Stopwatch:
+    """Wall time in which this process ran: while it is stopped (as by SIGSTOP), no time passes."""
+
+    INTERVAL, LONGEST = 0.1, 1.0
+
+    def __enter__(self) -> "Stopwatch":
+        self.seconds, self._last, self._ended = 0.0, time.perf_counter(), Event()
+        self._thread = Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._ended.wait(self.INTERVAL)
+            now = time.perf_counter()
+            self.seconds += min(now - self._last, self.LONGEST)
+            self._last = now
 
 
 def apart(function: Callable[..., T], *args: Any) -> T:
@@ -130,14 +158,12 @@ def divergence(base: str, compressed: Path, data: Path) -> dict[str, float]:
     }
 
 
-def measure(command: list[str], log: Path) -> Run:
+def measure(command: list[str], log: Path, environment: dict[str, str] | None = None) -> Run:
     """Runs a command to its end; the last line it prints may be a JSON object about itself."""
     printed = log.with_suffix(".out")
-    with log.open("w") as err, printed.open("w") as out:
-        began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=err)
+    with log.open("w") as err, printed.open("w") as out, Stopwatch() as watch:
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         tail = log.read_text()[-2000:]
@@ -145,7 +171,8 @@ def measure(command: list[str], log: Path) -> Run:
     unit = 1 if sys.platform == "darwin" else 1024
     lines = printed.read_text().splitlines()
     reported = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
-    return Run(seconds, usage.ru_maxrss * unit, reported)
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return Run(watch.seconds, cpu_seconds, usage.ru_maxrss * unit, reported)
 
 
 def commands(

@@ -100,7 +100,9 @@ def last_steps(items: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """The last number of each solution, to be chosen among four."""
     steps: list[dict[str, Any]] = []
     for number, item in enumerate(items):
-        places = list(re.finditer(rf"(?<![\d.,]){re.escape(item['answer'])}(?![\d,])", item["solution"]))
+        places = list(
+            re.finditer(rf"(?<![\d.,]){re.escape(item['answer'])}(?![\d,])", item["solution"])
+        )
         if not places or not item["answer"].isdigit():
             continue
         right = int(item["answer"])
@@ -150,7 +152,9 @@ def write_task(folder: Path, name: str, items: list[dict[str, Any]]) -> None:
         task |= {"output_type": "generate_until", "doc_to_target": "{{answer}}"}
         task |= {"generation_kwargs": ends | {"do_sample": False}}
         task |= {"metric_list": [metric | {"metric": "exact_match"}]}
-        task |= {"filter_list": [{"name": "strict", "filter": [answer, {"function": "take_first"}]}]}
+        task |= {
+            "filter_list": [{"name": "strict", "filter": [answer, {"function": "take_first"}]}]
+        }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False), encoding="utf-8")
 
 
@@ -183,9 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     write_tasks(args.shared, args.out / "tasks", args)
     text = args.shared / "wikitext2_valid.txt"
-    calibration(
-        args.model, text, args.samples, args.seq_len, args.out / "calibration.safetensors"
-    )
+    calibration(args.model, text, args.samples, args.seq_len, args.out / "calibration.safetensors")
 
 
 if __name__ == "__main__":
