@@ -2,13 +2,13 @@
 
     python benchmarks/real_data.py MODEL SHARED OUT [--samples 64 --seq-len 256] [--blimp 20 ...]
 
-`calibration.safetensors` is the beginning of a text in the model's tokens; `tasks/` has, for the harness, BLiMP's
-sentence pairs, tasks of BIG-Bench Hard and GSM8K, cut to the first items. An item is what the harness can score
-without sampling: the choice with the highest log-likelihood, but for `gsm8k`, which is generated.
+`calibration.safetensors` is the beginning of a text in the model's tokens, or what the model writes itself;
+`tasks/` has, for the harness, BLiMP's sentence pairs, tasks of BIG-Bench Hard and GSM8K, cut to the first
+items. The model's answer is the choice with the highest log-likelihood, but for `gsm8k`, which is generated.
 
 - `blimp`: the first pairs of each paradigm.
-- `bbh_*`: three solved examples, then the question. Choices are the texts of its options, or Yes and No, or True and
-  False; for a count, three other counts of the task beside the right one.
+- `bbh_*`: three solved examples, then the question. Choices are the texts of its options, or Yes and No, or
+  True and False; for a count, three other counts of the task beside the right one.
 - `gsm8k_last_step`: question and worked solution up to the last place where the answer stands; it and three
   numbers near it to choose from.
 """
@@ -19,6 +19,8 @@ import re
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from peers import CALIBRATION_SEED, self_written
 
 SHOTS = 3
 #: Answers of tasks that list no options.
@@ -178,6 +180,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("shared", type=Path, help="folder of the texts and tasks")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--calibration", choices=["text", "self"], default="text")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--blimp", type=int, default=20, help="pairs a paradigm")
@@ -186,8 +189,12 @@ def main() -> None:
     parser.add_argument("--gsm8k", type=int, default=20)
     args = parser.parse_args()
     write_tasks(args.shared, args.out / "tasks", args)
-    text = args.shared / "wikitext2_valid.txt"
-    calibration(args.model, text, args.samples, args.seq_len, args.out / "calibration.safetensors")
+    out = args.out / "calibration.safetensors"
+    if args.calibration == "self":
+        self_written(args.model, args.samples, args.seq_len, CALIBRATION_SEED, out)
+    else:
+        text = args.shared / "wikitext2_valid.txt"
+        calibration(args.model, text, args.samples, args.seq_len, out)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from peers import PEERS
 
-#: Environment that keeps torch and its libraries, and the kernels that Numba compiles, to an older CPU's instructions.
+#: Environment that keeps torch and its libraries, and the kernels that Numba compiles, to an older CPU's
+#: instructions.
 ISA: dict[str, dict[str, str]] = {
     "native": {},
     "avx2": {
@@ -29,8 +30,8 @@ MODES = {"joint": "", "sequential-a": "sequential A", "sequential-b": "sequentia
 
 @dataclass(frozen=True)
 class Step:
-    """One configuration: made by `side` (srcr, search, or a peer), with a sparsity and bits, or a TCr to search
-    for. `group` numbers the evaluation that it is part of."""
+    """One configuration: made by `side` (srcr, search, or a peer), with a sparsity and bits, or a TCr to
+    search for. `group` numbers the evaluation that it is part of."""
 
     side: str
     sparsity: float
@@ -83,8 +84,8 @@ def plan(peers: Sequence[str]) -> list[Step]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every step is given: the model, the calibration tokens (a file, or `self`), how many of them, the
-    folder of the peers' environments, and the effort of the search and of AutoRound."""
+    """What every step is given: the model, the file of calibration tokens, how many of them, the folder of
+    the peers' environments, and the effort of the search and of AutoRound."""
 
     model: str
     calibration: str
