@@ -239,11 +239,12 @@ def heading(folder: Path, suffix: str, rows: Sequence[Row]) -> list[str]:
 
 INTRODUCTION = """# Real models
 
-`python benchmarks/real.py run MODEL -o RESULTS --peers PEERS`, then `python benchmarks/real.py table RESULTS`
-writes this page. One symmetric scale an output row everywhere, the same calibration tokens for all. BLiMP, BBH
-and Sr are retention (1: all that the base has above chance), "meaning" is normalised semantic consistency, see
-[measures](measures.md). Tasks are small (`benchmarks/real_data.py`): read the intervals. Peers write dense
-checkpoints, so that their stored bytes say nothing. Time and memory are those of the whole process, from outside.
+`python benchmarks/real.py run MODEL -o RESULTS --peers PEERS`, then `python benchmarks/real.py table
+RESULTS` writes this page. One symmetric scale an output row everywhere, the same calibration tokens for all.
+BLiMP, BBH and Sr are retention (1: all that the base has above chance), "meaning" is normalised semantic
+consistency, see [measures](measures.md). Tasks are small (`benchmarks/real_data.py`): read the intervals.
+Peers write dense checkpoints, so that their stored bytes say nothing. Time and memory are those of the
+whole process, from outside.
 """
 
 
