@@ -19,8 +19,10 @@ COLOURS = {
     "AutoRound": "#9467bd",
     "GPTQModel": "#7f7f7f",
 }
-#: Their points at one TCr are joined by a line.
+#: Their points are joined by a line.
 JOINED = ("bits alone", "searched")
+#: Their points say what they are, where there is room.
+NAMED = ("bits alone", "joint")
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,13 @@ def by_bytes(dots: Sequence[Dot], top: float, y: tuple[float, float]) -> list[st
     room = max(0.06 * (high - low), 1)
     axes = Axes(MARGIN + WIDTH + GAP + MARGIN, top, (low - room, high + room), y)
     ticks = [low + i * (high - low) / 4 for i in range(5)] if high > low else [low]
-    return frame(axes, ticks, lambda t: f"{t:.0f}", "weight files on disk, MB") + points(
-        axes, placed
-    )
+    names = []
+    for x, dot in placed:
+        if dot.series in NAMED:
+            right, middle = axes.at(x, dot.kl)
+            names.append(text(right + 7, middle + 3, dot.label, "start", 9))
+    marks = frame(axes, ticks, lambda t: f"{t:.0f}", "weight files on disk, MB")
+    return marks + points(axes, placed) + names
 
 
 def picture(models: Mapping[str, Sequence[Dot]]) -> str:

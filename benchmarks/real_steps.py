@@ -46,7 +46,7 @@ class Step:
         """The theoretical compression rate that is asked for."""
         if self.target is not None:
             return self.target
-        return 1 - (1 - self.sparsity) * self.bits / 16
+        return round(1 - (1 - self.sparsity) * self.bits / 16, 9)
 
     @property
     def name(self) -> str:
