@@ -1,14 +1,14 @@
 """The calibration tokens and the task files of `real.py`, in one folder.
 
-    python benchmarks/real_data.py MODEL SHARED OUT [--samples 64 --seq-len 256] [--blimp 20 ...]
+    python benchmarks/real_data.py MODEL SHARED OUT [--samples 64 --seq-len 256] [--blimp 12 ...]
 
 `calibration.safetensors` is the beginning of a text in the model's tokens, or what the model writes itself;
 `tasks/` has, for the harness, BLiMP's sentence pairs, tasks of BIG-Bench Hard and GSM8K, cut to the first
 items. The model's answer is the choice with the highest log-likelihood, but for `gsm8k`, which is generated.
 
 - `blimp`: the first pairs of each paradigm.
-- `bbh_*`: three solved examples, then the question. Choices are the texts of its options, or Yes and No, or
-  True and False; for a count, three other counts of the task beside the right one.
+- `bbh_*`: up to three solved examples where they are short, then the question. Choices are the texts of its
+  options, or Yes and No, or True and False; for a count, three other counts of the task beside the right one.
 - `gsm8k_last_step`: question and worked solution up to the last place where the answer stands; it and three
   numbers near it to choose from.
 """
@@ -22,7 +22,8 @@ from typing import Any
 
 from peers import CALIBRATION_SEED, self_written
 
-SHOTS = 3
+#: Solved examples before a question: at most so many, of together at most so many characters.
+SHOTS, SHOWN = 3, 500
 #: Answers of tasks that list no options.
 WORDS = {
     "boolean_expressions": ["True", "False"],
@@ -64,8 +65,11 @@ def bbh(path: Path, count: int) -> list[dict[str, Any]]:
     """Questions of one task behind its first examples."""
     examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
     targets = sorted({example["target"] for example in examples})
-    solved = [(e["input"], *options(path.stem, e, targets, 0)) for e in examples[:SHOTS]]
-    shown = "".join(f"Q: {text}\nA:{choices[right]}\n\n" for text, choices, right in solved)
+    shown = ""
+    for example in examples[:SHOTS]:
+        choices, right = options(path.stem, example, targets, 0)
+        solved = f"Q: {example['input']}\nA:{choices[right]}\n\n"
+        shown += solved if len(shown + solved) <= SHOWN else ""
     items = []
     for number, example in enumerate(examples[SHOTS : SHOTS + count]):
         choices, right = options(path.stem, example, targets, number)
@@ -183,10 +187,10 @@ def main() -> None:
     parser.add_argument("--calibration", choices=["text", "self"], default="text")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--blimp", type=int, default=20, help="pairs a paradigm")
-    parser.add_argument("--bbh", type=int, default=60, help="items a task")
-    parser.add_argument("--gsm8k-steps", type=int, default=100)
-    parser.add_argument("--gsm8k", type=int, default=20)
+    parser.add_argument("--blimp", type=int, default=12, help="pairs a paradigm")
+    parser.add_argument("--bbh", type=int, default=30, help="items a task")
+    parser.add_argument("--gsm8k-steps", type=int, default=30)
+    parser.add_argument("--gsm8k", type=int, default=10)
     args = parser.parse_args()
     write_tasks(args.shared, args.out / "tasks", args)
     out = args.out / "calibration.safetensors"
