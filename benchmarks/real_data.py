@@ -23,7 +23,7 @@ from typing import Any
 from peers import CALIBRATION_SEED, self_written
 
 #: Solved examples before a question: at most so many, of together at most so many characters.
-SHOTS, SHOWN = 3, 500
+SHOTS, SHOWN = 3, 250
 #: Answers of tasks that list no options.
 WORDS = {
     "boolean_expressions": ["True", "False"],
