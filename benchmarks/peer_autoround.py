@@ -65,8 +65,12 @@ def compress(args: argparse.Namespace) -> dict[str, Any]:
         device_map="cpu",
         enable_torch_compile=False,
     )
-    rounding.quantize_and_save(str(args.out), format="fake")
+    work = args.out / "work"
+    rounding.quantize_and_save(str(work), format="fake")  # in a folder below, named by itself
     seconds = time.perf_counter() - began
+    for path in next(work.rglob("config.json")).parent.iterdir():
+        path.rename(args.out / path.name)
+    shutil.rmtree(work)
     for path in Path(args.model).glob("*token*"):
         shutil.copyfile(path, args.out / path.name)
     return {"compression_seconds": seconds}

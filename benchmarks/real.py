@@ -187,21 +187,26 @@ def compress(folder: Folder, step: Step) -> bool:
     return True
 
 
-def evaluate(folder: Folder, steps: Sequence[Step]) -> None:
-    """Measure the candidates of a group that are not measured yet."""
+def evaluate(folder: Folder, steps: Sequence[Step]) -> list[str]:
+    """Measure the candidates of a group that are not measured yet; the names of those where that failed."""
     waiting = {}
     for step in steps:
         record = folder.read(step.name)
         if record is not None and record["evaluation"] is None:
             waiting[step.name] = record
     if not waiting:
-        return
+        return []
     candidates = [str(folder.model(name)) for name in waiting]
     name = f"evaluate-{next(iter(waiting))}"
-    reports = evaluation(folder, candidates, folder.root / "data" / "kept", name)
+    try:
+        reports = evaluation(folder, candidates, folder.root / "data" / "kept", name)
+    except SystemExit as error:
+        print(f"{name} failed: {error}", flush=True)
+        return list(waiting)
     for (name, record), report in zip(waiting.items(), reports, strict=True):
         folder.write(name, record | {"evaluation": report})
         print(f"{name}: KL {report['divergence']['kl']['value']:.4f}", flush=True)
+    return []
 
 
 def run(options: argparse.Namespace) -> None:
@@ -224,7 +229,7 @@ def run(options: argparse.Namespace) -> None:
     for group in dict.fromkeys(step.group for step in steps):
         members = [step for step in steps if step.group == group]
         missing += [step.name for step in members if not compress(folder, step)]
-        evaluate(folder, members)
+        missing += evaluate(folder, members)
     if missing:
         raise SystemExit(f"failed, see {folder.root / 'logs'}: {', '.join(missing)}")
 
