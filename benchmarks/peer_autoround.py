@@ -9,9 +9,9 @@ Runs under the peer's own interpreter and imports nothing of srcr. To make that 
 SignRound (signed gradient descent on rounding and ranges, `--steps` a block, the package's other defaults)
 with one scale an output row, on every linear layer of the blocks; it does not prune. Its symmetric grid has
 2^b levels with a signed scale. The model needs a tokenizer, which is loaded and not used. The output is a
-plain dense checkpoint in the model's own precision (format `fake`). AutoRound 0.16.1 leaves layers alone whose
-width 32 does not divide, and writes the original weights back into a float32 checkpoint: so all layers are
-checked to hold at most 2^b values a row. Stdout gets one JSON object, everything else goes to stderr.
+plain dense checkpoint in the model's own precision (format `fake`). AutoRound 0.16.1 leaves layers alone
+whose width 32 does not divide, and writes the original weights back into a float32 checkpoint: so all layers
+are checked to hold at most 2^b values a row. Stdout gets one JSON object, everything else goes to stderr.
 """
 
 import argparse
