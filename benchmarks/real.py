@@ -107,9 +107,8 @@ def check_settings(options: argparse.Namespace) -> None:
 
 def inputs(options: argparse.Namespace) -> Inputs:
     """What the steps are given."""
-    calibration = str(options.out / "data" / "calibration.safetensors")
     return Inputs(
-        options.model, calibration, options.samples, options.seq_len, options.peers or Path(),
+        options.model, options.out / "data", options.samples, options.seq_len, options.peers or Path(),
         options.trials, options.steps, options.threads,
     )  # fmt: skip
 

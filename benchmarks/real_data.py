@@ -2,7 +2,8 @@
 
     python benchmarks/real_data.py MODEL SHARED OUT [--samples 64 --seq-len 256] [--blimp 12 ...]
 
-`calibration.safetensors` is the beginning of a text in the model's tokens, or what the model writes itself;
+`calibration.safetensors` is the beginning of a text in the model's tokens, or what the model writes itself,
+and `search.safetensors` the same with more rows behind it, on which a search searches, chooses and measures;
 `tasks/` has, for the harness, BLiMP's sentence pairs, tasks of BIG-Bench Hard and GSM8K, cut to the first
 items. The model's answer is the choice with the highest log-likelihood, but for `gsm8k`, which is generated.
 
@@ -22,6 +23,8 @@ from typing import Any
 
 from peers import CALIBRATION_SEED, self_written
 
+#: Rows that `srcr search` takes besides those that calibrate.
+SEARCHED = 12 + 64 + 64
 #: Solved examples before a question: at most so many, of together at most so many characters.
 SHOTS, SHOWN = 3, 250
 #: Answers of tasks that list no options.
@@ -34,7 +37,14 @@ CHOICES = 4
 GENERATED_TOKENS = 160
 
 
-def calibration(model: str, text: Path, samples: int, length: int, out: Path) -> None:
+def write_first(rows: Path, samples: int, out: Path) -> None:
+    """Write the first `samples` rows of a file as one of their own."""
+    from safetensors.torch import load_file, save_file
+
+    save_file({"input_ids": load_file(rows)["input_ids"][:samples].contiguous()}, out)
+
+
+def write_rows(model: str, text: Path, samples: int, length: int, out: Path) -> None:
     """Write the first `samples` rows of `length` tokens of a text, each begun as the tokenizer begins one."""
     import torch
     from safetensors.torch import save_file
@@ -193,12 +203,12 @@ def main() -> None:
     parser.add_argument("--gsm8k", type=int, default=10)
     args = parser.parse_args()
     write_tasks(args.shared, args.out / "tasks", args)
-    out = args.out / "calibration.safetensors"
+    rows, out = args.samples + SEARCHED, args.out / "search.safetensors"
     if args.calibration == "self":
-        self_written(args.model, args.samples, args.seq_len, CALIBRATION_SEED, out)
+        self_written(args.model, rows, args.seq_len, CALIBRATION_SEED, out)
     else:
-        text = args.shared / "wikitext2_valid.txt"
-        calibration(args.model, text, args.samples, args.seq_len, out)
+        write_rows(args.model, args.shared / "wikitext2_valid.txt", rows, args.seq_len, out)
+    write_first(out, args.samples, args.out / "calibration.safetensors")
 
 
 if __name__ == "__main__":

@@ -85,11 +85,11 @@ def plan(peers: Sequence[str]) -> list[Step]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every step is given: the model, the file of calibration tokens, how many of them, the folder of
-    the peers' environments, and the effort of the search and of AutoRound."""
+    """What every step is given: the model, the folder of tokens, how many calibrate, the folder of the peers'
+    environments, and the effort of the search and of AutoRound."""
 
     model: str
-    calibration: str
+    data: Path
     samples: int
     seq_len: int
     peers: Path
@@ -100,27 +100,21 @@ class Inputs:
 
 def command(step: Step, inputs: Inputs, out: Path) -> list[str]:
     """How the step is run."""
+    file = "calibration" if step.target is None else "search"  # the latter begins with the former
+    tokens = ["--calibration", str(inputs.data / f"{file}.safetensors")]
     if step.side in PEERS:
         python = str(inputs.peers / step.side / "bin" / "python")
-        line = [python, str(PEERS[step.side]), inputs.model, "--out", str(out)]
+        line = [python, str(PEERS[step.side]), inputs.model, "--out", str(out), *tokens]
         line += ["--sparsity", str(step.sparsity), "--bits", str(step.bits)]
-        line += ["--calibration", inputs.calibration, "--threads", str(inputs.threads)]
+        line += ["--threads", str(inputs.threads)]
         if step.side == "llmcompressor":
             line += ["--batch-size", "16"]
         return [*line, "--steps", str(inputs.steps)] if step.side == "autoround" else line
-    srcr = [sys.executable, "-m", "srcr"]
-    same = [
-        "-o",
-        str(out),
-        "--group-size",
-        "-1",
-        "--calibration",
-        inputs.calibration,
-        "--overwrite",
-    ]
-    same += ["--samples", str(inputs.samples), "--seq-len", str(inputs.seq_len), "--json"]
-    if step.target is not None:
+    same = ["-o", str(out), "--group-size", "-1", *tokens, "--overwrite", "--json"]
+    same += ["--samples", str(inputs.samples), "--seq-len", str(inputs.seq_len)]
+    if step.target is None:
+        how = ["--sparsity", str(step.sparsity), "--bits", str(step.bits), "--mode", step.mode]
+    else:
         how = ["--target", f"tcr={step.target}", "--trials", str(inputs.trials)]
-        return [*srcr, "search", inputs.model, *how, *same]
-    how = ["--sparsity", str(step.sparsity), "--bits", str(step.bits), "--mode", step.mode]
-    return [*srcr, "compress", inputs.model, *how, *same]
+    verb = "compress" if step.target is None else "search"
+    return [sys.executable, "-m", "srcr", verb, inputs.model, *how, *same]
