@@ -29,6 +29,7 @@ from peers import PEERS, Run, measure
 from real_steps import ISA, Inputs, Step, command, plan
 
 DATA_SCRIPT = Path(__file__).with_name("real_data.py")
+BASE_SCRIPT = Path(__file__).with_name("real_base.py")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 #: Settings that do not decide a result.
 FREE = ("out", "only", "plan", "isa", "peers", "function")
@@ -139,14 +140,16 @@ def prepare(folder: Folder) -> None:
         folder.run(line, "data")
     base = folder.read("base")
     if base is None:
-        (report,) = evaluation(folder, [options.model], data / "tasks", "base")
+        out = folder.root / "logs" / f"base{folder.suffix}.json"
+        line = [sys.executable, str(BASE_SCRIPT), options.model, str(data / "tasks"), str(out)]
+        done = folder.run(line, "base")
         base = {"name": "base", "machine": machine(options.isa, options.threads)}
-        folder.write("base", base | {"evaluation": report})
-        base["evaluation"] = report
+        base |= {"run": asdict(done), "tasks": json.loads(out.read_text(encoding="utf-8"))}
+        folder.write("base", base)
     kept = data / "kept"
     kept.mkdir(exist_ok=True)
-    for name, score in base["evaluation"]["tasks"].items():
-        above = score["retention"] is not None
+    for name, score in base["tasks"].items():
+        above = score["above_chance"]
         print(f"base on {name}: {score['base']:.3f}, chance {score['chance']:.3f}", end="")
         print("" if above else ": not above chance, left out")
         if above:

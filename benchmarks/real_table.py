@@ -17,7 +17,7 @@ from srcr.metrics.retention import PairedScores, compression, semantic_retention
 CLAIM = 1.2
 HEAD = (
     "configuration", "by", "TCr", "stored MB", "KL [95 %]", "perplexity", "same top-1", "BLiMP", "BBH",
-    "Sr [95 %]", "SrCr", "meaning", "s", "peak MB",
+    "Sr [95 %]", "SrCr", "meaning", "s", "CPU s", "peak MB",
 )  # fmt: skip
 
 
@@ -128,6 +128,7 @@ def cells(row: Row) -> list[str]:
         number(row.srcr),
         number(row.meaning),
         f"{row.record['seconds']:.0f}",
+        f"{row.record['cpu_seconds']:.0f}",
         f"{row.record['peak_bytes'] / 1e6:.0f}",
     ]
 
@@ -216,8 +217,8 @@ def heading(folder: Path, suffix: str, rows: Sequence[Row]) -> list[str]:
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     base = json.loads((folder / f"base{suffix}.json").read_text(encoding="utf-8"))
     machine = rows[0].record["machine"]
-    tasks = base["evaluation"]["tasks"]
-    out = [n for n, t in tasks.items() if t["retention"] is None]
+    tasks = base["tasks"]
+    out = [n for n, t in tasks.items() if not t["above_chance"]]
     kept = [f"{n} {t['base']:.3f} ({t['n']})" for n, t in tasks.items() if n not in out]
     perplexity = rows[0].evaluation["divergence"]["perplexity"]["base"]
     chosen = (
