@@ -1,5 +1,6 @@
 """Settings and the real model that every test shares."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import torch
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `reference`
-torch.set_num_threads(2)
+#: Of each process: more threads than there are cores wait for each other.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+torch.set_num_threads(THREADS)
+for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(variable, str(THREADS))
 
 settings.register_profile("srcr", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("srcr")

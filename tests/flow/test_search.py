@@ -18,7 +18,7 @@ from srcr.environment import parse_size
 from srcr.testing import save_tiny_model
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("SRCR_KILLS", "2"))
+KILLS = int(os.environ.get("SRCR_KILLS", "1"))
 
 SMALL = ("--trials", 40, "--sparsities", "0,0.2,0.4", "--widths", "3,4,5")
 
@@ -165,7 +165,7 @@ def test_the_smallest_that_keeps_enough(srcr, base, text, tmp_path):
         "--calibration",
         text,
         "--trials",
-        8,
+        4,
         "--json",
     )
     assert result.code == 0, result.err

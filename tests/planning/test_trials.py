@@ -76,7 +76,7 @@ def postgresql(tmp_path_factory):
     if os.getuid() == 0:  # it does not run as root
         shutil.chown(folder, "postgres")
         for path in (folder, *folder.parents):
-            if path.stat().st_uid == 0 and path.name.startswith("pytest"):
+            if path.stat().st_uid == 0 and path.name.startswith(("pytest", "popen")):
                 path.chmod(path.stat().st_mode | 0o011)
         become = ["runuser", "-u", "postgres", "--"]
     quiet = {"check": True, "stdout": subprocess.DEVNULL}
