@@ -32,6 +32,7 @@ def sensitivity(
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
     device: given.Device = None,
+    cache: given.Cache = None,
     as_json: given.Json = False,
 ) -> None:
     """Measure what each part of a model loses at each sparsity and width."""
@@ -86,6 +87,7 @@ def plan(
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
     device: given.Device = None,
+    cache: given.Cache = None,
     as_json: given.Json = False,
 ) -> None:
     """Give each part of a model the sparsity and width it deserves, at a size."""
@@ -100,7 +102,6 @@ def plan(
 
     if target is None:
         raise InputError("a plan needs a size: --target tcr=0.8125, stored=40MB or loaded=4GB")
-    size = parse_target(target)
     check_new_file(out, overwrite)
     known = None if table is None else from_yaml(SensitivityTable, table)
     if known is not None:
@@ -108,7 +109,7 @@ def plan(
     options = Options.of(arguments, config)
     result = run(
         model,
-        size,
+        parse_target(target),
         options.space() if known is None else known,
         options.data(),
         options.format or "compressed-tensors",
@@ -153,6 +154,7 @@ def search(
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
     device: given.Device = None,
+    cache: given.Cache = None,
     as_json: given.Json = False,
 ) -> None:
     """Find the best configuration at a size, measured, never worse than uniform."""
