@@ -178,7 +178,7 @@ def _warn_of_calibration(tokens: Tokens, candidates: Sequence[Candidate]) -> Non
 def _divergences(tokens: Tokens, comparison: _Comparison) -> list[Divergence]:
     """All models over the text, batch by batch."""
     names = ["base", *comparison.labels]
-    batches = evaluation_batches(comparison.base, tokens)
+    batches = evaluation_batches([comparison.base, *comparison.models], tokens)
     with stage("evaluate", len(batches) * len(names), comparison.options.quiet) as bar:
         return measure_divergence(
             comparison.base,
