@@ -237,6 +237,8 @@ def running_precision(dtype: torch.dtype, device: torch.device) -> torch.dtype:
         return dtype if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     fast = any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    # What torch may use of it: ATEN_CPU_CAPABILITY=avx2 makes it an older CPU.
+    fast = fast and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return dtype if fast else torch.float32
 
 

@@ -120,6 +120,7 @@ def evaluate(
             base=opened.name,
             semantic=None if semantics is None else semantics[i],
             text=tokens.record(rows=False),
+            dtype=str(reference.dtype).removeprefix("torch."),
             seconds=seconds,
         )
         for i, candidate in enumerate(candidates)
