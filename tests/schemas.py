@@ -71,7 +71,7 @@ EVALUATION = record({
     "sr": nullable(NUMBER), "sr_ci95": nullable(CI95), "srcr": nullable(NUMBER),
     "srcr_ci95": nullable(CI95),
     "items": by_name(record({"base": items_of(NUMBER), "compressed": items_of(NUMBER)})),
-    "text": SOURCE, "includes": by_name(TEXT), "versions": by_name(TEXT), "seconds": NUMBER,
+    "text": SOURCE, "dtype": TEXT, "includes": by_name(TEXT), "versions": by_name(TEXT), "seconds": NUMBER,
     "command": TEXT,
 }, {"plan": PLAN})  # fmt: skip
 LAYER = record({

@@ -36,6 +36,23 @@ def versions() -> dict[str, str]:
     return installed
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept between runs: ``$SRCR_CACHE``, else ``srcr`` in the user's cache
+    folder.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    own, xdg = os.environ.get("SRCR_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own).expanduser()
+    if xdg:
+        return Path(xdg) / "srcr"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "srcr" / "cache"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "srcr"
+
+
 def select_device(name: str) -> torch.device:
     """The torch device called auto, cpu or cuda.
 

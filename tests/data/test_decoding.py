@@ -6,19 +6,31 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from architectures import tiny_architecture
 from srcr.data.decoding import Decoder
-from srcr.data.sampling import sample
+from srcr.data.sampling import write_rows
 from srcr.metrics.continuations import continue_greedily
 
 #: Caches under each name, recurrent ones, a model without any, and one whose cache cannot be used.
-KINDS = ["llama", "mamba", "mamba2", "falcon_mamba", "bamba", "rwkv", "openai-gpt", "qwen3_next"]
+KINDS = [
+    "llama",
+    "gemma3_text",
+    "mamba",
+    "mamba2",
+    "falcon_mamba",
+    "bamba",
+    "rwkv",
+    "openai-gpt",
+    "qwen3_next",
+]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_those_of_the_whole_row(kind):
+@pytest.mark.parametrize(
+    ("kind", "capacity"), [*((kind, 9) for kind in KINDS), ("llama", None), ("gemma3_text", 5)]
+)
+def test_logits_are_those_of_the_whole_row(kind, capacity):
     model = tiny_architecture(kind)
     ids = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(0))
-    decoder = Decoder(model)
+    decoder = Decoder(model, capacity)
     pieces = [decoder.logits(ids[:, :3]), *(decoder.logits(ids[:, i, None]) for i in range(3, 9))]
     whole = model(ids, use_cache=False).logits[:, 2:]
     torch.testing.assert_close(torch.stack(pieces, 1), whole, rtol=1e-4, atol=1e-5)
@@ -57,9 +69,10 @@ def test_a_cached_step_sees_only_the_new_token():
 @pytest.mark.parametrize("kind", ["mamba2", "rwkv"])
 def test_models_with_other_caches_write_text(kind):
     model = tiny_architecture(kind)
-    ids = sample(model, samples=3, length=8, seed=0)
+    numbers = torch.rand(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ids = write_rows(model, torch.ones(3, 1, dtype=torch.long), numbers)
     assert ids.shape == (3, 8)
-    assert torch.equal(ids, sample(model, samples=3, length=8, seed=0))
+    assert torch.equal(ids, write_rows(model, torch.ones(3, 1, dtype=torch.long), numbers))
     continued = continue_greedily(model, ids, 4, stop=())
     expected = ids
     for _ in range(4):

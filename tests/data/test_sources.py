@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 
-from srcr.data.sampling import sample
+from srcr.data import sampling
+from srcr.data.decoding import cache_width
+from srcr.data.sampling import TextPlan, draw, sampling_rows, write_text
 from srcr.data.sources import TextRequest, load_tokens
 from srcr.data.tokens import Tokens, seed_stream
-from srcr.errors import InputError
+from srcr.errors import InputError, NumericalError
 from srcr.models.checkpoint import open_model
 from srcr.models.load import load_model, load_tokenizer
 from srcr.testing import tiny_model
@@ -104,7 +106,7 @@ class TestSelf:
     def test_tokens_come_as_often_as_the_model_thinks(self, tiny):
         """Frequencies of the first written token against the model's own odds."""
         n = 4000
-        ids = sample(tiny, n, 2, seed=5)
+        ids = write_text(open_model(tiny), TextPlan(n, 2, 5, (1,)))
         with torch.no_grad():
             odds = tiny(ids[:1, :1]).logits[0, -1].softmax(-1)
         result = torch.bincount(ids[:, 1], minlength=96) / n
@@ -112,24 +114,43 @@ class TestSelf:
         flat = torch.full((96,), 1 / 96)
         assert float((result - flat).abs().sum()) / 2 > 0.2
 
-    def test_a_cached_run_writes_what_a_full_run_would(self, tiny):
-        """More sequences than a sampling batch, and each step from the whole prefix."""
-        ids = sample(tiny, 70, 6, seed=1)
+    def test_a_cached_run_writes_what_a_full_run_would(self, tiny, monkeypatch):
+        """More sequences than are written together, and each step from the whole prefix."""
+        monkeypatch.setattr(sampling, "SAMPLING_ROWS", 64)
+        ids = write_text(open_model(tiny), TextPlan(70, 6, 1, (tiny.config.bos_token_id,)))
         generator = torch.Generator().manual_seed(1)
         rows = []
         for size in (64, 6):
             row = torch.full((size, 1), tiny.config.bos_token_id)
-            for _ in range(5):
+            uniform = torch.rand(6, size, generator=generator, dtype=torch.float64)
+            for position in range(1, 6):
                 with torch.no_grad():
-                    odds = tiny(row, use_cache=False).logits[:, -1].softmax(-1)
-                row = torch.cat([row, torch.multinomial(odds, 1, generator=generator)], 1)
+                    odds = tiny(row, use_cache=False).logits[:, -1].double().softmax(-1)
+                sums = odds.cumsum(-1) / odds.sum(-1, keepdim=True)
+                row = torch.cat([row, torch.searchsorted(sums, uniform[position][:, None])], 1)
             rows.append(row)
         assert (ids == torch.cat(rows)).float().mean() > 0.99
+
+    def test_rows_do_not_depend_on_how_many_there_are(self, tiny, monkeypatch):
+        """What compress calibrates on is the beginning of what a search is given."""
+        monkeypatch.setattr(sampling, "SAMPLING_ROWS", 8)
+        for bos in (tiny.config.bos_token_id, None):
+            monkeypatch.setattr(tiny.config, "bos_token_id", bos)
+            few, many = (tokens(tiny, "self", samples=n).input_ids for n in (8, 20))
+            assert torch.equal(few, many[:8])
+
+    def test_rows_together_are_bounded_by_their_cache(self, tiny):
+        config = tiny.config
+        assert sampling_rows(config, 512, torch.float32) == 128
+        row = cache_width(config) * 4
+        most = sampling.SAMPLING_CACHE // row
+        assert sampling_rows(config, most // 40, torch.float32) == 32
+        assert sampling_rows(config, 4 * most, torch.float32) == 1
 
     def test_a_model_without_bos_starts_anywhere(self):
         model = tiny_model("gpt_neox")
         model.config.bos_token_id = None
-        ids = sample(model, 30, 3, seed=0)
+        ids = tokens(model, "self", samples=30).input_ids
         assert len(ids[:, 0].unique()) > 5
 
     def test_it_begins_with_what_the_tokenizer_puts_before_a_text(self, tiny, stories):
@@ -158,7 +179,7 @@ class TestSelf:
         class Broken:
             """A model whose tokenizer cannot be loaded."""
 
-            config, vocabulary = tiny.config, 96
+            config, vocabulary, precision = tiny.config, 96, torch.float32
 
             @property
             def tokenizer(self):
@@ -177,6 +198,35 @@ class TestSelf:
 
     def test_nothing_is_longer_than_the_context(self, tiny):
         assert tokens(tiny, "self", samples=2, seq_len=512).input_ids.shape == (2, 64)
+
+
+class TestDraw:
+    """Tokens drawn from logits."""
+
+    @pytest.mark.parametrize("vocabulary", [7, 256, 600])
+    def test_a_token_is_where_the_number_falls_among_the_summed_odds(self, vocabulary):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(500, vocabulary, generator=generator) * 3
+        logits[:, ::3] = -torch.inf
+        uniform = torch.rand(500, generator=generator, dtype=torch.float64)
+        sums = logits.double().softmax(-1).cumsum(-1)
+        expected = torch.searchsorted(sums, uniform[:, None], right=True)
+        drawn = draw(logits, uniform)
+        assert float((drawn == expected).float().mean()) > 0.99  # what is left is rounding
+        assert bool(logits.gather(-1, drawn).isfinite().all())
+
+    def test_the_ends_of_the_odds(self):
+        logits = torch.full((2, 300), -torch.inf)
+        logits[:, [40, 270]] = 0.0
+        just_below = 1 - 2**-53
+        uniform = torch.tensor([0.0, just_below], dtype=torch.float64)
+        assert draw(logits, uniform)[:, 0].tolist() == [40, 270]
+
+    def test_logits_that_are_not_finite(self):
+        logits = torch.zeros(3, 10)
+        logits[1, 4] = torch.nan
+        with pytest.raises(NumericalError, match="not finite"):
+            draw(logits, torch.rand(3, dtype=torch.float64))
 
 
 class TestTensorFile:

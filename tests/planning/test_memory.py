@@ -36,12 +36,12 @@ def choose(budget, cache_bytes=1 << 40, finalists=99, need=NEED):
 
 def test_an_estimate_counts_weights_and_predictions():
     opened = open_model(tiny_model("llama"))
-    need = estimate_search_memory(opened, TextShape(24, 64, 6, 100), 7)
+    need = estimate_search_memory(opened, TextShape(24, torch.float32, 6, 100), 7)
     linears = sum(rows * cols for rows, cols in opened.topology.shapes.values())
     assert need.base == need.finalist == 4 * opened.parameters
     assert need.compressing == 7
     keys_and_values = 2 * 2 * 8 * len(opened.topology.blocks)  # of two heads of width 8 a block
-    assert need.writing >= 4 * 24 * 64 * keys_and_values
+    assert need.writing >= 4 * 24 * 128 * keys_and_values
     assert need.measuring >= 4 * linears + 2 * 4 * 24 * 6 * opened.vocabulary
     assert need.evaluating >= 4 * 24 * 100 * opened.vocabulary
 

@@ -53,8 +53,8 @@ EVALUATION = Evaluation(
     tasks={"t": TaskScore(0.9, 0.8, 0.25, 4, 0.85, (0.8, 0.9), 0.5, 0.1, "acc", "a note")},
     sr=0.85, sr_ci95=(0.8, 0.9), srcr=0.6, srcr_ci95=(0.5, 0.7),
     items={"t": ItemScores((1.0, 0.0), (1.0, 1.0))}, text=replace(TEXT, rows=None),
-    includes={"tcr": "linears"}, versions={"torch": "2"}, seconds=1.5, command="srcr evaluate",
-    plan=PLAN,
+    dtype="float32", includes={"tcr": "linears"}, versions={"torch": "2"}, seconds=1.5,
+    command="srcr evaluate", plan=PLAN,
 )  # fmt: skip
 BARE = Evaluation(
     base="base", compressed="small", rates=replace(RATES, entropy_bits=None),

@@ -96,6 +96,7 @@ def compress(
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
     device: given.Device = None,
+    cache: given.Cache = None,
     as_json: given.Json = False,
 ) -> None:
     """Prune and quantize a model in one pass and write a checkpoint that transformers loads."""
@@ -163,6 +164,7 @@ def evaluate(
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
     device: given.Device = None,
+    cache: given.Cache = None,
     as_json: given.Json = False,
 ) -> None:
     """Measure what compressed models kept of the original, with 95 % intervals."""
@@ -184,7 +186,7 @@ def evaluate(
         EvaluationText(text, samples, seq_len),
         None if tasks is None else TaskSpec(split_names(tasks), limit),
         _semantic_spec(semantic, prompts, prompt_len, new_tokens, scorer),
-        RunOptions(seed, device or "auto"),
+        RunOptions(seed, device or "auto", cache=cache is not False),
     )
     evaluations = [dataclasses.replace(each, command=command_line()) for each in evaluations]
     write_results(evaluations, out, report)

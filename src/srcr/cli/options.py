@@ -61,6 +61,7 @@ class Options:
     seed: int | None = None
     device: str | None = None
     memory: str | None = None
+    cache: bool | None = None
     sparsities: list[float] | None = None
     widths: list[int] | None = None
 
@@ -175,7 +176,10 @@ class Options:
 
     def run(self, command: str) -> RunOptions:
         """How the run goes, whatever it does."""
-        return RunOptions(self.seed, self.device or "auto", self.memory, command=command)
+        keeps = self.cache is not False
+        return RunOptions(
+            self.seed, self.device or "auto", self.memory, command=command, cache=keeps
+        )
 
 
 def resources(database: Path | None, limit: str | None, ray: str | None) -> "Resources":

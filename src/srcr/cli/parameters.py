@@ -64,6 +64,14 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: a
 Memory = Annotated[
     str | None, typer.Option(help="Memory budget, as 4GB or 500MB. [default: half of what is free]")
 ]
+Cache = Annotated[
+    bool | None,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Keep text that the model writes in the user's cache folder, and take it from there. "
+        "[default: cache]",
+    ),
+]
 
 # Search
 Sparsities = Annotated[

@@ -32,6 +32,7 @@ def sensitivity(
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
     device: given.Device = None,
+    cache: given.Cache = None,
     as_json: given.Json = False,
 ) -> None:
     """Measure what each part of a model loses at each sparsity and width."""
@@ -86,6 +87,7 @@ def plan(
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
     device: given.Device = None,
+    cache: given.Cache = None,
     as_json: given.Json = False,
 ) -> None:
     """Give each part of a model the sparsity and width it deserves, at a size."""
@@ -98,9 +100,7 @@ def plan(
     from srcr.serialize import from_yaml, to_dict, to_yaml
     from srcr.storage.atomic import check_new_file, write_text
 
-    if target is None:
-        raise InputError("a plan needs a size: --target tcr=0.8125, stored=40MB or loaded=4GB")
-    size = parse_target(target)
+    size = parse_target(_named(target))
     check_new_file(out, overwrite)
     known = None if table is None else from_yaml(SensitivityTable, table)
     if known is not None:
@@ -120,6 +120,27 @@ def plan(
         print_json(to_dict(result))
     else:
         tables.plan(result, out)
+
+
+def _named(target: str | None) -> str:
+    """The target that was named.
+
+    Raises:
+        InputError: none was.
+    """
+    if target is None:
+        raise InputError("a plan needs a size: --target tcr=0.8125, stored=40MB or loaded=4GB")
+    return target
+
+
+def _check_one(target: str | None, constraint: str | None) -> None:
+    """Refuse both, and neither.
+
+    Raises:
+        InputError: names the options.
+    """
+    if (target is None) == (constraint is None):
+        raise InputError("a search needs either --target tcr=0.8125 or --constraint semantic>=0.98")
 
 
 @app.command()
@@ -153,6 +174,7 @@ def search(
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
     device: given.Device = None,
+    cache: given.Cache = None,
     as_json: given.Json = False,
 ) -> None:
     """Find the best configuration at a size, measured, never worse than uniform."""
@@ -166,8 +188,7 @@ def search(
     from srcr.plans.objective import Objective, parse_constraint
     from srcr.serialize import to_dict
 
-    if (target is None) == (constraint is None):
-        raise InputError("a search needs either --target tcr=0.8125 or --constraint semantic>=0.98")
+    _check_one(target, constraint)
     aim = Objective(objective, split_names(tasks), limit)
     size = parse_target(target) if target is not None else parse_constraint(str(constraint), aim)
     options = Options.of(arguments, config)

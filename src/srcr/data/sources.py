@@ -14,7 +14,8 @@ from srcr.data.chat import Document
 from srcr.data.documents import dataset_documents, list_documents, read_documents
 from srcr.data.packing import SpecialTokens, cut_rows, tokenize
 from srcr.data.padding import FEWEST_TOKENS
-from srcr.data.sampling import OnProgress, no_progress, sample
+from srcr.data.sampling import OnProgress, TextPlan, no_progress, write_text
+from srcr.data.text_cache import TextCache
 from srcr.data.token_ids import (
     check_tokens,
     check_vocabulary,
@@ -22,7 +23,7 @@ from srcr.data.token_ids import (
     read_rows,
     with_prefix,
 )
-from srcr.data.tokens import LanguageModel, Tokens, context_length, seed_stream
+from srcr.data.tokens import LanguageModel, Tokens, bos_token, context_length, seed_stream
 from srcr.errors import InputError
 
 Purpose = Literal["calibration", "evaluation"]
@@ -82,6 +83,11 @@ class TextRequest:
     seed: int
 
     @property
+    def written(self) -> bool:
+        """Whether the model writes the text itself."""
+        return isinstance(self.source, str) and self.source == "self"
+
+    @property
     def name(self) -> str:
         """The source as a record names it."""
         if isinstance(self.source, str):
@@ -107,9 +113,13 @@ def evaluation_request(text: EvaluationText, seed: int) -> TextRequest:
 
 
 def load_tokens(
-    request: TextRequest, model: LanguageModel, on_progress: OnProgress = no_progress
+    request: TextRequest,
+    model: LanguageModel,
+    on_progress: OnProgress = no_progress,
+    cache: TextCache | None = None,
 ) -> Tokens:
-    """Token ids of a request, never longer than the model's context.
+    """Token ids of a request, never longer than the model's context. What the model writes itself is kept in
+    the ``cache``.
 
     Raises:
         InputError: the source is missing, empty, too short, has the wrong columns, or holds ids
@@ -125,8 +135,8 @@ def load_tokens(
         )
     limit = context_length(model.config)
     length = min(request.seq_len, limit) if limit else request.seq_len
-    if isinstance(request.source, str) and request.source == "self":
-        tokens = _write(request, model, length, on_progress)
+    if request.written:
+        tokens = _write(request, model, length, on_progress, cache)
     elif holds_ids(request.source):
         rows = read_rows(request.source, request.name, request.samples, request.default_samples)
         tokens = rows.crop(length)
@@ -137,9 +147,14 @@ def load_tokens(
 
 
 def _write(
-    request: TextRequest, model: LanguageModel, length: int, on_progress: OnProgress
+    request: TextRequest,
+    model: LanguageModel,
+    length: int,
+    on_progress: OnProgress,
+    cache: TextCache | None,
 ) -> Tokens:
-    """What the model writes itself, from what its tokenizer puts before a text."""
+    """What the model writes itself, from what its tokenizer puts before a text, else from the config's BOS
+    token; without one from a token drawn at random (as in LLM-QAT, arXiv 2305.17888, section 2.1)."""
     try:
         special = SpecialTokens() if model.tokenizer is None else SpecialTokens.of(model.tokenizer)
     except InputError:  # of a tokenizer that cannot be loaded nothing else is needed here
@@ -147,9 +162,11 @@ def _write(
     prefix = special.prefix
     if len(prefix) >= length or max(prefix, default=0) >= model.vocabulary:
         prefix = ()
-    seed = seed_stream(request.seed, request.purpose)
+    bos = bos_token(model.config)
+    begin = (bos,) if not prefix and bos is not None and 0 <= bos < model.vocabulary else prefix
     samples = request.default_samples if request.samples is None else request.samples
-    ids = sample(model.loaded(), samples, length, seed, on_progress, prefix)
+    plan = TextPlan(samples, length, seed_stream(request.seed, request.purpose), begin)
+    ids = write_text(model, plan, on_progress, cache)
     return Tokens.of(ids, request.name, prefix=prefix)
 
 

@@ -146,6 +146,11 @@ class LanguageModel(Protocol):
         """The tokenizer, or None where there is none."""
         ...
 
+    @property
+    def precision(self) -> torch.dtype:
+        """What it writes text in."""
+        ...
+
     def loaded(self) -> Any:
         """The whole model in memory, ready to run."""
         ...

@@ -11,12 +11,14 @@ from torch import Tensor
 from srcr.data.tokens import Batch, Tokens
 from srcr.errors import NumericalError
 from srcr.metrics.intervals import ratio_interval
+from srcr.metrics.predictions import Predictions, has_pieces, predict
 from srcr.metrics.quantiles import Quantiles
 from srcr.records.evaluation import Divergence, Estimate, KlEstimate, Perplexity
 
 PERCENTS = (50.0, 95.0, 99.0, 99.9)
-#: At most so many tokens, and so many logits, go through each model at a time.
-BATCH_TOKENS, BATCH_LOGITS = 4096, 1 << 26
+#: At most so many tokens go through each model at a time, and so many logits through their comparison; where
+#: logits come only for whole rows, at most so many together.
+BATCH_TOKENS, PIECE_LOGITS, WHOLE_LOGITS = 4096, 1 << 24, 1 << 26
 #: The largest logarithm whose exponential JSON can hold.
 MAX_LOG = 709
 
@@ -36,19 +38,21 @@ class DivergenceAccumulator:
         Raises:
             NumericalError: a model's predictions are not finite.
         """
-        target = input_ids[:, 1:, None]
         base = base_logits[:, :-1].float().log_softmax(-1)
-        compressed = logits[:, :-1].float().log_softmax(-1)
-        losses = [-part.gather(-1, target)[..., 0] for part in (base, compressed)]
-        best = [part.argmax(-1) for part in (base, compressed)]
-        right = [part == target[..., 0] for part in best]
-        kl = (base.exp() * (base - compressed)).sum(-1)
-        if not bool(torch.isfinite(kl).all()):
+        self.add_positions(compare_positions(base, logits[:, :-1], input_ids[:, 1:]))
+
+    def add_positions(self, compared: Tensor) -> None:
+        """Add a batch of which :func:`compare_positions` compared every position, [5, n, len - 1].
+
+        Raises:
+            NumericalError: a model's predictions are not finite.
+        """
+        if not bool(torch.isfinite(compared[0]).all()):
             raise NumericalError("the models' predictions are not finite on this text")
-        self.kl.add(kl.cpu().numpy())
-        self.n_tokens += kl.numel()
-        parts = (kl, best[0] == best[1], right[0] != right[1], *losses, torch.ones_like(kl))
-        self.sums.append(torch.stack([p.sum(-1, dtype=torch.float64) for p in parts]).cpu())
+        self.kl.add(compared[0].cpu().numpy())
+        self.n_tokens += compared[0].numel()
+        parts = torch.cat([compared, torch.ones_like(compared[:1])])
+        self.sums.append(parts.sum(-1, dtype=torch.float64).cpu())
 
     def result(self, rows: Tensor | None = None) -> Divergence:
         """The figures over everything added. ``rows`` [n]: the number of each document, in the order added
@@ -73,6 +77,21 @@ class DivergenceAccumulator:
         )
 
 
+def compare_positions(base: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    """Of each position, for ``base`` log probabilities and ``logits`` [n, positions, vocabulary] and the next
+    token ``target`` [n, positions]: KL, whether the best tokens agree, whether one alone is right, and both
+    losses; [5, n, positions]."""
+    # In place where it can be: each of these tensors is the largest thing in memory.
+    compressed = logits.float().log_softmax(-1)
+    losses = [-part.gather(-1, target[..., None])[..., 0] for part in (base, compressed)]
+    best = [part.argmax(-1) for part in (base, compressed)]
+    right = [part == target for part in best]
+    kl = torch.sub(base, compressed, out=compressed).mul_(base.exp()).sum(-1)
+    return torch.stack(
+        [kl, (best[0] == best[1]).float(), (right[0] != right[1]).float(), losses[0], losses[1]]
+    )
+
+
 @torch.no_grad()
 def measure_divergence(
     base: Any,
@@ -85,22 +104,45 @@ def measure_divergence(
     ``on_pass`` is told after each model's pass over a batch which it was: 0 the base, 1 the first of
     ``models``."""
     accumulators = [DivergenceAccumulator() for _ in models]
-    batches = evaluation_batches(base, tokens)
+    batches = evaluation_batches([base, *models], tokens)
+    in_pieces = [has_pieces(model, tokens.input_ids) for model in (base, *models)]
     for batch in batches:
         ids = batch.input_ids.to(base.device)
-        expected = base(ids, use_cache=False).logits
-        on_pass(0)
-        for number, (accumulator, model) in enumerate(zip(accumulators, models, strict=True), 1):
-            accumulator.add(expected, model(ids, use_cache=False).logits, ids)
+        predictions = []
+        for number, model in enumerate((base, *models)):
+            predictions.append(predict(model, ids, in_pieces[number]))
             on_pass(number)
+        for accumulator, compared in zip(accumulators, _compared(predictions, ids), strict=True):
+            accumulator.add_positions(compared)
     rows = torch.cat([batch.rows for batch in batches])
     return [accumulator.result(rows) for accumulator in accumulators]
 
 
-def evaluation_batches(model: Any, tokens: Tokens) -> tuple[Batch, ...]:
-    """The rows in batches of which a model's logits fit into memory."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    return tokens.batches(min(BATCH_TOKENS, BATCH_LOGITS // vocabulary))
+def _compared(predictions: Sequence[Predictions], ids: Tensor) -> list[Tensor]:
+    """Every position [5, n, len - 1] of each of the predictions but the first, compared with those."""
+    base, *others = predictions
+    size = max(1, PIECE_LOGITS // (len(ids) * _vocabulary(base.model)))
+    parts: list[list[Tensor]] = [[] for _ in others]
+    last = ids.shape[1] - 1
+    for start in range(0, last, size):
+        stop = min(start + size, last)
+        expected = base.logits(start, stop).float().log_softmax(-1)
+        for part, other in zip(parts, others, strict=True):
+            logits = other.logits(start, stop)
+            part.append(compare_positions(expected, logits, ids[:, start + 1 : stop + 1]))
+    return [torch.cat(part, dim=-1) for part in parts]
+
+
+def evaluation_batches(models: Sequence[Any], tokens: Tokens) -> tuple[Batch, ...]:
+    """The rows in batches that fit into memory in all of the models."""
+    together = BATCH_TOKENS
+    if not all(has_pieces(model, tokens.input_ids) for model in models):
+        together = min(together, WHOLE_LOGITS // (len(models) * _vocabulary(models[0])))
+    return tokens.batches(together)
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _exp(loss: float) -> float:

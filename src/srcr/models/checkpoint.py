@@ -69,6 +69,11 @@ class OpenModel:
         return self.blockwise.dtype
 
     @property
+    def precision(self) -> torch.dtype:
+        """What it writes text in on the CPU, as its blocks run."""
+        return self.blockwise.running
+
+    @property
     def config(self) -> Any:
         """The transformers config."""
         return self.source.config

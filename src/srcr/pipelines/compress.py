@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srcr.data.sources import Calibration, Source, calibration_request, load_tokens
+from srcr.data.sources import Calibration, Source, calibration_request
 from srcr.data.token_ids import check_tokens
-from srcr.data.tokens import Tokens
+from srcr.data.tokens import Tokens, context_length
 from srcr.engine.memory import MemoryPolicy, choose_policy, estimate_memory, token_batches
 from srcr.environment import (
     format_megabytes,
@@ -30,7 +30,13 @@ from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.models.config import is_quantized
 from srcr.numerics.paths import compute_paths
 from srcr.pipelines.blocks import compress_blocks, journaled_checkpoint
-from srcr.pipelines.opening import TextModel, open_for, writes_itself
+from srcr.pipelines.opening import (
+    TextModel,
+    load_text,
+    open_for,
+    writes_itself,
+    writing_memory,
+)
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
 from srcr.plans.plan import CompressionPlan, Recipe
@@ -155,7 +161,7 @@ def _prepare(
     else:
         calibration = Calibration.of(calibration)
         if budget is not None and writes_itself(calibration):
-            _check_whole(opened, budget, device)
+            _check_whole(opened, calibration, budget, device)
         tokens = _calibrate(calibration, opened, plan.seed, device, options)
     notes = (*notes, *tokens.notes)
     return _Work(opened, blocks, base_sha256, plan, fmt, contents, tokens, notes, options, started)
@@ -218,7 +224,9 @@ def _hash_weights(opened: OpenModel, options: RunOptions) -> str:
     return sha256
 
 
-def _check_whole(opened: OpenModel, budget: int, device: torch.device) -> None:
+def _check_whole(
+    opened: OpenModel, calibration: Calibration, budget: int, device: torch.device
+) -> None:
     """Refuse to load a model whole that does not fit the budget.
 
     Raises:
@@ -226,7 +234,9 @@ def _check_whole(opened: OpenModel, budget: int, device: torch.device) -> None:
     """
     if opened.blockwise.in_memory:
         return
-    size = resident_memory(device) + opened.weight_bytes
+    writer = TextModel(opened, device.type)
+    length = min(calibration.seq_len, context_length(opened.config) or calibration.seq_len)
+    size = resident_memory(device) + writing_memory(writer, max(1, length))
     if size > budget:
         raise InputError(
             f"--memory {format_megabytes(budget)} is too little for calibration 'self': the model writes it, "
@@ -244,17 +254,7 @@ def _calibrate(
 ) -> Tokens:
     """The calibration data, loaded or written."""
     request = calibration_request(calibration, seed)
-    with stage("calibrate", 1, options.quiet) as bar:
-        bar.note(request.name)
-        tokens = load_tokens(
-            request,
-            TextModel(opened, device.type),
-            lambda done, total: bar.reach(done / total, f"{request.name}: {done} tokens"),
-        )
-        bar.reach(1, f"{request.name}: {tokens.record(rows=False).size}")
-    for note in tokens.notes:
-        say(note, options.quiet)
-    return tokens
+    return load_text(request, TextModel(opened, device.type), "calibrate", options)
 
 
 def _finished(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:

@@ -12,9 +12,7 @@ from srcr.data.sampling import OnProgress
 from srcr.data.sources import (
     EvaluationText,
     Source,
-    TextRequest,
     evaluation_request,
-    load_tokens,
 )
 from srcr.data.token_ids import check_tokens
 from srcr.data.tokens import Tokens
@@ -34,7 +32,7 @@ from srcr.metrics.semantic import (
 from srcr.metrics.tasks import Task, TaskResult, TaskSpec, resolve_tasks, run_tasks
 from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.pipelines.candidates import Candidate, open_candidates
-from srcr.pipelines.opening import TextModel, open_with_bar
+from srcr.pipelines.opening import TextModel, load_text, open_with_bar
 from srcr.pipelines.options import RunOptions
 from srcr.pipelines.progress import console, say, stage
 from srcr.records.card import labels
@@ -51,6 +49,11 @@ class _Comparison:
     candidates: Sequence[Candidate]
     labels: Sequence[str]
     options: RunOptions
+
+    @property
+    def writer(self) -> TextModel:
+        """The base, where it writes text."""
+        return TextModel(self.opened, self.base.device.type, self.base)
 
     @property
     def models(self) -> list[Any]:
@@ -117,6 +120,7 @@ def evaluate(
             base=opened.name,
             semantic=None if semantics is None else semantics[i],
             text=tokens.record(rows=False),
+            dtype=str(reference.dtype).removeprefix("torch."),
             seconds=seconds,
         )
         for i, candidate in enumerate(candidates)
@@ -154,26 +158,13 @@ def _text(text: EvaluationText | Tokens, comparison: _Comparison) -> Tokens:
     if isinstance(text, Tokens):
         tokens = check_tokens(text, comparison.opened)
     else:
-        tokens = _load_text(evaluation_request(text, comparison.seed), comparison)
+        request = evaluation_request(text, comparison.seed)
+        tokens = load_text(request, comparison.writer, "text", comparison.options)
     if tokens.input_ids.shape[0] < 2:
         raise InputError(
             f"{tokens.source}: one sequence gives no interval; evaluate on at least 2 (more --samples, more "
             "text, or a shorter --seq-len)"
         )
-    return tokens
-
-
-def _load_text(request: TextRequest, comparison: _Comparison) -> Tokens:
-    model = TextModel(comparison.opened, comparison.base.device.type, comparison.base)
-    with stage("text", 1, comparison.options.quiet) as bar:
-        tokens = load_tokens(
-            request,
-            model,
-            lambda done, total: bar.reach(done / total, f"{request.name}: {done} tokens"),
-        )
-        bar.reach(1, f"{request.name}: {tokens.record(rows=False).size}")
-    for note in tokens.notes:
-        say(note, comparison.options.quiet)
     return tokens
 
 
@@ -188,7 +179,7 @@ def _warn_of_calibration(tokens: Tokens, candidates: Sequence[Candidate]) -> Non
 def _divergences(tokens: Tokens, comparison: _Comparison) -> list[Divergence]:
     """All models over the text, batch by batch."""
     names = ["base", *comparison.labels]
-    batches = evaluation_batches(comparison.base, tokens)
+    batches = evaluation_batches([comparison.base, *comparison.models], tokens)
     with stage("evaluate", len(batches) * len(names), comparison.options.quiet) as bar:
         return measure_divergence(
             comparison.base,
@@ -237,8 +228,9 @@ def _semantics(spec: SemanticSpec, source: Any, comparison: _Comparison) -> list
         def watch(start: int, what: str) -> OnProgress:
             return lambda done, total: bar.reach(start + done / total, what)
 
-        model = TextModel(opened, base.device.type, base)
-        prompts = load_prompts(spec, source, model, comparison.seed, watch(0, "prompts"))
+        prompts = load_prompts(
+            spec, source, comparison.writer, comparison.seed, watch(0, "prompts")
+        )
         for note in prompts.notes:
             say(note, quiet)
         expected = prepare(base, opened.tokenizer, prompts, spec, watch(1, "base"))

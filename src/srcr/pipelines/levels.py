@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from srcr.data.sampling import SAMPLING_BATCH
 from srcr.data.sources import CALIBRATION_SAMPLES, Calibration, calibration_request
 from srcr.data.splits import search_sequences
 from srcr.data.tokens import context_length
@@ -20,7 +19,7 @@ from srcr.engine.memory import (
 )
 from srcr.environment import parse_size, select_device
 from srcr.models.checkpoint import OpenModel
-from srcr.pipelines.opening import TextModel, writes_itself
+from srcr.pipelines.opening import TextModel, text_cache, writes_itself, writing_progress
 from srcr.pipelines.options import RunOptions
 from srcr.pipelines.progress import console, say, stage
 from srcr.planning.context import SearchContext, load_splits
@@ -71,14 +70,15 @@ def open_context(
         base = opened.loaded(torch.float32)
     source = calibration_request(calibration, 0).name
     seed = options.seed or 0
+    writer, aloud = TextModel(opened, blocks.device.type), list[str]()
     with stage("texts", 1, options.quiet) as bar:
+        cache = text_cache(calibration_request(calibration, seed), writer, options, aloud.append)
         splits = load_splits(
-            calibration, TextModel(opened, blocks.device.type), opened.parameters, seed,
-            lambda done, total: bar.reach(done / total, f"{source}: {done} tokens"),
-        )  # fmt: skip
+            calibration, writer, opened.parameters, seed, writing_progress(bar, source), cache
+        )
         bar.reach(1, f"{source}: {len(splits.calibration.input_ids)} sequences to calibrate, "
                   f"{len(splits.search.input_ids)} to search, to choose and to measure")  # fmt: skip
-    for note in splits.calibration.notes:
+    for note in (*aloud, *splits.calibration.notes):
         say(note, options.quiet)
     return SearchContext(opened, blocks, splits, seed, base), policy
 
@@ -101,9 +101,9 @@ def _choose_memory(
     compressing = estimate_memory(opened.topology, batches, len(batches), running)
     least = min(compressing.of(policy) for policy in (MemoryPolicy(), MemoryPolicy(0, Path())))
     measured = -(-search_sequences(opened.parameters) // measurement.batches)
-    written = SAMPLING_BATCH if writes_itself(calibration) else 0
+    writing = TextModel(opened, device.type).precision if writes_itself(calibration) else None
     evaluated = max(1, min(BATCH_TOKENS, EVALUATED_LOGITS // opened.vocabulary) // length)
-    shape = TextShape(length, written, measured, evaluated)
+    shape = TextShape(length, writing, measured, evaluated)
     need = estimate_search_memory(opened, shape, least)
     if finalists == 0:
         need = replace(need, finalist=0, evaluating=0)

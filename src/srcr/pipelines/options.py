@@ -8,7 +8,8 @@ from pathlib import Path
 class RunOptions:
     """``seed`` None: the plan's own, or 0; ``device``: auto, cpu or cuda; ``memory``: a budget such as
     "4GB" (None: half of what is free), on which no result depends; ``quiet``: no progress on stderr;
-    ``command``: what the record says that the run was made with.
+    ``command``: what the record says that the run was made with; ``cache``: whether text that the model
+    writes is kept in, and taken from, the user's cache folder.
 
     >>> RunOptions(seed=1, memory="4GB").device
     'auto'
@@ -19,6 +20,7 @@ class RunOptions:
     memory: str | None = None
     quiet: bool = False
     command: str = ""
+    cache: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from srcr.data.sources import (
     load_tokens,
 )
 from srcr.data.splits import CHOICE, TEST, Splits, search_sequences, split_tokens
+from srcr.data.text_cache import TextCache
 from srcr.data.token_ids import holds_ids
 from srcr.data.tokens import LanguageModel
 from srcr.errors import InputError
@@ -53,6 +54,7 @@ def load_splits(
     parameters: int,
     seed: int,
     on_progress: OnProgress = no_progress,
+    cache: TextCache | None = None,
 ) -> Splits:
     """The four parts of a calibration's source, for a model of so many parameters. The first is what
     ``compress`` would calibrate on.
@@ -68,7 +70,7 @@ def load_splits(
     request = replace(
         calibration_request(calibration, seed), samples=None, default_samples=first + others
     )
-    tokens = load_tokens(request, model, on_progress)
+    tokens = load_tokens(request, model, on_progress, cache)
     n = len(tokens.input_ids)
     if calibration.samples is not None and n < first + others and not holds_ids(calibration.source):
         remedy = f"use --samples {n - others}" if n > others else "leave --samples out"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from srcr.data.sampling import sampling_memory
 from srcr.environment import (
     available_memory,
     format_megabytes,
@@ -25,9 +26,6 @@ FLOAT = 4
 LOGITS_ALIVE = 7
 #: The same of the widest activations of a forward pass: a layer's input, its output, and two in between.
 ACTIVATIONS_ALIVE = 4
-#: What writing text takes, as a multiple of its keys and values: they are copied with every token, and the
-#: allocator has no use for the places they leave. Found by measuring.
-CACHE_COPIES = 2.5
 #: Share of the memory that is free which a search takes where no budget is given, as ``compress`` does.
 DEFAULT_SHARE = 0.5
 #: What allocators and libraries come to keep besides: 130 MB were measured on models of 2 and of 75 million
@@ -67,12 +65,12 @@ class SearchPolicy:
 
 @dataclass(frozen=True)
 class TextShape:
-    """How much text goes through a model at a time: sequences of ``length`` tokens, of which the model writes
-    so many together (``written``), and ``measured`` and ``evaluated`` are a batch of the search and of the
-    evaluation."""
+    """How much text goes through a model: sequences of ``length`` tokens, which the model writes itself in a
+    precision (``writing``; None: it does not), and of which ``measured`` and ``evaluated`` are a batch of the
+    search and of the evaluation."""
 
     length: int
-    written: int
+    writing: torch.dtype | None
     measured: int
     evaluated: int
 
@@ -84,12 +82,10 @@ def estimate_search_memory(opened: OpenModel, text: TextShape, compressing: int)
     widest = max(max(shape) for shape in shapes)
     parameters = opened.parameters
     a_token = FLOAT * (LOGITS_ALIVE * opened.vocabulary + ACTIVATIONS_ALIVE * widest)
-    written, measured, evaluated = (
-        text.length * n for n in (text.written, text.measured, text.evaluated)
-    )
+    measured, evaluated = (text.length * n for n in (text.measured, text.evaluated))
     return SearchMemory(
         base=FLOAT * parameters,
-        writing=int(CACHE_COPIES * FLOAT * written * _cache_width(opened)),
+        writing=_writing_memory(opened, text),
         measuring=FLOAT * linears + a_token * measured,
         compressing=compressing,
         finalist=FLOAT * parameters,
@@ -98,13 +94,13 @@ def estimate_search_memory(opened: OpenModel, text: TextShape, compressing: int)
     )
 
 
-def _cache_width(opened: OpenModel) -> int:
-    """Keys and values of a token: numbers in all blocks."""
-    config = opened.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    heads = getattr(config, "num_key_value_heads", None) or heads
-    return int(2 * heads * width * len(opened.topology.blocks))
+def _writing_memory(opened: OpenModel, text: TextShape) -> int:
+    """What writing a batch of text takes beside the base in float32."""
+    precision = text.writing
+    if precision is None:
+        return 0
+    model = 0 if precision == torch.float32 else precision.itemsize * opened.parameters
+    return model + sampling_memory(opened.config, opened.vocabulary, text.length, precision)
 
 
 def choose_search_policy(

@@ -122,8 +122,8 @@ class ItemScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``srcr evaluate`` measured on a compressed model. ``plan``: of a search's finalist, which is not
-    on disk any more."""
+    """What ``srcr evaluate`` measured on a compressed model. ``dtype``: what both models ran in; ``plan``: of
+    a search's finalist, which is not on disk any more."""
 
     base: str
     compressed: str
@@ -138,6 +138,7 @@ class Evaluation:
     srcr_ci95: Interval | None = field(default=None, metadata=NULLABLE)
     items: dict[str, ItemScores] = field(default_factory=dict)
     text: TextRecord | None = None
+    dtype: str | None = None
     includes: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float | None = None
