@@ -58,7 +58,7 @@ EVALUATION = Evaluation(
 )  # fmt: skip
 BARE = Evaluation(
     base="base", compressed="small", rates=replace(RATES, entropy_bits=None),
-    divergence=EVALUATION.divergence, text=replace(TEXT, rows=None), seconds=1.5,
+    divergence=EVALUATION.divergence, text=replace(TEXT, rows=None), dtype="float32", seconds=1.5,
 )  # fmt: skip
 TABLE = SensitivityTable(
     "base", "00", TEXT,
