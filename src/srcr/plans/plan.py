@@ -1,12 +1,13 @@
 """What happens to each layer of a model."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
 from srcr.errors import InputError
-from srcr.plans.specs import PruneSpec, QuantSpec, SolverSpec
+from srcr.plans.specs import Override, PruneSpec, QuantSpec, SolverSpec
 from srcr.serialize import STRICT, digest
 
 
@@ -49,11 +50,13 @@ class Target:
 
 @dataclass(frozen=True)
 class CompressionPlan:
-    """The plan of a whole model, one entry for each linear layer of its decoder blocks."""
+    """The plan of a whole model, one entry for each linear layer of its decoder blocks; ``embeddings``: those
+    of the input embedding and the output head that are quantized (one where they are tied), by name."""
 
     __pydantic_config__ = STRICT
 
     layers: tuple[LayerPlan, ...]
+    embeddings: tuple[LayerPlan, ...] | None = None
     target: Target | None = None
     seed: int = 0
     #: Called "sweep" in files of earlier versions.
@@ -72,12 +75,24 @@ class CompressionPlan:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The same treatment for every layer, as the command line names it.
+    """The same treatment for every layer, as the command line names it, and what is different for some.
 
-    >>> Recipe(PruneSpec(sparsity=0.25), QuantSpec(num_bits=4)).solver.mode
+    ``targets`` and ``ignore`` are patterns of module names (globs, or ``re:`` and a regular expression): only
+    what matches one of ``targets`` is compressed (all, where there are none), and nothing that matches one
+    of ``ignore``. ``overrides`` says by pattern what some layers get instead; where several match, the later
+    ones win. ``embeddings``: how the input embedding and the output head are quantized, whatever
+    ``targets`` says.
+
+    >>> Recipe(PruneSpec(sparsity=0.25), QuantSpec(num_bits=4), ignore=["*.down_proj"]).solver.mode
     'joint'
     """
+
+    __pydantic_config__ = STRICT
 
     prune: PruneSpec | None = None
     quant: QuantSpec | None = None
     solver: SolverSpec = field(default_factory=SolverSpec)
+    targets: Sequence[str] = ()
+    ignore: Sequence[str] = ()
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    embeddings: QuantSpec | None = None
