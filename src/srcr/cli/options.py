@@ -13,7 +13,7 @@ from srcr.errors import InputError, NotAvailableYetError
 from srcr.methods import get_pruner, get_quantizer
 from srcr.numerics.masks import UNSTRUCTURED, parse_structure
 from srcr.pipelines.options import RunOptions
-from srcr.plans.plan import CompressionPlan, Recipe
+from srcr.plans.plan import CompressionPlan, Recipe, read_plan
 from srcr.plans.specs import Mode, Override, PruneSpec, QuantSpec, SolverSpec
 from srcr.serialize import from_dict, from_yaml
 
@@ -102,7 +102,7 @@ class Options:
                     raise InputError(
                         f"--plan decides {option}: leave --{option} out, or edit the plan"
                     )
-            return from_yaml(CompressionPlan, Path(self.plan))
+            return read_plan(Path(self.plan))
         given = {name: getattr(self, name) for name in SOLVER if getattr(self, name) is not None}
         return Recipe(
             self._prune(),
@@ -159,6 +159,12 @@ class Options:
         """
         from srcr.planning.space import BITS, SPARSITIES, SearchSpace, level_grid
 
+        for name in ("targets", "ignore", "overrides", "embeddings"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"{name} is for 'srcr compress': here every layer of the blocks has a level; edit the "
+                    "plan that 'srcr plan' writes, and give it to 'srcr compress --plan'"
+                )
         for name in ("sparsity", "structure", "bits", "plan"):
             if getattr(self, name) is not None:
                 raise InputError(

@@ -20,7 +20,7 @@ from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
 from srcr.models.config import read_config
 from srcr.models.load import load_model, resolve
 from srcr.models.matrices import MatrixRef
-from srcr.records.run import LoadedBytes
+from srcr.records.run import LoadedBytes, Loader
 
 #: Formats that a later version brings.
 LATER = ("gptq", "gguf", "archive")
@@ -53,7 +53,7 @@ class Format:
     loaded_bytes: Callable[[Path], LoadedBytes]
     load: Callable[[Path, torch.dtype | None], Any] = load_model
     notes: Callable[[Contents], Sequence[str]] = lambda contents: ()
-    loader: Callable[[Contents], str] = lambda contents: "transformers"
+    loader: Callable[[Contents], Loader] = lambda contents: "transformers"
 
 
 @cache

@@ -24,7 +24,7 @@ from srcr.models.source import CheckpointSource
 from srcr.models.validation import library_errors
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.grid import Grid
-from srcr.records.run import LoadedBytes
+from srcr.records.run import LoadedBytes, Loader
 from srcr.storage.safetensors import TensorFiles
 
 NAME = "compressed-tensors"
@@ -98,7 +98,7 @@ def notes(contents: Contents) -> list[str]:
     return result
 
 
-def loader(contents: Contents) -> str:
+def loader(contents: Contents) -> Loader:
     """Whether "transformers" loads a checkpoint of these contents as it stands, or "srcr" only.
 
     Transformers initialises embeddings while it loads them, and ties weights, not codes: a packed embedding

@@ -121,11 +121,11 @@ def _embeddings(model: Any) -> dict[str, tuple[int, int]]:
     """The shapes of the input embedding and of a head that does not share its weight, by module name; the
     first of the two stands for both where they share it."""
     wanted = (model.get_input_embeddings(), model.get_output_embeddings())
-    found: dict[int, tuple[str, tuple[int, int]]] = {}
+    shapes: dict[int, tuple[str, tuple[int, int]]] = {}
     for name, module in model.named_modules():
         if any(module is each for each in wanted) and module.weight.ndim == 2:
-            found.setdefault(id(module.weight), (name, (*module.weight.shape,)))
-    return dict(found.values())
+            shapes.setdefault(id(module.weight), (name, (*module.weight.shape,)))
+    return dict(shapes.values())
 
 
 def output_head(model: nn.Module) -> str | None:

@@ -82,8 +82,8 @@ class Topology:
     """``matrices`` says where the weight of each linear of the decoder blocks lies and ``shapes`` its
     (out_features, in_features), both by full module name; ``head`` is the output embedding, ``tied`` whether
     it shares its weight with the input embedding; ``embeddings`` and ``embedding_shapes``: as the first two,
-    of the input embedding and of a head of its own. ``others``: names of the tensors outside the blocks that a
-    forward pass uses; ``untouched``: linears that are left as they are (outside the blocks, the head left
+    of the input embedding and of a head of its own. ``others``: names of the tensors outside the blocks that
+    a forward pass uses; ``untouched``: linears that are left as they are (outside the blocks, the head left
     out, or used otherwise than by calling them), ``stacks``: parameters of several matrices that are, too;
     ``returns``: None where a block returns its hidden states, else whether each further member of the tuple
     is a tensor."""

@@ -27,11 +27,11 @@ from srcr.methods import check_methods
 from srcr.metrics.rates import compressed_rates
 from srcr.models.blockwise import BlockwiseModel
 from srcr.models.checkpoint import ModelLike, OpenModel
-from srcr.models.config import is_quantized
 from srcr.models.topology import Topology
 from srcr.numerics.paths import compute_paths
 from srcr.pipelines.blocks import Streams, compress_blocks, journaled_checkpoint
 from srcr.pipelines.embeddings import RoundedModel, round_embeddings
+from srcr.pipelines.notes import left_alone, left_out, quantized_already
 from srcr.pipelines.opening import (
     TextModel,
     load_text,
@@ -152,12 +152,12 @@ def _prepare(
     contents = planned_contents(plan, opened.topology)
     fmt, fallback = _pick_format(output.format, contents)
     aloud = (
-        _quantized_already(opened),
+        quantized_already(opened),
         sizes,
         fallback,
         *fmt.notes(contents),
-        _left_alone(opened, plan),
-        _left_out(opened),
+        left_alone(opened, plan),
+        left_out(opened),
     )
     notes = tuple(note for note in aloud if note)
     for note in notes:
@@ -208,44 +208,6 @@ def _pick_format(name: str | None, contents: Contents) -> tuple[Format, str | No
             raise
         return get_format(FALLBACK_FORMAT), f"format {FALLBACK_FORMAT}: {error}"
     return fmt, None
-
-
-def _left_alone(opened: OpenModel, plan: CompressionPlan) -> str | None:
-    """Which linears and stacks of matrices stay as they are, or None where there are none but the head."""
-    planned = {layer.name for layer in plan.layers if layer.prune or layer.quant}
-    linears = [name for name in opened.topology.linears() if name not in planned]
-    notes = []
-    if linears:
-        notes.append(
-            f"{len(linears)} of {len(opened.topology.shapes)} linear layers of the decoder blocks, "
-            f"{linears[0]} first (they count as 16 bits in TCr)"
-        )
-    if others := [*opened.topology.untouched, *opened.topology.stacks]:
-        notes.append(
-            f"{len(others)} weights outside the decoder blocks, or used otherwise than by linear layers, "
-            f"{others[0]} first"
-        )
-    return f"left as they are: {'; '.join(notes)}" if notes else None
-
-
-def _left_out(opened: OpenModel) -> str | None:
-    """Which tensors of the files the model has no place for, or None where there are none."""
-    if not opened.leftovers:
-        return None
-    return (
-        f"left out, as transformers does: {len(opened.leftovers)} tensors of the files that "
-        f"{opened.architecture} has no place for, {opened.leftovers[0]} first"
-    )
-
-
-def _quantized_already(opened: OpenModel) -> str | None:
-    """What is compressed of a model that another tool has quantized, or None of any other."""
-    if opened.folder is None or not is_quantized(opened.folder):
-        return None
-    return (
-        f"{opened.name} is quantized already: its dequantized weights are compressed, without what quantizes "
-        "its activations. The original model would lose less"
-    )
 
 
 def _hash_weights(opened: OpenModel, options: RunOptions) -> str:

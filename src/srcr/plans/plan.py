@@ -1,14 +1,15 @@
 """What happens to each layer of a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
 from srcr.errors import InputError
 from srcr.plans.specs import Override, PruneSpec, QuantSpec, SolverSpec
-from srcr.serialize import STRICT, digest
+from srcr.serialize import STRICT, digest, from_dict, read_yaml
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ class CompressionPlan:
     __pydantic_config__ = STRICT
 
     layers: tuple[LayerPlan, ...]
-    embeddings: tuple[LayerPlan, ...] | None = None
     target: Target | None = None
     seed: int = 0
     #: Called "sweep" in files of earlier versions.
     solver: Annotated[SolverSpec, Field(validation_alias=AliasChoices("solver", "sweep"))] = field(
         default_factory=SolverSpec
     )
+    embeddings: tuple[LayerPlan, ...] | None = None
 
     def fingerprint(self) -> str:
         """A hash of everything that decides the result."""
@@ -83,7 +84,7 @@ class Recipe:
     ones win. ``embeddings``: how the input embedding and the output head are quantized, whatever
     ``targets`` says.
 
-    >>> Recipe(PruneSpec(sparsity=0.25), QuantSpec(num_bits=4), ignore=["*.down_proj"]).solver.mode
+    >>> Recipe(PruneSpec(sparsity=0.25), QuantSpec(num_bits=4), ignore=("*.down_proj",)).solver.mode
     'joint'
     """
 
@@ -92,7 +93,19 @@ class Recipe:
     prune: PruneSpec | None = None
     quant: QuantSpec | None = None
     solver: SolverSpec = field(default_factory=SolverSpec)
-    targets: Sequence[str] = ()
-    ignore: Sequence[str] = ()
+    targets: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
     overrides: Mapping[str, Override] = field(default_factory=dict)
     embeddings: QuantSpec | None = None
+
+
+def read_plan(path: Path) -> CompressionPlan | Recipe:
+    """The plan in a YAML file: explicit, with ``layers``, or a recipe.
+
+    Raises:
+        InputError: the file cannot be read, or holds neither.
+    """
+    data = read_yaml(path)
+    if isinstance(data, dict) and data and "layers" not in data:
+        return from_dict(Recipe, data, str(path))
+    return from_dict(CompressionPlan, data, str(path))

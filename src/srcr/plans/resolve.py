@@ -42,7 +42,7 @@ def uniform_plan(
             "targets, ignore and overrides leave nothing to compress: name fewer layers to ignore, or more "
             "targets"
         )
-    return CompressionPlan(layers, quantized or None, solver=recipe.solver)
+    return CompressionPlan(layers, solver=recipe.solver, embeddings=quantized or None)
 
 
 def left_alone(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:

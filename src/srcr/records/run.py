@@ -1,6 +1,10 @@
 """The record of a compression, ``srcr.json``."""
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+#: Libraries that open a checkpoint as a transformers model.
+Loader = Literal["transformers", "srcr"]
 
 #: What each count includes, for people to read beside it.
 INCLUDES = {
@@ -117,4 +121,4 @@ class RunRecord:
     notes: tuple[str, ...] = ()
     compute: dict[str, str] = field(default_factory=dict)
     embeddings: tuple[LayerRecord, ...] | None = None
-    loader: str = "transformers"
+    loader: Loader = "transformers"
