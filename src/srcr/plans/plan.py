@@ -106,6 +106,6 @@ def read_plan(path: Path) -> CompressionPlan | Recipe:
         InputError: the file cannot be read, or holds neither.
     """
     data = read_yaml(path)
-    if isinstance(data, dict) and data and "layers" not in data:
+    if isinstance(data, dict) and data and not {"layers", "seed", "target"} & data.keys():
         return from_dict(Recipe, data, str(path))
     return from_dict(CompressionPlan, data, str(path))
