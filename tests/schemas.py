@@ -37,10 +37,10 @@ QUANT = record({"method": TEXT, "num_bits": COUNT, "group_size": {"type": ["inte
 SOLVER = record({"mode": TEXT, "dampening_frac": NUMBER, "block_size": COUNT, "dense_targets": FLAG,
                  "descent_rounds": COUNT}, {"dense_share": NUMBER})  # fmt: skip
 TARGET = record({}, {"tcr": NUMBER, "stored_bytes": COUNT, "loaded_bytes": COUNT})
+LAYER_PLAN = record({"name": TEXT}, {"prune": PRUNE, "quant": QUANT})
 PLAN = record({
-    "layers": items_of(record({"name": TEXT}, {"prune": PRUNE, "quant": QUANT})), "seed": COUNT,
-    "solver": SOLVER,
-}, {"target": TARGET})  # fmt: skip
+    "layers": items_of(LAYER_PLAN), "seed": COUNT, "solver": SOLVER,
+}, {"target": TARGET, "embeddings": items_of(LAYER_PLAN)})  # fmt: skip
 CI95 = items_of(NUMBER, 2)
 ESTIMATE = record({"value": NUMBER, "ci95": CI95})
 RATES = record({
@@ -85,8 +85,8 @@ RUN = record({
     "base": TEXT, "base_sha256": TEXT, "command": TEXT, "format": TEXT, "rates": RATES,
     "plan_fingerprint": TEXT, "calibration": SOURCE, "layers": items_of(LAYER),
     "versions": by_name(TEXT), "seconds": NUMBER, "peak_memory_bytes": COUNT,
-    "notes": items_of(TEXT), "compute": by_name(TEXT),
-}, {"out": TEXT, "verification": VERIFICATION})  # fmt: skip
+    "notes": items_of(TEXT), "compute": by_name(TEXT), "loader": TEXT,
+}, {"out": TEXT, "verification": VERIFICATION, "embeddings": items_of(LAYER)})  # fmt: skip
 LOSS = record({"sparsity": NUMBER, "num_bits": COUNT, "error": NUMBER}, {"kl": NUMBER})
 TABLE = record({
     "base": TEXT, "base_sha256": TEXT, "calibration": SOURCE,
@@ -110,6 +110,7 @@ INSPECTION = record({
     "tied_embeddings": FLAG, "quantized": FLAG,
     "blocks": items_of(record({"name": TEXT, "units": items_of(
         record({"linears": items_of(TEXT), "shapes": items_of(items_of(COUNT, 2))}))})),
+    "embeddings": items_of(record({"name": TEXT, "shape": items_of(COUNT, 2), "bits": COUNT})),
 })  # fmt: skip
 
 

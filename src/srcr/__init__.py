@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from srcr.planning.specs import Resources, SearchSpec
     from srcr.plans.objective import Constraint, Objective
     from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe, Target
-    from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec, SolverSpec
+    from srcr.plans.specs import CompressionLevel, Override, PruneSpec, QuantSpec, SolverSpec
     from srcr.records.evaluation import Evaluation
     from srcr.records.run import RunRecord
     from srcr.records.search import SearchResult
@@ -56,7 +56,7 @@ _HOMES = {
     "srcr.pipelines.sensitivity": ("sensitivity",),
     "srcr.plans.objective": ("Constraint", "Objective"),
     "srcr.plans.plan": ("CompressionPlan", "LayerPlan", "Recipe", "Target"),
-    "srcr.plans.specs": ("CompressionLevel", "PruneSpec", "QuantSpec", "SolverSpec"),
+    "srcr.plans.specs": ("CompressionLevel", "Override", "PruneSpec", "QuantSpec", "SolverSpec"),
     "srcr.records.evaluation": ("Evaluation",),
     "srcr.records.run": ("RunRecord",),
     "srcr.records.search": ("SearchResult",),
@@ -77,6 +77,7 @@ __all__ = [
     "Objective",
     "OpenModel",
     "Output",
+    "Override",
     "PruneSpec",
     "QuantSpec",
     "Recipe",

@@ -112,16 +112,24 @@ _Loader.add_implicit_resolver(
 )
 
 
+def read_yaml(path: Path) -> Any:
+    """What a YAML (or JSON) file holds.
+
+    Raises:
+        InputError: it cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise InputError(f"{path} is not valid YAML: {in_one_line(error)}") from None
+
+
 def from_yaml(kind: type[T], path: Path) -> T:
     """The ``kind`` that a YAML (or JSON) file describes.
 
     Raises:
         InputError: the file is missing, not YAML, or does not fit.
     """
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        raise InputError(f"{path} is not valid YAML: {in_one_line(error)}") from None
-    return from_dict(kind, data, where=str(path))
+    return from_dict(kind, read_yaml(path), where=str(path))

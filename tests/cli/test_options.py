@@ -7,7 +7,7 @@ from srcr.data.sources import Calibration
 from srcr.errors import InputError, NotAvailableYetError
 from srcr.pipelines.options import RunOptions
 from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe
-from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec, SolverSpec
+from srcr.plans.specs import CompressionLevel, Override, PruneSpec, QuantSpec, SolverSpec
 from srcr.serialize import from_dict, to_yaml
 
 
@@ -156,10 +156,53 @@ class TestPlan:
         values = {
             "sparsity": 0.0, "structure": "2:4", "bits": 4, "group_size": "auto", "symmetric": False,
             "prune_method": "wanda", "quant_method": "rtn", "mode": "joint", "dampening_frac": 0.0,
-            "dense_targets": False, "dense_share": 0.5, "descent_rounds": 0,
+            "dense_targets": False, "dense_share": 0.5, "descent_rounds": 0, "targets": ["a"],
+            "ignore": "a", "overrides": {"a": Override(bits=3)}, "embeddings": 8,
         }  # fmt: skip
         with pytest.raises(InputError, match=f"leave --{name.replace('_', '-')} out"):
             Options(plan=path, **{name: values[name]}).compression()
+
+    def test_a_file_without_layers_is_a_recipe(self, tmp_path):
+        recipe = Recipe(
+            None, QuantSpec(num_bits=3), ignore=("a",), overrides={"b": Override(sparsity=0.5)},
+            embeddings=QuantSpec(num_bits=8),
+        )  # fmt: skip
+        (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
+        assert Options(plan=str(tmp_path / "recipe.yaml")).compression() == recipe
+
+
+class TestSomeLayers:
+    def test_patterns_once_or_several_times_or_from_the_file(self, config):
+        path = config(
+            "targets: 'a*'\nignore: [b, 're:c']\noverrides: {'*.d': {bits: 6, sparsity: 0}}\n"
+        )
+        recipe = Options.of({"targets": [], "ignore": None}, path).compression()
+        assert (recipe.targets, recipe.ignore) == (("a*",), ("b", "re:c"))
+        assert recipe.overrides == {"*.d": Override(bits=6, sparsity=0)}
+        assert Options.of({"ignore": ["x", "y"]}, path).compression().ignore == ("x", "y")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("overrides: {a: {bitz: 3}}", "bitz"),
+            ("overrides: [a]", "overrides"),
+            ("ignore: 3", "ignore"),
+        ],
+    )
+    def test_what_does_not_fit_is_named(self, config, text, message):
+        with pytest.raises(InputError, match=message):
+            Options.of({}, config(text))
+
+    def test_embeddings(self):
+        quant = (
+            Options(bits=3, embeddings=8, group_size=64, symmetric=False).compression().embeddings
+        )
+        assert quant == QuantSpec("gptq", 8, 64, False, None)
+        assert Options(embeddings=16).compression().embeddings is None
+        assert Options(bits=16, embeddings=8).compression().quant is None
+        for bits in (3, 9, 0):
+            with pytest.raises(InputError, match=f"embeddings {bits}: use 4 to 8"):
+                Options(embeddings=bits).compression()
 
 
 @pytest.mark.parametrize(
@@ -186,6 +229,12 @@ class TestSpace:
     def test_options_for_all_layers_are_refused(self, name):
         with pytest.raises(InputError, match=f"--{name} is for one treatment"):
             Options.of({name: {"sparsity": 0.5, "bits": 3}.get(name, "x")}, None).space()
+
+    @pytest.mark.parametrize("name", ["targets", "ignore", "overrides", "embeddings"])
+    def test_what_only_compress_does_is_refused(self, name):
+        value = {"overrides": {"a": Override(bits=3)}, "embeddings": 8}.get(name, "a")
+        with pytest.raises(InputError, match=f"{name} is for 'srcr compress'"):
+            Options(**{name: value}).space()
 
     @pytest.mark.parametrize("name", DECIDED_BY_A_TABLE)
     def test_what_a_table_decides_may_not_be_given_beside_it(self, name):

@@ -238,6 +238,59 @@ class TestPlan:
             assert f"leave {option[0].replace('--a', '--')}" in result.error()
 
 
+class TestSomeLayers:
+    def run(self, srcr, tiny, ids, tmp_path, *options):
+        return srcr(
+            "compress", tiny, "-o", tmp_path / "out", "--calibration", ids, "--quant-method", "rtn",
+            *options,
+        )  # fmt: skip
+
+    def test_layers_are_left_alone_to_the_bit(self, srcr, tiny, ids, tmp_path):
+        out = tmp_path / "out"
+        patterns = ("--ignore", "re:.*layers.1", "--ignore", "lm_head", "--targets", "*.mlp.*")
+        result = self.run(srcr, tiny, ids, tmp_path, *patterns, "--json")
+        assert result.code == 0, result.err
+        record = result.json()
+        chosen = {layer["name"] for layer in record["layers"]}
+        names = ("gate", "up", "down")
+        assert chosen == {f"model.layers.0.mlp.{name}_proj" for name in names}
+        before, after = block_linears(tiny), block_linears(out)
+        sizes = {name: weight.numel() for name, weight in before.items()}
+        share = sum(sizes[name] for name in chosen) / sum(sizes.values())
+        assert record["rates"]["tcr"] == pytest.approx(0.75 * share)
+        assert {name for name in before if not torch.equal(before[name], after[name])} == chosen
+        assert any("11 of 14 linear layers" in note for note in record["notes"])
+
+    def test_overrides_become_the_plan(self, srcr, tiny, ids, tmp_path):
+        text = "sparsity: 0.5\noverrides: {'*.down_proj': {bits: 6}, 'model.layers.0.*': {sparsity: 0}}"
+        (tmp_path / "run.yaml").write_text(text)
+        result = self.run(srcr, tiny, ids, tmp_path, "--config", tmp_path / "run.yaml")
+        assert result.code == 0, result.err
+        plan = yaml.safe_load((tmp_path / "out/plan.yaml").read_text())
+        for layer in plan["layers"]:
+            assert layer["quant"]["num_bits"] == (6 if "down" in layer["name"] else 4)
+            assert ("prune" in layer) == ("layers.1." in layer["name"])
+
+    @pytest.mark.parametrize("option", ["--ignore", "--targets"])
+    def test_a_pattern_without_a_layer(self, option, srcr, tiny, ids, tmp_path):
+        before = set(tmp_path.iterdir())
+        result = self.run(srcr, tiny, ids, tmp_path, option, "*.down_prj")
+        assert result.code == 2
+        assert f"{option[2:]} pattern '*.down_prj' matches no layer" in result.error()
+        assert "mlp.down_proj" in result.error()
+        assert set(tmp_path.iterdir()) == before
+
+    def test_embeddings(self, srcr, tiny, ids, tmp_path):
+        result = self.run(srcr, tiny, ids, tmp_path, "--embeddings", 8, "--json")
+        assert result.code == 0, result.err
+        record = result.json()
+        assert {each["name"] for each in record["embeddings"]} == {"model.embed_tokens", "lm_head"}
+        assert record["rates"]["tcr"] == 0.75
+        assert "embed_tokens is packed" in result.err.replace("\n", " ")
+        assert "model.embed_tokens: 96x32, 8 bits" in srcr("inspect", tmp_path / "out").out
+        assert self.run(srcr, tiny, ids, tmp_path, "--embeddings", 3, "--overwrite").code == 2
+
+
 class TestConfig:
     def run(self, srcr, tiny, tmp_path, text, *options):
         (tmp_path / "run.yaml").write_text(text)

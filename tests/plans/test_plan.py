@@ -272,6 +272,7 @@ OTHERS = {
     Target: {"tcr": 0.6, "stored_bytes": 1, "loaded_bytes": 1},
     CompressionPlan: {
         "layers": PLAN.layers[::-1], "target": None, "seed": 1, "solver": SolverSpec("sequential-b"),
+        "embeddings": (LayerPlan("e", None, QuantSpec(num_bits=8)),),
     },
 }  # fmt: skip
 

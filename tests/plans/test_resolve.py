@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from srcr.errors import InputError
 from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe
 from srcr.plans.resolve import AUTO_GROUP, check_plan, resolve_group_sizes, uniform_plan
-from srcr.plans.specs import PruneSpec, QuantSpec, SolverSpec
+from srcr.plans.specs import Override, PruneSpec, QuantSpec, SolverSpec
 
 SHAPES = {"a": (8, 256), "b": (8, 96), "c": (4, 128)}
 
@@ -61,3 +61,86 @@ def test_what_is_explicit_stays_as_it_is():
 def test_plans_that_do_not_fit(layers, message):
     with pytest.raises(InputError, match=message):
         check_plan(CompressionPlan(tuple(layers)), SHAPES)
+
+
+class TestSomeLayers:
+    """Targets, ignore and overrides."""
+
+    def plan(self, **changes):
+        recipe = Recipe(PruneSpec(sparsity=0.25), QuantSpec(num_bits=4), **changes)
+        plan = uniform_plan(SHAPES, recipe, {"e": (9, 8), "head": (9, 8)}, ["vision"])
+        return {layer.name: (layer.sparsity, layer.bits) for layer in plan.layers}, plan
+
+    @pytest.mark.parametrize(
+        ("changes", "left"),
+        [
+            ({"ignore": ["a"]}, "a"),
+            ({"targets": ["re:[bc]"]}, "a"),
+            ({"targets": ["b", "c"], "ignore": ["c"]}, "ac"),
+            ({"ignore": ["head"]}, ""),
+            ({"ignore": ["vision", "b"]}, "b"),
+        ],
+    )
+    def test_layers_that_are_left_alone(self, changes, left):
+        levels, _ = self.plan(**changes)
+        assert levels == {n: (0.0, 16) if n in left else (0.25, 4) for n in SHAPES}
+
+    @pytest.mark.parametrize("option", ["targets", "ignore", "overrides"])
+    def test_a_pattern_without_a_layer_is_refused(self, option):
+        patterns = {"*.x": Override(bits=3)} if option == "overrides" else ["*.x"]
+        with pytest.raises(InputError, match=rf"{option} pattern '\*\.x' matches no layer"):
+            self.plan(**{option: patterns})
+
+    @pytest.mark.parametrize("option", ["targets", "overrides"])
+    def test_only_linears_can_be_targeted(self, option):
+        patterns = {"head": Override(bits=3)} if option == "overrides" else ["head"]
+        with pytest.raises(InputError, match="matches no layer"):
+            self.plan(**{option: patterns})
+
+    def test_later_overrides_win(self):
+        overrides = {"*": Override(bits=6, symmetric=False), "a": Override(sparsity=0, bits=8)}
+        levels, plan = self.plan(overrides=overrides, ignore=["c"])
+        assert levels == {"a": (0.0, 8), "b": (0.25, 6), "c": (0.0, 16)}
+        assert not plan.by_name()["a"].quant.symmetric
+
+    def test_nothing_left_is_refused(self):
+        with pytest.raises(InputError, match="leave nothing to compress"):
+            self.plan(ignore=["*"])
+        _, plan = self.plan(ignore=["re:[abc]"], embeddings=QuantSpec(num_bits=8))
+        assert [layer.name for layer in plan.embeddings] == ["e", "head"]
+
+    def test_embeddings_are_quantized_but_for_what_is_ignored(self):
+        assert self.plan()[1].embeddings is None
+        quant = QuantSpec(num_bits=8)
+        _, plan = self.plan(embeddings=quant, ignore=["e"], targets=["a"])
+        assert plan.embeddings == (LayerPlan("head", None, quant),)
+        tables = {"e": (9, 8), "head": (9, 8)}
+        plan, note = resolve_group_sizes(plan, SHAPES, tables)
+        assert plan.embeddings[0].quant.group_size == -1
+        assert "channel-wise for the 1" in note  # a has 128 columns twice
+        check_plan(plan, SHAPES, tables)
+        with pytest.raises(InputError, match="neither its input embedding nor its own output head"):
+            check_plan(plan, SHAPES, {"e": (9, 8)})
+
+
+@pytest.mark.parametrize(
+    ("override", "prune", "quant"),
+    [
+        (Override(), "2:4", 4),
+        (Override(sparsity=0), None, 4),
+        (Override(sparsity=0.3), 0.3, 4),
+        (Override(structure="6:8"), "6:8", 4),
+        (Override(bits=16), "2:4", None),
+        (Override(bits=3, group_size=32, quant_method="rtn"), "2:4", 3),
+    ],
+)
+def test_what_an_override_changes(override, prune, quant):
+    others = PruneSpec.of("wanda", 0, "2:4"), QuantSpec(num_bits=4, symmetric=False)
+    spec, scheme = override.applied(*others)
+    assert (scheme and scheme.num_bits) == quant
+    assert scheme is None or not scheme.symmetric
+    if prune is None:
+        assert spec is None
+    else:
+        assert prune in (spec.mask_structure, spec.sparsity)
+        assert spec.method == "wanda"

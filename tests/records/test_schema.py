@@ -20,7 +20,7 @@ from srcr.records.evaluation import (
     Semantic,
     TaskScore,
 )
-from srcr.records.inspection import InspectedBlock, InspectedGroup, Inspection
+from srcr.records.inspection import InspectedBlock, InspectedEmbedding, InspectedGroup, Inspection
 from srcr.records.run import LayerRecord, Rates, RunRecord, TextRecord, Verification
 from srcr.records.search import ChoiceScore, Measurement, SearchResult
 from srcr.records.sensitivity import GroupLosses, LevelLoss, SensitivityTable
@@ -34,6 +34,7 @@ PLAN = CompressionPlan(
     (LayerPlan("a", PruneSpec(sparsity=0.25), QuantSpec(num_bits=4)), LayerPlan("b")),
     Target(tcr=0.8),
     solver=SolverSpec(dense_share=0.5),
+    embeddings=(LayerPlan("e", None, QuantSpec(num_bits=8)),),
 )
 RUN = RunRecord(
     base="base", base_sha256="00", command="srcr compress", format="dense", rates=RATES,
@@ -42,6 +43,7 @@ RUN = RunRecord(
     seconds=1.5, peak_memory_bytes=7,
     verification=Verification(16, 2e-4, 1e-3, "transformers", "float32"), notes=("a note",),
     compute={"blocks": "float32"},
+    embeddings=(LayerRecord("e", (4, 3), 0.0, 8, 0.5, 0.1, 7.5, 1e-5),),
 )  # fmt: skip
 EVALUATION = Evaluation(
     base="base", compressed="small", rates=RATES, plan_fingerprint="11",
@@ -76,6 +78,7 @@ SEARCH = SearchResult(
 INSPECTION = Inspection(
     "base", "Llama", "float32", 20, 12, 80, "lm_head", False, False,
     (InspectedBlock("layers.0", (InspectedGroup(("a", "b"), ((2, 3), (2, 3))),)),),
+    (InspectedEmbedding("e", (4, 3), 8),),
 )  # fmt: skip
 ARTEFACTS = {
     "evaluation.json": (EVALUATION, schemas.EVALUATION),

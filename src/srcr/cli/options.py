@@ -13,8 +13,8 @@ from srcr.errors import InputError, NotAvailableYetError
 from srcr.methods import get_pruner, get_quantizer
 from srcr.numerics.masks import UNSTRUCTURED, parse_structure
 from srcr.pipelines.options import RunOptions
-from srcr.plans.plan import CompressionPlan, Recipe
-from srcr.plans.specs import Mode, PruneSpec, QuantSpec, SolverSpec
+from srcr.plans.plan import CompressionPlan, Recipe, read_plan
+from srcr.plans.specs import Mode, Override, PruneSpec, QuantSpec, SolverSpec
 from srcr.serialize import from_dict, from_yaml
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ STRUCTURED = ("channels", "heads", "layers")
 SOLVER = ("mode", "dampening_frac", "dense_targets", "dense_share", "descent_rounds")
 #: Options that say what a plan says.
 DECIDED_BY_A_PLAN = (
-    "sparsity", "structure", "bits", "group_size", "symmetric", "prune_method", "quant_method", *SOLVER,
+    "sparsity", "structure", "bits", "group_size", "symmetric", "prune_method", "quant_method", "targets",
+    "ignore", "overrides", "embeddings", *SOLVER,
 )  # fmt: skip
 #: Options that say what a sensitivity table says.
 DECIDED_BY_A_TABLE = (
@@ -53,6 +54,10 @@ class Options:
     dense_targets: bool | None = None
     dense_share: float | None = None
     descent_rounds: int | None = None
+    targets: str | list[str] | None = None
+    ignore: str | list[str] | None = None
+    overrides: dict[str, Override] | None = None
+    embeddings: int | None = None
     plan: str | None = None
     calibration: str | None = None
     samples: int | None = None
@@ -73,7 +78,7 @@ class Options:
             InputError: a value that is none; the file cannot be read, or has a key that is no option.
         """
         names = [field.name for field in dataclasses.fields(cls)]
-        given = {name: arguments[name] for name in names if arguments.get(name) is not None}
+        given = {name: arguments[name] for name in names if arguments.get(name) not in (None, [])}
         for name, number in (("sparsities", float), ("widths", int)):
             if name in given:
                 given[name] = _numbers(given[name], name, number)
@@ -97,14 +102,30 @@ class Options:
                     raise InputError(
                         f"--plan decides {option}: leave --{option} out, or edit the plan"
                     )
-            return from_yaml(CompressionPlan, Path(self.plan))
-        bits = 4 if self.bits is None else self.bits
-        quant = None
-        method = get_quantizer(self.quant_method or "gptq").name
-        if bits != 16:
-            quant = QuantSpec(method, bits, self._group_size(), self.symmetric is not False)
+            return read_plan(Path(self.plan))
         given = {name: getattr(self, name) for name in SOLVER if getattr(self, name) is not None}
-        return Recipe(self._prune(), quant, from_dict(SolverSpec, given, "the options"))
+        return Recipe(
+            self._prune(),
+            self._quant(4 if self.bits is None else self.bits),
+            from_dict(SolverSpec, given, "the options"),
+            _patterns(self.targets),
+            _patterns(self.ignore),
+            self.overrides or {},
+            self._embeddings(),
+        )
+
+    def _quant(self, bits: int) -> QuantSpec | None:
+        method = get_quantizer(self.quant_method or "gptq").name
+        if bits == 16:
+            return None
+        return QuantSpec(method, bits, self._group_size(), self.symmetric is not False)
+
+    def _embeddings(self) -> QuantSpec | None:
+        bits = 16 if self.embeddings is None else self.embeddings
+        if bits != 16 and not 4 <= bits <= 8:
+            raise InputError(f"embeddings {bits}: use 4 to 8 bits, or 16 to leave them alone")
+        quant = self._quant(bits)
+        return None if quant is None else replace(quant, actorder=None)
 
     def _prune(self) -> PruneSpec | None:
         structure = self.structure or UNSTRUCTURED
@@ -138,6 +159,12 @@ class Options:
         """
         from srcr.planning.space import BITS, SPARSITIES, SearchSpace, level_grid
 
+        for name in ("targets", "ignore", "overrides", "embeddings"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"{name} is for 'srcr compress': here every layer of the blocks has a level; edit the "
+                    "plan that 'srcr plan' writes, and give it to 'srcr compress --plan'"
+                )
         for name in ("sparsity", "structure", "bits", "plan"):
             if getattr(self, name) is not None:
                 raise InputError(
@@ -191,6 +218,11 @@ def resources(database: Path | None, limit: str | None, ray: str | None) -> "Res
     from srcr.planning.specs import Resources
 
     return Resources(database, None if limit is None else parse_size(limit), ray)
+
+
+def _patterns(given: str | list[str] | None) -> tuple[str, ...]:
+    """Patterns of an option that was given once, several times, or not at all."""
+    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 def split_names(text: str) -> tuple[str, ...]:

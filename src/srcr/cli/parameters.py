@@ -41,6 +41,23 @@ QuantMethod = Annotated[str | None, typer.Option(help="See 'srcr methods'. [defa
 Mode = Annotated[
     str | None, typer.Option(help="joint, sequential-a or sequential-b. [default: joint]")
 ]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Compress only layers that match: a glob ('*.mlp.*') or re: and a regular expression; may be "
+        "given several times. [default: all]",
+    ),
+]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(help="Leave layers alone that match, as --targets; may be given several times."),
+]
+Embeddings = Annotated[
+    int | None,
+    typer.Option(
+        help="Bits of the input embedding and the output head, 4 to 8; 16 leaves them alone. [default: 16]"
+    ),
+]
 Plan = Annotated[Path | None, typer.Option(help="A plan for each layer, instead of one for all.")]
 
 # Data, format, machine

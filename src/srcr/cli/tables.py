@@ -33,8 +33,10 @@ def _table(title: str, *columns: str) -> Table:
 def compression(record: RunRecord, out: Path) -> None:
     """What a compression did, and where it lies."""
     table = _table(f"{record.base} -> {out}", "", "")
+    embeddings = record.embeddings or ()
     for row in (
         *_rate_rows(record.rates),
+        *((each.name, f"{each.bits} bits, error {each.error:.2e}") for each in embeddings),
         ("format", record.format),
         ("time", f"{record.seconds:.1f} s"),
         ("peak memory", format_bytes(record.peak_memory_bytes)),
@@ -151,6 +153,8 @@ def inspection(model: Inspection) -> None:
         f"{model.dtype}, {format_bytes(model.base_bytes)} on disk; output head "
         f"{model.output_head}{' (tied)' if model.tied_embeddings else ''}"
     )
+    for each in model.embeddings:
+        console.print(f"{each.name}: {'x'.join(map(str, each.shape))}, {each.bits} bits")
     table = _table("linears of each block that share an input", "block", "linears", "shapes")
     for block in model.blocks:
         for i, group in enumerate(block.units):

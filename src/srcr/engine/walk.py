@@ -32,13 +32,15 @@ def walk(
     on_advance: OnAdvance,
     dense_batches: int | None = None,
     policy: MemoryPolicy = MemoryPolicy(),
+    dense_source: BlockSource | None = None,
 ) -> Iterator[R]:
     """Visit every decoder block in order and yield what each visit returns.
 
     ``batches`` are token ids [n, len]. Inputs of the first block are computed once; after a visit the
     modified block runs on so that later blocks see what it really gives. Dense blocks run beside them on
     ``dense_batches`` of the batches, from all over (None: on all); without any, no visit may ask for cross
-    moments. ``policy`` trades memory for time and disk.
+    moments. ``policy`` trades memory for time and disk. ``dense_source``: the model whose embedding the
+    dense blocks' inputs come from (None: the same).
     """
     dense = len(batches) if dense_batches is None else min(dense_batches, len(batches))
     with ExitStack() as stack:
@@ -50,10 +52,15 @@ def walk(
 
         streams = (states() if dense else None, states())
         arguments = []
-        for number, (hidden, others) in enumerate(source.embed(_dense_first(batches, dense))):
+        ordered = _dense_first(batches, dense)
+        shared = dense_source is None or dense_source is source
+        for number, (hidden, others) in enumerate(source.embed(ordered)):
             arguments.append(others)
             streams[1].append(hidden)
-            if streams[0] is not None and number < dense:
+            if shared and streams[0] is not None and number < dense:
+                streams[0].append(hidden)
+        if dense_source is not None and not shared and streams[0] is not None:
+            for hidden, _ in dense_source.embed(ordered[:dense]):
                 streams[0].append(hidden)
         count = len(source.topology.blocks)
         for index in range(count):

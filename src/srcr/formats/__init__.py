@@ -6,7 +6,7 @@ To add one, drop a file into this folder (or another that is in ``srcr.formats._
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
 from srcr.models.config import read_config
 from srcr.models.load import load_model, resolve
 from srcr.models.matrices import MatrixRef
-from srcr.records.run import LoadedBytes
+from srcr.records.run import LoadedBytes, Loader
 
 #: Formats that a later version brings.
 LATER = ("gptq", "gguf", "archive")
@@ -38,7 +38,9 @@ class Format:
     ``check`` raises InputError where the contents do not fit; ``write`` puts a checkpoint into an empty
     folder, ``read`` gives it back; ``recognises``: whether a folder holds this format; ``layout``: what a
     compressed linear is stored as; ``loaded_bytes``: what the engine that serves it keeps in memory;
-    ``load``: the model in it, dequantized, on the CPU, in a precision (None: its own).
+    ``load``: the model in it, dequantized, on the CPU, in a precision (None: its own); ``notes``: what should
+    be said aloud of contents that it holds, such as which engines do not load them; ``loader``: which
+    library opens them as a transformers model.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Format:
     layout: Layout
     loaded_bytes: Callable[[Path], LoadedBytes]
     load: Callable[[Path, torch.dtype | None], Any] = load_model
+    notes: Callable[[Contents], Sequence[str]] = lambda contents: ()
+    loader: Callable[[Contents], Loader] = lambda contents: "transformers"
 
 
 @cache

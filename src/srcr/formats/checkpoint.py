@@ -36,8 +36,8 @@ class Scheme:
 @dataclass(frozen=True, eq=False)
 class Contents:
     """What a checkpoint holds, known before any weight is: the ``topology`` of its model, the ``schemes`` of
-    its quantized linears by name, and the names of all linears that are ``compressed``, be it pruned
-    only."""
+    its quantized linears, embeddings and heads by name, and the names of all that are ``compressed``, be it
+    pruned only."""
 
     topology: Topology
     schemes: Mapping[str, Scheme]
@@ -47,16 +47,22 @@ class Contents:
         """The different schemes of a group; None for what is not quantized."""
         return {self.schemes.get(name) for name in group.names}
 
+    def embeddings(self) -> list[str]:
+        """The embeddings and heads that are quantized."""
+        return [name for name in self.topology.embeddings if name in self.schemes]
+
+    def split_groups(self) -> list[LinearGroup]:
+        """The groups whose linears have different schemes, which engines that fuse them cannot serve."""
+        return [g for g in self.topology.groups() if len(self.group_schemes(g)) > 1]
+
 
 def planned_contents(plan: CompressionPlan, topology: Topology) -> Contents:
     """What a checkpoint of a plan will hold; the plan's group sizes are explicit."""
-    schemes = {
-        layer.name: Scheme.of(layer.quant) for layer in plan.layers if layer.quant is not None
-    }
-    names = {
-        layer.name for layer in plan.layers if layer.quant is not None or layer.prune is not None
-    }
-    return Contents(topology, schemes, tuple(n for n in topology.linears() if n in names))
+    layers = [*plan.layers, *(plan.embeddings or ())]
+    schemes = {layer.name: Scheme.of(layer.quant) for layer in layers if layer.quant is not None}
+    names = {layer.name for layer in layers if layer.quant is not None or layer.prune is not None}
+    ordered = [*topology.linears(), *topology.embeddings]
+    return Contents(topology, schemes, tuple(name for name in ordered if name in names))
 
 
 class Tensors(Protocol):
@@ -112,7 +118,7 @@ class Checkpoint:
         """The compressed linears that lie in each parameter, by the parameter's name."""
         result: dict[str, list[str]] = {}
         for name in self.contents.compressed:
-            ref = self.contents.topology.matrices[name]
+            ref = self.contents.topology.matrix(name)
             result.setdefault(ref.parameter, []).append(name)
         return result
 
@@ -121,10 +127,10 @@ class Checkpoint:
         return [name for name in self.tensors.names() if name not in self.parameters]
 
     def weight(self, name: str) -> Tensor:
-        """The weight of a linear, float32 [rows, cols], compressed or not."""
+        """The weight of a linear, an embedding or a head, float32 [rows, cols], compressed or not."""
         if name in self.contents.compressed:
             return self.read(name).dequantize()
-        ref = self.contents.topology.matrices[name]
+        ref = self.contents.topology.matrix(name)
         return ref.view(self.tensors.tensor(ref.parameter)).to(torch.float32)
 
     def tensor(self, name: str) -> Tensor:
@@ -132,12 +138,12 @@ class Checkpoint:
         linears = self.parameters.get(name)
         if linears is None:
             return self.tensors.tensor(name).contiguous()
-        matrices = self.contents.topology.matrices
-        if matrices[linears[0]].index is None:
-            return matrices[linears[0]].stored(self.weight(linears[0]).to(self.dtype)).contiguous()
+        matrix = self.contents.topology.matrix
+        if matrix(linears[0]).index is None:
+            return matrix(linears[0]).stored(self.weight(linears[0]).to(self.dtype)).contiguous()
         stack = self.tensors.tensor(name).to(self.dtype, copy=True)
         for linear in linears:
-            matrices[linear].view(stack).copy_(self.weight(linear))
+            matrix(linear).view(stack).copy_(self.weight(linear))
         return stack
 
     def meta(self, name: str) -> Tensor:

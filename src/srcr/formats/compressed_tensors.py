@@ -24,7 +24,7 @@ from srcr.models.source import CheckpointSource
 from srcr.models.validation import library_errors
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.grid import Grid
-from srcr.records.run import LoadedBytes
+from srcr.records.run import LoadedBytes, Loader
 from srcr.storage.safetensors import TensorFiles
 
 NAME = "compressed-tensors"
@@ -57,23 +57,55 @@ def check(contents: Contents) -> None:
             "compressed-tensors cannot hold this architecture: transformers initialises its linear layers "
             "while it loads them, and packed codes have no weight for that: use --format dense"
         )
-    stacked = [name for name in contents.schemes if topology.matrices[name].index is not None]
+    stacked = [name for name in contents.schemes if topology.matrix(name).index is not None]
     if stacked:
         raise InputError(
             f"compressed-tensors cannot hold {stacked[0]}, which lies in a stack of matrices: use "
             "--format dense"
         )
-    for group in topology.groups():
-        if len(contents.group_schemes(group)) > 1:
-            raise InputError(
-                f"{', '.join(group.names)} share an input and are fused by serving engines: give them the "
-                "same bits, group size and symmetry, or use --format dense"
-            )
     if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
         raise InputError(
             "compressed-tensors with zero-points and mixed settings is loaded by no current "
             "transformers: use the same asymmetric setting everywhere, --symmetric, or --format dense"
         )
+
+
+def notes(contents: Contents) -> list[str]:
+    """Which engines do not load the contents, and what they would load instead."""
+    result = []
+    if split := contents.split_groups():
+        names = ", ".join(split[0].names)
+        result.append(
+            f"vLLM fuses {names} and serves them with the same bits, group size and symmetry only; here they "
+            f"differ, as in {len(split)} groups in all: transformers loads that, vLLM does not"
+        )
+    tables = contents.embeddings()
+    if loader(contents) == "srcr":
+        remedy = (
+            f"left alone with --ignore {tables[0]}"
+            if tables != [tables[0]]
+            else "in --format dense"
+        )
+        result.append(
+            f"{tables[0]} is packed, which transformers loads only where everything has the same bits, group "
+            f"size and symmetry: srcr.load opens this checkpoint, transformers does not. It does where the "
+            f"embedding has the linears' bits and group size, or is {remedy}"
+        )
+    if tables and contents.topology.tied:
+        result.append(
+            f"{tables[0]} is the output head too, packed once: vLLM does not load that yet"
+        )
+    return result
+
+
+def loader(contents: Contents) -> Loader:
+    """Whether "transformers" loads a checkpoint of these contents as it stands, or "srcr" only.
+
+    Transformers initialises embeddings while it loads them, and ties weights, not codes: a packed embedding
+    must be dequantized as it is read, for which transformers takes one scheme for everything.
+    """
+    packed = contents.topology.embedding in contents.schemes
+    return "srcr" if packed and len(set(contents.schemes.values())) > 1 else "transformers"
 
 
 def _layout(
@@ -130,36 +162,37 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     layout = {name: checkpoint.meta(name) for name in plain}
     for name in contents.compressed:
         scheme = contents.schemes.get(name)
-        layout |= _layout(topology.matrices[name], topology.shapes[name], scheme, dtype)
+        layout |= _layout(topology.matrix(name), topology.shape(name), scheme, dtype)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name in plain:
             yield name, checkpoint.tensor(name)
         for name in contents.compressed:
             weight = checkpoint.read(name)
-            yield from _encode(topology.matrices[name], weight, dtype).items()
+            yield from _encode(topology.matrix(name), weight, dtype).items()
 
     write_shards(folder, topology, layout, tensors())
 
 
 def quantization_config(contents: Contents) -> dict[str, Any]:
     """The ``quantization_config`` of config.json: a config group for each scheme; every linear that is not
-    quantized is ignored by name."""
+    quantized, and an output head, is ignored by name."""
     groups: dict[Scheme, list[str]] = {}
     for name, scheme in contents.schemes.items():
         groups.setdefault(scheme, []).append(name)
     topology = contents.topology
     ignore = [name for name in topology.linears() if name not in contents.schemes]
     ignore += topology.untouched
-    if topology.head is not None:
+    if topology.head is not None and topology.head not in contents.schemes:
         ignore.append(topology.head)
+    tables = contents.embeddings()
     config: dict[str, Any] = {
         "quant_method": NAME,
         "format": PACKED,
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{i}": {
-                "targets": ["Linear"] if len(groups) == 1 else names,
+                "targets": names if tables or len(groups) > 1 else ["Linear"],
                 "weights": {
                     "num_bits": scheme.num_bits,
                     "type": "int",
@@ -173,8 +206,11 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
         },
         "ignore": ignore,
     }
-    if not all(scheme.symmetric for scheme in groups):
-        config["dequantize"] = True  # transformers does not pack zero-points on its lazy path
+    packed = topology.embedding in contents.schemes
+    if not all(scheme.symmetric for scheme in groups) or (packed and len(groups) == 1):
+        config["dequantize"] = (
+            True  # on its lazy path transformers packs neither zero-points nor embeddings
+        )
     return config
 
 
@@ -183,7 +219,12 @@ def _read(folder: Path) -> Checkpoint:
     other, so a weight's mask is None and its error NaN."""
     config = read_config(folder)["quantization_config"]
     files, opened = TensorFiles(folder), OpenModel(str(folder), CheckpointSource(folder), folder)
-    schemes = {name: scheme_of(config, name) for name in opened.topology.linears()}
+    tables = [
+        name
+        for name, ref in opened.topology.embeddings.items()
+        if f"{ref.parameter}_packed" in files
+    ]
+    schemes = {name: scheme_of(config, name) for name in [*opened.topology.linears(), *tables]}
     schemes = {name: scheme for name, scheme in schemes.items() if scheme.num_bits < FULL_BITS}
     contents = Contents(opened.topology, schemes, tuple(schemes))
     return Checkpoint.of(opened, contents, partial(_decode, files, contents))
@@ -197,7 +238,7 @@ def _decode(files: TensorFiles, contents: Contents, name: str) -> CompressedWeig
     """
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-    parameter, bits = contents.topology.matrices[name].parameter, contents.schemes[name].num_bits
+    parameter, bits = contents.topology.matrix(name).parameter, contents.schemes[name].num_bits
     if f"{parameter}_packed" not in files:
         raise InputError(
             f"{files.folder} stores {name} in another way than {PACKED}, which srcr reads: compress the "
@@ -240,15 +281,26 @@ def _recognises(folder: Path) -> bool:
     return bool(quantization.get("quant_method") == NAME)
 
 
+def _served_by_vllm(contents: Contents) -> bool:
+    """Whether vLLM serves the contents: fused linears have one scheme, zero-points the widths that it knows,
+    embeddings none, and a packed embedding is not the output head too."""
+    embeddings = [contents.schemes[name] for name in contents.embeddings()]
+    return (
+        not contents.split_groups()
+        and all(
+            s.symmetric or s.num_bits in VLLM_ZERO_POINT_BITS for s in contents.schemes.values()
+        )
+        and all(scheme.symmetric for scheme in embeddings)
+        and not (embeddings and contents.topology.tied)
+    )
+
+
 def _loaded_bytes(folder: Path) -> LoadedBytes:
-    """vLLM keeps the packed tensors; where it cannot serve a setting, transformers decompresses all."""
-    groups = read_config(folder)["quantization_config"]["config_groups"].values()
+    """vLLM keeps the packed tensors; where it cannot serve a setting, transformers (or srcr) decompresses
+    all."""
     files = TensorFiles(folder)
-    sizes = files.sizes()
-    if all(
-        group["weights"]["symmetric"] or group["weights"]["num_bits"] in VLLM_ZERO_POINT_BITS
-        for group in groups
-    ):
+    contents, sizes = _read(folder).contents, files.sizes()
+    if _served_by_vllm(contents):
         return LoadedBytes(sum(sizes.values()), "vllm")
     total = 0
     for name, size in sizes.items():
@@ -258,7 +310,7 @@ def _loaded_bytes(folder: Path) -> LoadedBytes:
             total += rows * cols * files.meta(f"{base}.weight_scale").itemsize
         elif kind not in ("weight_scale", "weight_shape", "weight_zero_point"):
             total += size
-    return LoadedBytes(total, "transformers")
+    return LoadedBytes(total, loader(contents))
 
 
 FORMAT = Format(
@@ -270,4 +322,6 @@ FORMAT = Format(
     recognises=_recognises,
     layout=_layout,
     loaded_bytes=_loaded_bytes,
+    notes=notes,
+    loader=loader,
 )

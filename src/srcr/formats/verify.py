@@ -83,6 +83,7 @@ def verify_logits(
     dtype = None if running == opened.dtype else running
     expected = opened.blockwise.logits(walked.ids, walked.hidden)
     if streamed is None:
+        loader = fmt.loader(fmt.read(folder).contents)
         logits = fmt.load(folder, dtype)(walked.ids, use_cache=False).logits
     else:
         logits = _streamed_logits(opened, streamed, walked.ids)
@@ -97,7 +98,7 @@ def verify_logits(
         walked.ids.numel(),
         float(f"{difference:.3g}"),
         tolerance,
-        "transformers" if streamed is None else "srcr, block by block",
+        loader if streamed is None else "srcr, block by block",
         str(running).removeprefix("torch."),
     )
 

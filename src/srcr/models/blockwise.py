@@ -112,8 +112,8 @@ class BlockwiseModel:
         return self.tensors.meta(name) if name in self.tensors else self.tensor(name).to("meta")
 
     def matrix(self, name: str) -> Tensor:
-        """The weight [out_features, in_features] of a linear, as stored, not to be changed."""
-        ref = self.topology.matrices[name]
+        """The weight [rows, cols] of a linear, an embedding or a head, as stored, not to be changed."""
+        ref = self.topology.matrix(name)
         return ref.view(self.tensor(ref.parameter))
 
     def block(self, index: int) -> nn.Module:

@@ -15,6 +15,7 @@ from srcr.models.companions import (
     mapping_in,
 )
 from srcr.models.config import ADAPTER, is_quantized, read_model_config
+from srcr.models.packed import unpack_embedding
 from srcr.models.quantized import decompress, loading_errors, prepare_config
 from srcr.models.validation import check_leftovers, library_errors
 from srcr.storage.index import INDEX, SINGLE
@@ -125,13 +126,16 @@ def _pretrained(folder: Path, config: Any) -> tuple[Any, dict[str, Any]]:
     from transformers.models.auto.auto_factory import _get_model_class
 
     options = {"config": config, "dtype": "auto", "output_loading_info": True}
-    if any((folder / name).is_file() for name in (SINGLE, INDEX)):
+    quantization = getattr(config, "quantization_config", None)
+    state = unpack_embedding(folder, quantization) if isinstance(quantization, dict) else None
+    if state is None and any((folder / name).is_file() for name in (SINGLE, INDEX)):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
         )
     else:  # files of other names are not looked for
-        files = TensorFiles(folder)
-        state = {name: files.get(name) for name in files.entries}
+        if state is None:
+            files = TensorFiles(folder)
+            state = {name: files.get(name) for name in files.entries}
         kind = _get_model_class(config, AutoModelForCausalLM._model_mapping)
         model, info = kind.from_pretrained(None, state_dict=state, **options)
     return model, info

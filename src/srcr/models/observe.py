@@ -88,12 +88,15 @@ def observe(
     head = output_head(model)
     untouched += [n for n in linears if not n.startswith(home + ".") and n != head]
     embedding = model.get_input_embeddings().weight
+    tables = _embeddings(model)
     return Topology(
         blocks=tuple(blocks),
         matrices={n: _matrix(n, linears[n]) for n in inside},
         shapes={n: _shape(linears[n]) for n in inside},
         head=head,
         tied=head is not None and model.get_submodule(head).weight is embedding,
+        embeddings={n: MatrixRef(f"{n}.weight") for n in tables},
+        embedding_shapes=tables,
         others=_others(model, home, trace),
         untouched=tuple(untouched),
         stacks=tuple(stacks),
@@ -112,6 +115,17 @@ def _others(model: nn.Module, home: str, trace: _Trace) -> tuple[str, ...]:
         if not name.startswith(home + ".")
         and (name in trace.used or name.rpartition(".")[0] in ran)
     )
+
+
+def _embeddings(model: Any) -> dict[str, tuple[int, int]]:
+    """The shapes of the input embedding and of a head that does not share its weight, by module name; the
+    first of the two stands for both where they share it."""
+    wanted = (model.get_input_embeddings(), model.get_output_embeddings())
+    shapes: dict[int, tuple[str, tuple[int, int]]] = {}
+    for name, module in model.named_modules():
+        if any(module is each for each in wanted) and module.weight.ndim == 2:
+            shapes.setdefault(id(module.weight), (name, (*module.weight.shape,)))
+    return dict(shapes.values())
 
 
 def output_head(model: nn.Module) -> str | None:

@@ -81,17 +81,20 @@ def hidden_states(output: Any) -> Any:
 class Topology:
     """``matrices`` says where the weight of each linear of the decoder blocks lies and ``shapes`` its
     (out_features, in_features), both by full module name; ``head`` is the output embedding, ``tied`` whether
-    it shares its weight with the input embedding. ``others``: names of the tensors outside the blocks that a
-    forward pass uses; ``untouched``: linears that are left as they are (outside the blocks, the head left
+    it shares its weight with the input embedding; ``embeddings`` and ``embedding_shapes``: as the first two,
+    of the input embedding and of a head of its own. ``others``: names of the tensors outside the blocks that
+    a forward pass uses; ``untouched``: linears that are left as they are (outside the blocks, the head left
     out, or used otherwise than by calling them), ``stacks``: parameters of several matrices that are, too;
-    ``returns``: None where a block returns
-    its hidden states, else whether each further member of the tuple is a tensor."""
+    ``returns``: None where a block returns its hidden states, else whether each further member of the tuple
+    is a tensor."""
 
     blocks: tuple[Block, ...]
     matrices: Mapping[str, MatrixRef]
     shapes: Mapping[str, tuple[int, int]]
     head: str | None
     tied: bool
+    embeddings: Mapping[str, MatrixRef] = field(default_factory=dict)
+    embedding_shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     untouched: tuple[str, ...] = ()
     stacks: tuple[str, ...] = ()
@@ -131,6 +134,20 @@ class Topology:
         """Full names of every linear of the decoder blocks, in the order they run."""
         for block in self.blocks:
             yield from block.linears()
+
+    @property
+    def embedding(self) -> str:
+        """The input embedding's module name; where it is tied, the one that its weight goes by."""
+        names = list(self.embeddings)
+        return next((name for name in names if name != self.head), names[0] if names else "")
+
+    def matrix(self, name: str) -> MatrixRef:
+        """Where the weight of a linear, an embedding or a head lies."""
+        return self.matrices[name] if name in self.matrices else self.embeddings[name]
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(rows, columns) of the weight of a linear, an embedding or a head."""
+        return self.shapes[name] if name in self.shapes else self.embedding_shapes[name]
 
     def parameters(self) -> dict[str, str]:
         """The linear that each of their parameters belongs to, by the parameter's name."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -30,8 +31,17 @@ from srcr.storage.journal import Journal
 from srcr.storage.safetensors import TensorFiles
 
 
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """The model whose blocks are compressed, and the ``dense`` one whose activations they are to reproduce:
+    the same where no embedding is quantized."""
+
+    blocks: BlockwiseModel
+    dense: BlockwiseModel
+
+
 def compress_blocks(
-    blocks: BlockwiseModel,
+    streams: Streams,
     plan: CompressionPlan,
     batches: Sequence[Tensor],
     dense_batches: int,
@@ -41,12 +51,15 @@ def compress_blocks(
 ) -> tuple[list[LayerRecord], Walked]:
     """The record of every compressed layer, and what the compressed blocks give for the first row. The
     weights go into the journal, a block at a time; blocks that it holds already are taken over."""
+    blocks = streams.blocks
     count = len(blocks.topology.blocks)
     steps = sum(len(block.groups) + 1 for block in blocks.topology.blocks) - 1
     layers: list[LayerRecord] = []
     with stage("compress", steps, quiet) as bar:
         visitor = _Visitor(blocks, plan, policy, journal, bar)
-        for records in walk(blocks, batches, visitor.visit, visitor.advance, dense_batches, policy):
+        for records in walk(
+            blocks, batches, visitor.visit, visitor.advance, dense_batches, policy, streams.dense
+        ):
             layers.extend(records)
         bar.reach(steps, f"{count} blocks, {len(layers)} layers")
     assert visitor.hidden is not None
@@ -145,9 +158,11 @@ class _Visitor:
         self.bar.note(f"block {index + 1}/{count} {what}{error}", advance=1)
 
 
-def journaled_checkpoint(opened: OpenModel, contents: Contents, journal: Journal) -> Checkpoint:
-    """The model with the compressed weights of a finished journal."""
-    files = TensorFiles(journal.folder, journal.files())
+def journaled_checkpoint(
+    opened: OpenModel, contents: Contents, folder: Path, finished: Sequence[Path]
+) -> Checkpoint:
+    """The model with the compressed weights of the ``finished`` files in ``folder``."""
+    files = TensorFiles(folder, list(finished))
     return Checkpoint.of(opened, contents, partial(native.decode_from, files.entries, files.get))
 
 

@@ -27,9 +27,11 @@ from srcr.methods import check_methods
 from srcr.metrics.rates import compressed_rates
 from srcr.models.blockwise import BlockwiseModel
 from srcr.models.checkpoint import ModelLike, OpenModel
-from srcr.models.config import is_quantized
+from srcr.models.topology import Topology
 from srcr.numerics.paths import compute_paths
-from srcr.pipelines.blocks import compress_blocks, journaled_checkpoint
+from srcr.pipelines.blocks import Streams, compress_blocks, journaled_checkpoint
+from srcr.pipelines.embeddings import RoundedModel, round_embeddings
+from srcr.pipelines.notes import left_alone, left_out, quantized_already
 from srcr.pipelines.opening import (
     TextModel,
     load_text,
@@ -122,10 +124,14 @@ def compress(
         journal.begin(fingerprint)
         if journal.entries and not options.quiet:
             console().print(f"resumed: {len(journal.entries)} blocks were finished before")
-        layers, walked = compress_blocks(
-            work.blocks, work.plan, batches, dense_batches, policy, journal, options.quiet
+        rounded = round_embeddings(
+            work.opened, work.plan, work.blocks.device, journal.folder, options.quiet
         )
-        return _write(work, layers, walked, journal)
+        streams = Streams(rounded.opened.blockwise.on(work.blocks.device), work.blocks)
+        layers, walked = compress_blocks(
+            streams, work.plan, batches, dense_batches, policy, journal, options.quiet
+        )
+        return _write(work, rounded, layers, walked, journal)
 
 
 def _prepare(
@@ -142,15 +148,17 @@ def _prepare(
     device = select_device(options.device)
     budget = None if options.memory is None else parse_size(options.memory)
     opened = open_for(output, model, options)
-    shapes = opened.topology.shapes
-    plan = uniform_plan(shapes, plan) if isinstance(plan, Recipe) else plan
-    check_methods(plan)
-    check_plan(plan, shapes)
-    plan, sizes = resolve_group_sizes(plan, shapes)
-    plan = plan if options.seed is None else replace(plan, seed=options.seed)
+    plan, sizes = _resolve(plan, opened.topology, options.seed)
     contents = planned_contents(plan, opened.topology)
     fmt, fallback = _pick_format(output.format, contents)
-    aloud = (_quantized_already(opened), sizes, fallback, _left_alone(opened), _left_out(opened))
+    aloud = (
+        quantized_already(opened),
+        sizes,
+        fallback,
+        *fmt.notes(contents),
+        left_alone(opened, plan),
+        left_out(opened),
+    )
     notes = tuple(note for note in aloud if note)
     for note in notes:
         say(note, options.quiet)
@@ -165,6 +173,24 @@ def _prepare(
         tokens = _calibrate(calibration, opened, plan.seed, device, options)
     notes = (*notes, *tokens.notes)
     return _Work(opened, blocks, base_sha256, plan, fmt, contents, tokens, notes, options, started)
+
+
+def _resolve(
+    plan: CompressionPlan | Recipe, topology: Topology, seed: int | None
+) -> tuple[CompressionPlan, str | None]:
+    """The plan made explicit and checked, and a note on its group sizes.
+
+    Raises:
+        InputError: it does not fit the model.
+    """
+    shapes, tables = topology.shapes, topology.embedding_shapes
+    if isinstance(plan, Recipe):
+        others = [*topology.untouched, *([topology.head] if topology.head else [])]
+        plan = uniform_plan(shapes, plan, tables, others)
+    check_methods(plan)
+    check_plan(plan, shapes, tables)
+    plan, sizes = resolve_group_sizes(plan, shapes, tables)
+    return (plan if seed is None else replace(plan, seed=seed)), sizes
 
 
 def _pick_format(name: str | None, contents: Contents) -> tuple[Format, str | None]:
@@ -182,37 +208,6 @@ def _pick_format(name: str | None, contents: Contents) -> tuple[Format, str | No
             raise
         return get_format(FALLBACK_FORMAT), f"format {FALLBACK_FORMAT}: {error}"
     return fmt, None
-
-
-def _left_alone(opened: OpenModel) -> str | None:
-    """Which linears and stacks of matrices the plan does not reach, or None where there are none."""
-    names = [*opened.topology.untouched, *opened.topology.stacks]
-    if not names:
-        return None
-    return (
-        f"left as they are: {len(names)} weights outside the decoder blocks, or used otherwise than by "
-        f"linear layers, {names[0]} first"
-    )
-
-
-def _left_out(opened: OpenModel) -> str | None:
-    """Which tensors of the files the model has no place for, or None where there are none."""
-    if not opened.leftovers:
-        return None
-    return (
-        f"left out, as transformers does: {len(opened.leftovers)} tensors of the files that "
-        f"{opened.architecture} has no place for, {opened.leftovers[0]} first"
-    )
-
-
-def _quantized_already(opened: OpenModel) -> str | None:
-    """What is compressed of a model that another tool has quantized, or None of any other."""
-    if opened.folder is None or not is_quantized(opened.folder):
-        return None
-    return (
-        f"{opened.name} is quantized already: its dequantized weights are compressed, without what quantizes "
-        "its activations. The original model would lose less"
-    )
 
 
 def _hash_weights(opened: OpenModel, options: RunOptions) -> str:
@@ -301,21 +296,24 @@ def _choose_policy(
     return policy
 
 
-def _write(work: _Work, layers: list[LayerRecord], walked: Walked, journal: Journal) -> RunRecord:
+def _write(
+    work: _Work, rounded: RoundedModel, layers: list[LayerRecord], walked: Walked, journal: Journal
+) -> RunRecord:
     """Write the checkpoint from the journal, read it back, and record the run."""
     folder = journal.folder
-    checkpoint = journaled_checkpoint(work.opened, work.contents, journal)
+    finished = [*journal.files(), *([rounded.file] if rounded.file else [])]
+    checkpoint = journaled_checkpoint(work.opened, work.contents, folder, finished)
     with stage("write", 3, work.options.quiet) as bar:
         bar.note("weights")
         work.fmt.write(checkpoint, folder)
         bar.note("verify", advance=1)
         written = verify_tensors(work.fmt, checkpoint, folder)
         streamed = None if logits_fit(work.opened, work.blocks.running) else written
-        verification = verify_logits(work.opened, work.fmt, folder, walked, streamed)
+        verification = verify_logits(rounded.opened, work.fmt, folder, walked, streamed)
         bar.note("record", advance=1)
-        for path in journal.files():
+        for path in finished:
             path.unlink()
-        record = _record(work, layers, verification, folder)
+        record = _record(work, rounded, layers, verification, folder)
         (folder / PLAN).write_text(to_yaml(work.plan), encoding="utf-8")
         (folder / RECORD).write_text(to_json(record), encoding="utf-8")
         (folder / CARD).write_text(model_card(record, work.plan), encoding="utf-8")
@@ -324,7 +322,11 @@ def _write(work: _Work, layers: list[LayerRecord], walked: Walked, journal: Jour
 
 
 def _record(
-    work: _Work, layers: list[LayerRecord], verification: Verification, folder: Path
+    work: _Work,
+    rounded: RoundedModel,
+    layers: list[LayerRecord],
+    verification: Verification,
+    folder: Path,
 ) -> RunRecord:
     opened = work.opened
     return RunRecord(
@@ -336,6 +338,8 @@ def _record(
         plan_fingerprint=work.plan.fingerprint(),
         calibration=work.tokens.record(),
         layers=tuple(layers),
+        embeddings=rounded.records or None,
+        loader=work.fmt.loader(work.contents),
         versions=versions(),
         seconds=round(time.monotonic() - work.started, 3),
         peak_memory_bytes=peak_memory(),

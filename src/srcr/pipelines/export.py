@@ -69,6 +69,7 @@ def export(model: str | Path, output: Output, options: RunOptions = RunOptions()
             seconds=round(time.monotonic() - started, 3),
             peak_memory_bytes=peak_memory(),
             verification=None,
+            loader=fmt.loader(checkpoint.contents),
             notes=(*record.notes, f"exported from {record.format}"),
         )
         (journal.folder / PLAN).write_text(to_yaml(plan), encoding="utf-8")

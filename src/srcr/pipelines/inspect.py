@@ -1,9 +1,18 @@
 """inspect(): what srcr sees in a model."""
 
-from srcr.models.checkpoint import ModelLike, open_model
+from contextlib import suppress
+
+from srcr.errors import InputError
+from srcr.formats import detect
+from srcr.models.checkpoint import ModelLike, OpenModel, open_model
 from srcr.models.config import is_quantized
 from srcr.models.topology import Block, Topology
-from srcr.records.inspection import InspectedBlock, InspectedGroup, Inspection
+from srcr.records.inspection import (
+    InspectedBlock,
+    InspectedEmbedding,
+    InspectedGroup,
+    Inspection,
+)
 
 
 def inspect(model: ModelLike) -> Inspection:
@@ -28,6 +37,22 @@ def inspect(model: ModelLike) -> Inspection:
         tied_embeddings=topology.tied,
         quantized=opened.folder is not None and is_quantized(opened.folder),
         blocks=tuple(_inspect_block(block, topology) for block in topology.blocks),
+        embeddings=_inspect_embeddings(opened),
+    )
+
+
+def _inspect_embeddings(opened: OpenModel) -> tuple[InspectedEmbedding, ...]:
+    """The embeddings, with the bits that their checkpoint has them in."""
+    bits: dict[str, int] = {}
+    if opened.folder is not None and is_quantized(opened.folder):
+        with suppress(
+            InputError
+        ):  # what another tool has quantized in a form that srcr does not read
+            schemes = detect(opened.folder).read(opened.folder).contents.schemes
+            bits = {name: scheme.num_bits for name, scheme in schemes.items()}
+    return tuple(
+        InspectedEmbedding(name, shape, bits.get(name, 16))
+        for name, shape in opened.topology.embedding_shapes.items()
     )
 
 

@@ -1,13 +1,15 @@
 """What happens to each layer of a model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
 from srcr.errors import InputError
-from srcr.plans.specs import PruneSpec, QuantSpec, SolverSpec
-from srcr.serialize import STRICT, digest
+from srcr.plans.specs import Override, PruneSpec, QuantSpec, SolverSpec
+from srcr.serialize import STRICT, digest, from_dict, read_yaml
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Target:
 
 @dataclass(frozen=True)
 class CompressionPlan:
-    """The plan of a whole model, one entry for each linear layer of its decoder blocks."""
+    """The plan of a whole model, one entry for each linear layer of its decoder blocks; ``embeddings``: those
+    of the input embedding and the output head that are quantized (one where they are tied), by name."""
 
     __pydantic_config__ = STRICT
 
@@ -60,6 +63,7 @@ class CompressionPlan:
     solver: Annotated[SolverSpec, Field(validation_alias=AliasChoices("solver", "sweep"))] = field(
         default_factory=SolverSpec
     )
+    embeddings: tuple[LayerPlan, ...] | None = None
 
     def fingerprint(self) -> str:
         """A hash of everything that decides the result."""
@@ -72,12 +76,36 @@ class CompressionPlan:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The same treatment for every layer, as the command line names it.
+    """The same treatment for every layer, as the command line names it, and what is different for some.
 
-    >>> Recipe(PruneSpec(sparsity=0.25), QuantSpec(num_bits=4)).solver.mode
+    ``targets`` and ``ignore`` are patterns of module names (globs, or ``re:`` and a regular expression): only
+    what matches one of ``targets`` is compressed (all, where there are none), and nothing that matches one
+    of ``ignore``. ``overrides`` says by pattern what some layers get instead; where several match, the later
+    ones win. ``embeddings``: how the input embedding and the output head are quantized, whatever
+    ``targets`` says.
+
+    >>> Recipe(PruneSpec(sparsity=0.25), QuantSpec(num_bits=4), ignore=("*.down_proj",)).solver.mode
     'joint'
     """
+
+    __pydantic_config__ = STRICT
 
     prune: PruneSpec | None = None
     quant: QuantSpec | None = None
     solver: SolverSpec = field(default_factory=SolverSpec)
+    targets: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    embeddings: QuantSpec | None = None
+
+
+def read_plan(path: Path) -> CompressionPlan | Recipe:
+    """The plan in a YAML file: explicit, with ``layers``, or a recipe.
+
+    Raises:
+        InputError: the file cannot be read, or holds neither.
+    """
+    data = read_yaml(path)
+    if isinstance(data, dict) and data and not {"layers", "seed", "target"} & data.keys():
+        return from_dict(Recipe, data, str(path))
+    return from_dict(CompressionPlan, data, str(path))

@@ -1,10 +1,11 @@
 """A plan made explicit, and checked against the shapes of a model, before any work is done."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from srcr.errors import InputError
 from srcr.numerics.masks import parse_structure
+from srcr.plans.patterns import check_patterns, matches, matches_any
 from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe
 
 #: Group size taken where it divides a width and none was asked for.
@@ -14,53 +15,108 @@ AUTO_GROUP = 128
 Shapes = Mapping[str, tuple[int, int]]
 
 
-def uniform_plan(shapes: Shapes, recipe: Recipe) -> CompressionPlan:
-    """The recipe, layer by layer."""
-    layers = tuple(LayerPlan(name, recipe.prune, recipe.quant) for name in shapes)
-    return CompressionPlan(layers, solver=recipe.solver)
+def uniform_plan(
+    shapes: Shapes, recipe: Recipe, embeddings: Shapes | None = None, others: Iterable[str] = ()
+) -> CompressionPlan:
+    """The recipe, layer by layer; what it leaves alone has neither a prune nor a quant. ``embeddings``:
+    shapes of the input embedding and the output head by name; ``others``: names that may be ignored as well.
+
+    Raises:
+        InputError: a pattern matches nothing; nothing is left to compress.
+    """
+    tables = embeddings or {}
+    check_patterns("targets", recipe.targets, shapes)
+    check_patterns("ignore", recipe.ignore, [*shapes, *tables, *others])
+    check_patterns("overrides", recipe.overrides, shapes)
+    quantized = None
+    if recipe.embeddings is not None:
+        quantized = tuple(
+            LayerPlan(name, None, recipe.embeddings)
+            for name in tables
+            if not matches_any(name, recipe.ignore)
+        )
+    layers = tuple(_layer(name, recipe) for name in shapes)
+    nothing = not any(layer.prune or layer.quant for layer in [*layers, *(quantized or ())])
+    if nothing and (recipe.prune or recipe.quant):
+        raise InputError(
+            "targets, ignore and overrides leave nothing to compress: name fewer layers to ignore, or more "
+            "targets"
+        )
+    return CompressionPlan(layers, solver=recipe.solver, embeddings=quantized or None)
+
+
+def left_alone(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:
+    """Whether a layer is not among the targets, or is ignored."""
+    return bool(targets and not matches_any(name, targets)) or matches_any(name, ignore)
+
+
+def _layer(name: str, recipe: Recipe) -> LayerPlan:
+    """What a recipe does to a linear layer."""
+    if left_alone(name, recipe.targets, recipe.ignore):
+        return LayerPlan(name)
+    prune, quant = recipe.prune, recipe.quant
+    for pattern, override in recipe.overrides.items():
+        if matches(name, pattern):
+            prune, quant = override.applied(prune, quant)
+    return LayerPlan(name, prune, quant)
 
 
 def resolve_group_sizes(
-    plan: CompressionPlan, shapes: Shapes
+    plan: CompressionPlan, shapes: Shapes, embeddings: Shapes | None = None
 ) -> tuple[CompressionPlan, str | None]:
     """The plan with every "auto" group size made explicit (128 where it divides the width, else -1),
     and a note that says how many became which."""
-    layers = []
-    sizes = []
-    for layer in plan.layers:
-        if layer.quant is not None and layer.quant.group_size == "auto":
-            width = shapes[layer.name][1]
-            sizes.append(AUTO_GROUP if width % AUTO_GROUP == 0 else -1)
-            layers.append(replace(layer, quant=replace(layer.quant, group_size=sizes[-1])))
-        else:
-            layers.append(layer)
+    widths = {name: width for name, (_, width) in [*shapes.items(), *(embeddings or {}).items()]}
+    sizes: list[int] = []
+
+    def resolved(layer: LayerPlan) -> LayerPlan:
+        if layer.quant is None or layer.quant.group_size != "auto":
+            return layer
+        sizes.append(AUTO_GROUP if widths[layer.name] % AUTO_GROUP == 0 else -1)
+        return replace(layer, quant=replace(layer.quant, group_size=sizes[-1]))
+
+    layers = tuple(resolved(layer) for layer in plan.layers)
+    tables = tuple(resolved(layer) for layer in plan.embeddings or ()) or None
     if not sizes:
         return plan, None
     note = (
         f"group size auto: {AUTO_GROUP} for {sizes.count(AUTO_GROUP)} of {len(sizes)} layers, channel-wise "
         f"for the {sizes.count(-1)} whose width it does not divide"
     )
-    return replace(plan, layers=tuple(layers)), note
+    return replace(plan, layers=layers, embeddings=tables), note
 
 
-def check_plan(plan: CompressionPlan, shapes: Shapes) -> None:
+def check_plan(plan: CompressionPlan, shapes: Shapes, embeddings: Shapes | None = None) -> None:
     """Refuse a plan that does not fit the model.
 
     Raises:
-        InputError: unknown or repeated layers, widths that a group size or an N:M pattern does not divide.
+        InputError: unknown or repeated layers, widths that a group size or an N:M pattern does not divide, a
+            pruned embedding.
     """
-    names = [layer.name for layer in plan.layers]
+    tables = embeddings or {}
+    _check_names(plan.layers, shapes, "no linear layer of the model's blocks")
+    _check_names(
+        plan.embeddings or (), tables, "neither its input embedding nor its own output head"
+    )
+    for layer in plan.layers:
+        _check_layer(layer, shapes[layer.name][1])
+    for layer in plan.embeddings or ():
+        _check_layer(layer, tables[layer.name][1])
+        if layer.prune is not None:
+            raise InputError(
+                f"the plan prunes {layer.name}: embeddings and heads are only quantized, leave prune out"
+            )
+
+
+def _check_names(layers: Sequence[LayerPlan], shapes: Shapes, what: str) -> None:
+    names = [layer.name for layer in layers]
     unknown = [name for name in names if name not in shapes]
     if unknown:
-        raise InputError(
-            f"the plan names {unknown[0]!r}, which is no linear layer of the model's blocks (they are "
-            f"called like {next(iter(shapes))!r})"
-        )
+        known = f" (they are called like {next(iter(shapes))!r})" if shapes else ""
+        raise InputError(f"the plan names {unknown[0]!r}, which is {what}{known}")
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"the plan names {twice!r} twice")
-    for layer in plan.layers:
-        _check_layer(layer, shapes[layer.name][1])
 
 
 def _check_layer(layer: LayerPlan, width: int) -> None:

@@ -1,8 +1,8 @@
 """How a layer is pruned, quantized and solved."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from srcr.errors import InputError
 from srcr.numerics import masks
@@ -70,6 +70,56 @@ class QuantSpec:
             )
         if isinstance(self.group_size, int) and self.group_size != -1 and self.group_size < 1:
             raise InputError(f"group_size {self.group_size} must be -1 (channel-wise) or positive")
+
+
+@dataclass(frozen=True)
+class Override:
+    """What some layers get instead of what all others do, by the names of the command line's options; None
+    changes nothing. ``bits`` 16 quantizes nothing, ``sparsity`` 0 prunes nothing.
+
+    >>> Override(bits=6).applied(None, QuantSpec(num_bits=4))[1].num_bits
+    6
+    """
+
+    __pydantic_config__ = STRICT
+
+    sparsity: float | None = None
+    structure: str | None = None
+    bits: int | None = None
+    group_size: int | Literal["auto"] | None = None
+    symmetric: bool | None = None
+    prune_method: str | None = None
+    quant_method: str | None = None
+
+    def applied(
+        self, prune: PruneSpec | None, quant: QuantSpec | None
+    ) -> tuple[PruneSpec | None, QuantSpec | None]:
+        """How a layer is pruned and quantized that all others are by ``prune`` and ``quant``."""
+        return self._prune(prune), self._quant(quant)
+
+    def _prune(self, others: PruneSpec | None) -> PruneSpec | None:
+        others = others or PruneSpec(sparsity=0.0)
+        structure = self.structure
+        if structure is None:  # another sparsity leaves an N:M structure, which has its own
+            structure = others.mask_structure if self.sparsity is None else masks.UNSTRUCTURED
+        sparsity = others.sparsity if self.sparsity is None else self.sparsity
+        method = self.prune_method or others.method
+        if parse_structure(structure) and self.sparsity is None:
+            return PruneSpec.of(method, sparsity, structure)
+        spec = PruneSpec(method, sparsity, structure)
+        return spec if spec.sparsity > 0 else None
+
+    def _quant(self, others: QuantSpec | None) -> QuantSpec | None:
+        if self.bits == 16 or (others is None and self.bits is None):
+            return None
+        given = {
+            "method": self.quant_method,
+            "num_bits": self.bits,
+            "group_size": self.group_size,
+            "symmetric": self.symmetric,
+        }
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        return replace(others or QuantSpec(), **changes)
 
 
 @dataclass(frozen=True)

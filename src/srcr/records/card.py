@@ -14,6 +14,15 @@ from srcr.records.run import RunRecord
 
 #: A snapshot in the hub's cache.
 _CACHED = re.compile(r"(?:^|/)models--(?P<repo>[^/]+--[^/]+)/snapshots/[0-9a-f]{7,40}/?$")
+#: How a checkpoint becomes a transformers model, by the library that opens it.
+_LOADING = {
+    "transformers": """from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")""",
+    "srcr": """import srcr  # transformers alone does not load packed embeddings
+
+model = srcr.load("path/to/this/folder")""",
+}
 _BEGIN, _END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 
 
@@ -65,6 +74,7 @@ def model_card(record: RunRecord, plan: CompressionPlan) -> str:
     notes = "".join(f"- {note}\n" for note in record.notes)
     entropy = "unknown" if rates.entropy_bits is None else f"{rates.entropy_bits:.2f}"
     text = record.calibration
+    embeddings = "".join(f"| {e.name} | {e.bits} bits |\n" for e in record.embeddings or ())
     return f"""---
 {header}---
 
@@ -80,7 +90,7 @@ stored in {rates.bits:g} bits on average ({" + ".join(methods) or "nothing"}, {p
 | weights that are exactly 0 (rounding adds some) | {100 * rates.zeros:.2f} % |
 | weight files on disk | {format_bytes(rates.stored_bytes)} (base {format_bytes(rates.base_bytes)}) |
 | weights in memory ({rates.engine}) | {format_bytes(rates.loaded_bytes)} |
-| entropy of the codes, the bound that storage can reach | {entropy} bits a weight |
+{embeddings}| entropy of the codes, the bound that storage can reach | {entropy} bits a weight |
 | calibration | {_plain(text.source)}, {text.size} |
 | time, peak memory | {record.seconds:.1f} s, {format_bytes(record.peak_memory_bytes)} |
 
@@ -95,9 +105,7 @@ Not measured yet: `srcr evaluate BASE THIS --tasks bundled --semantic --report` 
 
 {notes}
 ```python
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+{_LOADING[record.loader]}
 ```
 
 Made with: `{(record.command or "srcr.compress(...)").replace("`", "'")}`

@@ -14,6 +14,16 @@ class InspectedGroup:
 
 
 @dataclass(frozen=True)
+class InspectedEmbedding:
+    """The input embedding or an output head of its own, its shape [rows, cols], and bits of a weight: 16, or
+    what it is quantized to."""
+
+    name: str
+    shape: tuple[int, int]
+    bits: int = 16
+
+
+@dataclass(frozen=True)
 class InspectedBlock:
     """A decoder block; its groups of linears are called units in the JSON."""
 
@@ -36,3 +46,4 @@ class Inspection:
     tied_embeddings: bool
     quantized: bool
     blocks: tuple[InspectedBlock, ...]
+    embeddings: tuple[InspectedEmbedding, ...] = ()

@@ -1,6 +1,10 @@
 """The record of a compression, ``srcr.json``."""
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+#: Libraries that open a checkpoint as a transformers model.
+Loader = Literal["transformers", "srcr"]
 
 #: What each count includes, for people to read beside it.
 INCLUDES = {
@@ -98,7 +102,9 @@ class RunSummary:
 @dataclass(frozen=True)
 class RunRecord:
     """Everything needed to understand and repeat a run; written as ``srcr.json``. ``compute``: which
-    implementations it computed by, as :func:`srcr.numerics.paths.compute_paths` names them."""
+    implementations it computed by, as :func:`srcr.numerics.paths.compute_paths` names them; ``embeddings``:
+    what happened to the input embedding and the output head, where they are quantized (their error is that
+    of the weights); ``loader``: which library opens the checkpoint as a transformers model."""
 
     base: str
     base_sha256: str
@@ -114,3 +120,5 @@ class RunRecord:
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
     compute: dict[str, str] = field(default_factory=dict)
+    embeddings: tuple[LayerRecord, ...] | None = None
+    loader: Loader = "transformers"

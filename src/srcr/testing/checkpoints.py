@@ -6,6 +6,7 @@ from srcr.formats.checkpoint import Checkpoint, planned_contents
 from srcr.models.checkpoint import ModelLike, open_model
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.hessian import LayerStatistics
+from srcr.pipelines.embeddings import round_to_nearest
 from srcr.plans.plan import CompressionPlan, Recipe
 from srcr.plans.resolve import check_plan, resolve_group_sizes, uniform_plan
 from srcr.solver.problem import LayerProblem
@@ -15,10 +16,10 @@ from srcr.solver.solve import solve
 def compressed_checkpoint(model: ModelLike, plan: CompressionPlan | Recipe) -> Checkpoint:
     """The model compressed by a plan without any data: as if every input were as likely as any other."""
     opened = open_model(model)
-    shapes = opened.topology.shapes
-    plan = uniform_plan(shapes, plan) if isinstance(plan, Recipe) else plan
-    check_plan(plan, shapes)
-    plan, _ = resolve_group_sizes(plan, shapes)
+    shapes, tables = opened.topology.shapes, opened.topology.embedding_shapes
+    plan = uniform_plan(shapes, plan, tables) if isinstance(plan, Recipe) else plan
+    check_plan(plan, shapes, tables)
+    plan, _ = resolve_group_sizes(plan, shapes, tables)
     weights: dict[str, CompressedWeight] = {}
     for layer in plan.layers:
         weight = opened.blockwise.matrix(layer.name).to(torch.float32)
@@ -28,4 +29,8 @@ def compressed_checkpoint(model: ModelLike, plan: CompressionPlan | Recipe) -> C
                 {layer.name: weight}, {layer.name: layer}, statistics, plan.solver, opened.dtype
             )
         )
+    for layer in plan.embeddings or ():
+        assert layer.quant is not None
+        table, cpu = opened.blockwise.matrix(layer.name), torch.device("cpu")
+        weights[layer.name] = round_to_nearest(table, layer.quant, opened.dtype, cpu)
     return Checkpoint.of(opened, planned_contents(plan, opened.topology), weights.__getitem__)

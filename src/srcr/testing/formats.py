@@ -89,7 +89,7 @@ def _check_layout(fmt: Format, checkpoint: Checkpoint, folder: Path) -> None:
         return
     files, contents = TensorFiles(folder), checkpoint.contents
     for name in contents.compressed:
-        ref, shape = contents.topology.matrices[name], contents.topology.shapes[name]
+        ref, shape = contents.topology.matrix(name), contents.topology.shape(name)
         layout = fmt.layout(ref, shape, contents.schemes.get(name), checkpoint.dtype)
         for key, tensor in layout.items():
             require(key in files, f"layout of {fmt.name} says {key}, which is not written")
