@@ -113,7 +113,7 @@ def check_methods(plan: CompressionPlan) -> None:
     Raises:
         InputError: lists the names there are.
     """
-    for layer in plan.layers:
+    for layer in (*plan.layers, *(plan.embeddings or ())):
         if layer.quant is not None:
             get_quantizer(layer.quant.method)
         if layer.prune is not None:
