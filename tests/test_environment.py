@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from srcr import environment
 from srcr.environment import (
     available_memory,
     format_bytes,
@@ -84,3 +85,15 @@ def test_versions_name_what_decides_the_result():
     known = versions()
     assert {"python", "srcr", "torch", "transformers", "safetensors"} <= known.keys()
     assert known["torch"].startswith(torch.__version__.split("+")[0])
+
+
+def test_bfloat16_is_fast_by_the_flags_of_the_cpu(monkeypatch):
+    ask = environment.multiplies_bfloat16.__wrapped__
+    for flag, capability, expected in (
+        (False, "AVX512", False), (True, "AVX2", False), (True, "AVX512", None),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda f=flag: f, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        onednn = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        assert ask() == (onednn if expected is None else expected)
