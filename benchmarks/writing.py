@@ -8,6 +8,7 @@ ONEDNN_MAX_CPU_ISA=AVX2 stand for an older CPU.
 
 import argparse
 import time
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -52,9 +53,7 @@ def main() -> None:
     steps = TimedDecoder.steps[2:]
     token = 1000 / options.rows
     running = median(end - start for start, end in steps) * token
-    drawing = (
-        median(after[0] - step[1] for step, after in zip(steps, steps[1:], strict=False)) * token
-    )
+    drawing = median(after[0] - step[1] for step, after in pairwise(steps)) * token
     print(f"{options.dtype}, {options.rows} rows at {options.position}, "
           f"{torch.backends.cpu.get_cpu_capability()}: model {running:.2f} ms a token, "
           f"drawing {drawing:.2f}")  # fmt: skip
