@@ -80,7 +80,7 @@ def test_loaded_bytes_are_those_of_the_engine(tmp_path, bits, symmetric, engine)
     weight = random_weight(rows, 1, cols, bits, symmetric, torch.bfloat16, 0)
     contents = Contents(opened.topology, {NAME: Scheme(bits, -1, symmetric)}, (NAME,))
     FORMAT.write(Checkpoint.of(opened, contents, lambda _: weight), tmp_path)
-    loaded = FORMAT.loaded_bytes(tmp_path)
+    loaded = FORMAT.loaded_bytes(tmp_path, contents)
     assert loaded.engine == engine
     words = 4 * rows * -(-cols * bits // 32)
     zero_points = 0 if symmetric else 4 * -(-rows * bits // 32)
@@ -91,8 +91,9 @@ def test_loaded_bytes_are_those_of_the_engine(tmp_path, bits, symmetric, engine)
 
 def test_loaded_bytes_of_a_dense_checkpoint(tmp_path):
     opened = open_model(tiny_model("llama"))
-    get_format("dense").write(Checkpoint.of(opened), tmp_path)
-    assert get_format("dense").loaded_bytes(tmp_path).n_bytes == opened.weight_bytes
+    dense, checkpoint = get_format("dense"), Checkpoint.of(opened)
+    dense.write(checkpoint, tmp_path)
+    assert dense.loaded_bytes(tmp_path, checkpoint.contents).n_bytes == opened.weight_bytes
 
 
 def test_schemes_follow_targets():

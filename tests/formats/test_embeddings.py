@@ -108,7 +108,7 @@ def test_who_serves_them(tmp_path, tied, bits, engine):
     """vLLM has kernels for packed embeddings and heads, but not for one that is both."""
     recipe = Recipe(None, spec(4), embeddings=spec(bits))
     _, out, _ = write(tmp_path, "llama", recipe, tie_word_embeddings=tied)
-    loaded = PACKED.loaded_bytes(out)
+    loaded = PACKED.loaded_bytes(out, PACKED.read(out).contents)
     assert loaded.engine == engine
     stored = sum(TensorFiles(out).sizes().values())
     assert (loaded.n_bytes == stored) == (engine == "vllm")
@@ -118,5 +118,5 @@ def test_fused_linears_that_differ_are_said_aloud(tmp_path):
     recipe = Recipe(None, spec(4), ignore=("*.k_proj",))
     checkpoint, out, expected = write(tmp_path, "llama", recipe)
     assert "vLLM fuses model.layers.0.self_attn.q_proj" in PACKED.notes(checkpoint.contents)[0]
-    assert PACKED.loaded_bytes(out).engine == "transformers"
+    assert PACKED.loaded_bytes(out, PACKED.read(out).contents).engine == "transformers"
     assert torch.equal(transformers_logits(out), expected)

@@ -174,7 +174,7 @@ def test_a_group_of_several_settings_is_said_aloud(tmp_path, saved, other):
     assert re.search(r"vLLM fuses .*layers\.1\.self_attn\.k_proj", PACKED.notes(contents)[0])
     compressed = write(base, tmp_path / "out", plan)
     assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)
-    assert PACKED.loaded_bytes(tmp_path / "out").engine == "transformers"
+    assert PACKED.loaded_bytes(tmp_path / "out", contents).engine == "transformers"
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["with-nothing-to-do", "left-out"])

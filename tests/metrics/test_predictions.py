@@ -7,7 +7,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from architectures import tiny_architecture
 from srcr.data.tokens import Tokens
 from srcr.metrics import divergence
-from srcr.metrics.divergence import evaluation_batches, measure_divergence
+from srcr.metrics.divergence import measure_divergence, plan_passes
 from srcr.metrics.predictions import has_pieces, predict
 from srcr.testing import tiny_model
 
@@ -57,7 +57,7 @@ def test_the_size_of_pieces_makes_no_difference(pieces, monkeypatch):
     (expected,) = measure_divergence(base, [model], tokens)
     monkeypatch.setattr(divergence, "PIECE_LOGITS", 96 * 7)
     monkeypatch.setattr(divergence, "WHOLE_LOGITS", 96 * 2 * 40)
-    assert len(evaluation_batches([base, model], tokens)) == (1 if pieces else 3)
+    assert len(plan_passes([base, model], tokens).batches) == (1 if pieces else 3)
     (result,) = measure_divergence(base, [model], tokens)
     assert result.kl.value == pytest.approx(expected.kl.value, rel=1e-5)
     assert result.kl.p99 == pytest.approx(expected.kl.p99, rel=1e-4)

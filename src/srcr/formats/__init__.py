@@ -37,10 +37,10 @@ class Format:
 
     ``check`` raises InputError where the contents do not fit; ``write`` puts a checkpoint into an empty
     folder, ``read`` gives it back; ``recognises``: whether a folder holds this format; ``layout``: what a
-    compressed linear is stored as; ``loaded_bytes``: what the engine that serves it keeps in memory;
-    ``load``: the model in it, dequantized, on the CPU, in a precision (None: its own); ``notes``: what should
-    be said aloud of contents that it holds, such as which engines do not load them; ``loader``: which
-    library opens them as a transformers model.
+    compressed linear is stored as; ``loaded_bytes``: what the engine that serves a folder of such contents
+    keeps in memory; ``load``: the model in it, dequantized, on the CPU, in a precision (None: its own);
+    ``notes``: what should be said aloud of contents that it holds, such as which engines do not load them;
+    ``loader``: which library opens them as a transformers model.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Format:
     read: Callable[[Path], Checkpoint]
     recognises: Callable[[Path], bool]
     layout: Layout
-    loaded_bytes: Callable[[Path], LoadedBytes]
+    loaded_bytes: Callable[[Path, Contents], LoadedBytes]
     load: Callable[[Path, torch.dtype | None], Any] = load_model
     notes: Callable[[Contents], Sequence[str]] = lambda contents: ()
     loader: Callable[[Contents], Loader] = lambda contents: "transformers"

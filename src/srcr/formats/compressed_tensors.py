@@ -295,11 +295,11 @@ def _served_by_vllm(contents: Contents) -> bool:
     )
 
 
-def _loaded_bytes(folder: Path) -> LoadedBytes:
+def _loaded_bytes(folder: Path, contents: Contents) -> LoadedBytes:
     """vLLM keeps the packed tensors; where it cannot serve a setting, transformers (or srcr) decompresses
     all."""
     files = TensorFiles(folder)
-    contents, sizes = _read(folder).contents, files.sizes()
+    sizes = files.sizes()
     if _served_by_vllm(contents):
         return LoadedBytes(sum(sizes.values()), "vllm")
     total = 0

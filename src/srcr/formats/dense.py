@@ -50,7 +50,7 @@ def _recognises(folder: Path) -> bool:
     return not is_quantized(folder)
 
 
-def _loaded_bytes(folder: Path) -> LoadedBytes:
+def _loaded_bytes(folder: Path, _: Contents) -> LoadedBytes:
     """Every tensor, as stored."""
     return LoadedBytes(sum(TensorFiles(folder).sizes().values()), "transformers")
 

@@ -71,10 +71,16 @@ def logits_fit(opened: OpenModel, running: torch.dtype) -> bool:
 
 @torch.no_grad()
 def verify_logits(
-    opened: OpenModel, fmt: Format, folder: Path, walked: Walked, streamed: Checkpoint | None = None
+    opened: OpenModel,
+    fmt: Format,
+    folder: Path,
+    written: Checkpoint,
+    walked: Walked,
+    streamed: bool = False,
 ) -> Verification:
     """The logits of what ``folder`` stands for beside those of the model as it was compressed: as the engine
-    that serves the format loads it, or of what it reads back to (``streamed``), a block at a time.
+    that serves the format loads it, or, ``streamed``, of what it reads back to (``written``), a block at a
+    time.
 
     Raises:
         VerificationError: they differ by more than rounding explains.
@@ -82,11 +88,10 @@ def verify_logits(
     running = opened.blockwise.running
     dtype = None if running == opened.dtype else running
     expected = opened.blockwise.logits(walked.ids, walked.hidden)
-    if streamed is None:
-        loader = fmt.loader(fmt.read(folder).contents)
+    if not streamed:
         logits = fmt.load(folder, dtype)(walked.ids, use_cache=False).logits
     else:
-        logits = _streamed_logits(opened, streamed, walked.ids)
+        logits = _streamed_logits(opened, written, walked.ids)
     difference = _difference(expected, logits)
     tolerance = TOLERANCES[opened.dtype]
     if not difference <= tolerance:
@@ -98,7 +103,7 @@ def verify_logits(
         walked.ids.numel(),
         float(f"{difference:.3g}"),
         tolerance,
-        loader if streamed is None else "srcr, block by block",
+        "srcr, block by block" if streamed else fmt.loader(written.contents),
         str(running).removeprefix("torch."),
     )
 

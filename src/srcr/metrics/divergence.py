@@ -23,6 +23,15 @@ BATCH_TOKENS, PIECE_LOGITS, WHOLE_LOGITS = 4096, 1 << 24, 1 << 26
 MAX_LOG = 709
 
 
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """How tokens go through several models: ``batches`` that fit into memory in all of them, and of which
+    models logits come ``in_pieces``."""
+
+    batches: tuple[Batch, ...]
+    in_pieces: tuple[bool, ...]
+
+
 @dataclass
 class DivergenceAccumulator:
     """Collects batch by batch. A document leaves its sums behind, a position its KL in a temporary file:
@@ -98,23 +107,24 @@ def measure_divergence(
     models: Sequence[Any],
     tokens: Tokens,
     on_pass: Callable[[int], None] = lambda model: None,
+    passes: Passes | None = None,
 ) -> list[Divergence]:
     """The divergence of each of ``models`` from ``base`` on ``tokens``, batch by batch: the base's logits of
     a batch serve every model. Neither padding nor a row's first token, which nothing predicts, counts.
     ``on_pass`` is told after each model's pass over a batch which it was: 0 the base, 1 the first of
-    ``models``."""
+    ``models``. ``passes``: as :func:`plan_passes` has them of ``[base, *models]`` (None: planned here)."""
     accumulators = [DivergenceAccumulator() for _ in models]
-    batches = evaluation_batches([base, *models], tokens)
-    in_pieces = [has_pieces(model, tokens.input_ids) for model in (base, *models)]
-    for batch in batches:
+    if passes is None:
+        passes = plan_passes([base, *models], tokens)
+    for batch in passes.batches:
         ids = batch.input_ids.to(base.device)
         predictions = []
         for number, model in enumerate((base, *models)):
-            predictions.append(predict(model, ids, in_pieces[number]))
+            predictions.append(predict(model, ids, passes.in_pieces[number]))
             on_pass(number)
         for accumulator, compared in zip(accumulators, _compared(predictions, ids), strict=True):
             accumulator.add_positions(compared)
-    rows = torch.cat([batch.rows for batch in batches])
+    rows = torch.cat([batch.rows for batch in passes.batches])
     return [accumulator.result(rows) for accumulator in accumulators]
 
 
@@ -133,12 +143,13 @@ def _compared(predictions: Sequence[Predictions], ids: Tensor) -> list[Tensor]:
     return [torch.cat(part, dim=-1) for part in parts]
 
 
-def evaluation_batches(models: Sequence[Any], tokens: Tokens) -> tuple[Batch, ...]:
-    """The rows in batches that fit into memory in all of the models."""
+def plan_passes(models: Sequence[Any], tokens: Tokens) -> Passes:
+    """How the tokens go through the models."""
+    in_pieces = tuple(has_pieces(model, tokens.input_ids) for model in models)
     together = BATCH_TOKENS
-    if not all(has_pieces(model, tokens.input_ids) for model in models):
+    if not all(in_pieces):
         together = min(together, WHOLE_LOGITS // (len(models) * _vocabulary(models[0])))
-    return tokens.batches(together)
+    return Passes(tokens.batches(together), in_pieces)
 
 
 def _vocabulary(model: Any) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from srcr.numerics.grid import Grid, round_product
+from srcr.numerics.grid import Grid
 from srcr.numerics.hessian import DampedHessian
 from srcr.numerics.kernels.dispatch import StepColumns, kernels_for
 from srcr.numerics.kernels.states import DescentState
@@ -34,7 +34,8 @@ class Refinement:
 def step_columns(state: DescentState, start: int, stop: int) -> None:
     """Move the columns ``start:stop`` to their best values, in their order: the reference of the compiled
     kernels."""
-    qparams = None if state.grid is None else state.grid.columns(state.order[start:stop])
+    columns = torch.arange(start, stop, device=state.weight.device)
+    qparams = None if state.grid is None else state.grid.columns(columns)
     for j in range(start, stop):
         i = j - start
         mask = None if state.mask is None else state.mask[:, j]
@@ -73,16 +74,16 @@ def refine(
     delta = target - weight
     pull = product(delta, damped.matrix).add_(delta, alpha=damped.damp)
     del delta
-    order = torch.arange(target.shape[1], device=target.device)
-    state = DescentState(pull, damped.matrix, order, weight, codes, start_from.mask, grid)
-    whole_rows = grid is not None and grid.group_size == len(order) > block_size
+    state = DescentState(pull, damped.matrix, weight, codes, start_from.mask, grid)
+    cols = target.shape[1]
+    whole_rows = grid is not None and grid.group_size == cols > block_size
     reach = None
     if whole_rows:
         reach = product(target, damped.matrix).add_(target, alpha=damped.damp)
     for _ in range(rounds):
         if reach is not None:
             _refit_rows(state, damped, reach)
-        for columns in _blocks(len(order), block_size, grid):
+        for columns in _blocks(cols, block_size, grid):
             _refine_block(state, damped, columns, step_block, refit=not whole_rows)
     return Refinement(SweepResult(weight, codes, start_from.mask), grid, pull)
 
@@ -120,49 +121,44 @@ def _refine_block(
 ) -> None:
     """Refit the scales of a block's groups where ``refit``, each before its columns move; then push what has
     changed on to all columns."""
-    grid, first, stop = state.grid, columns.start, columns.stop
+    first, stop = columns.start, columns.stop
     own = damped.matrix[columns, columns].clone()
     own.diagonal().add_(damped.damp)
     before = state.weight[:, columns].clone()
     pull = state.pull[:, columns].clone()  # what this block still sees while it changes
-    size = grid.group_size if grid is not None and refit else stop - first
+    size = state.grid.group_size if state.grid is not None and refit else stop - first
     for start in range(first, stop, size):
         span = slice(start, min(start + size, stop))
         inside = slice(span.start - first, span.stop - first)
-        reached = own[inside, inside.start :]
-        if grid is not None and refit:
-            moved = _refit_group(state, span, pull[:, inside], own[inside, inside])
-            pull[:, inside.start :].addmm_(moved, reached, alpha=-1)
-        was = state.weight[:, span].clone()
         part = replace(
             state, pull=pull[:, inside].contiguous(), damped=own[inside, inside].contiguous()
         )
-        step_block(part, span.start, span.stop)
-        if span.stop < stop:
-            moved = state.weight[:, span] - was
-            pull[:, inside.stop :].addmm_(moved, reached[:, size:], alpha=-1)
+        moved = _refine_span(part, span, step_block, refit)
+        pull[:, inside.stop :].addmm_(moved, own[inside, inside.stop :], alpha=-1)
     moved = state.weight[:, columns] - before
     state.pull[:, columns].sub_(moved, alpha=damped.damp)
     state.pull.addmm_(moved, damped.matrix[columns], alpha=-1)
 
 
-def _refit_group(state: DescentState, span: slice, pull: Tensor, own: Tensor) -> Tensor:
-    """Refit the scale of the group that is the columns ``span``; how far its weights [rows, n] move."""
-    grid, codes = state.grid, state.codes
-    assert grid is not None
-    assert codes is not None
-    group = span.start // grid.group_size
-    steps = codes[:, span].to(torch.float32)
-    if grid.zero_point is not None:
-        steps -= grid.zero_point[:, group, None]
-    scale = refit_scale(
-        grid.scale[:, group],
-        (pull * steps).sum(dim=1),
-        (product(steps, own) * steps).sum(dim=1),
-        grid.dtype,
+def _refine_span(state: DescentState, span: slice, step_block: StepColumns, refit: bool) -> Tensor:
+    """Refit the scale of the group that is the columns ``span``, where ``refit``, and move them; how far
+    their weights [rows, n] have come. ``state`` has the pull and the Hessian of these columns."""
+    before = state.weight[:, span].clone()
+    if state.grid is not None and refit:
+        _refit_group(state, state.grid, span)
+        state.pull.addmm_(state.weight[:, span] - before, state.damped, alpha=-1)
+    step_block(state, span.start, span.stop)
+    return state.weight[:, span] - before
+
+
+def _refit_group(state: DescentState, grid: Grid, span: slice) -> None:
+    """Refit the scale of the group that is the columns ``span``, and put its weights on it."""
+    assert state.codes is not None
+    number = span.start // grid.group_size
+    codes = state.codes[:, span].to(torch.float32)
+    steps = grid.group(number).center(codes)
+    along, energy = (
+        (reached * steps).sum(dim=1) for reached in (state.pull, product(steps, state.damped))
     )
-    grid.scale[:, group] = scale
-    value = round_product(steps.mul_(scale[:, None]), grid.dtype)
-    moved = value - state.weight[:, span]
-    state.weight[:, span] = value
-    return moved
+    grid.scale[:, number] = refit_scale(grid.scale[:, number], along, energy, grid.dtype)
+    state.weight[:, span] = grid.group(number).dequantize(codes)

@@ -118,6 +118,12 @@ class Grid:
         zero_point = None if self.zero_point is None else spread(self.zero_point)
         return QParams(spread(self.scale), zero_point, *code_range(self.num_bits), self.dtype)
 
+    def group(self, index: int) -> QParams:
+        """The parameters [rows, 1] of a group."""
+        at = slice(index, index + 1)
+        zero_point = None if self.zero_point is None else self.zero_point[:, at]
+        return QParams(self.scale[:, at], zero_point, *code_range(self.num_bits), self.dtype)
+
     def expand(self) -> QParams:
         """The parameters [rows, cols] of every weight."""
         cols = self.scale.shape[1] * self.group_size

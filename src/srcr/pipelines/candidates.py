@@ -158,7 +158,8 @@ def _measured(base: OpenModel, loaded: _Loaded) -> Rates:
         if fmt is None:
             layers, in_memory = _layers_in_files(loaded.folder, loaded.model)
             return measured_rates(layers, base_size, base.weight_bytes, stored, in_memory)
-        checkpoint, in_memory = fmt.read(loaded.folder), fmt.loaded_bytes(loaded.folder)
+        checkpoint = fmt.read(loaded.folder)
+        in_memory = fmt.loaded_bytes(loaded.folder, checkpoint.contents)
     layers = [
         _layer_rates(checkpoint, loaded.model, name)
         for name in checkpoint.contents.topology.linears()

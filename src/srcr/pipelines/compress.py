@@ -170,7 +170,8 @@ def _prepare(
         calibration = Calibration.of(calibration)
         if budget is not None and writes_itself(calibration):
             _check_whole(opened, calibration, budget, device)
-        tokens = _calibrate(calibration, opened, plan.seed, device, options)
+        request = calibration_request(calibration, plan.seed)
+        tokens = load_text(request, TextModel(opened, device.type), "calibrate", options)
     notes = (*notes, *tokens.notes)
     return _Work(opened, blocks, base_sha256, plan, fmt, contents, tokens, notes, options, started)
 
@@ -240,18 +241,6 @@ def _check_whole(
         )
 
 
-def _calibrate(
-    calibration: Calibration,
-    opened: OpenModel,
-    seed: int,
-    device: torch.device,
-    options: RunOptions,
-) -> Tokens:
-    """The calibration data, loaded or written."""
-    request = calibration_request(calibration, seed)
-    return load_text(request, TextModel(opened, device.type), "calibrate", options)
-
-
 def _finished(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:
     """The record of a finished OUT, where it is what this run would give.
 
@@ -308,8 +297,8 @@ def _write(
         work.fmt.write(checkpoint, folder)
         bar.note("verify", advance=1)
         written = verify_tensors(work.fmt, checkpoint, folder)
-        streamed = None if logits_fit(work.opened, work.blocks.running) else written
-        verification = verify_logits(rounded.opened, work.fmt, folder, walked, streamed)
+        streamed = not logits_fit(work.opened, work.blocks.running)
+        verification = verify_logits(rounded.opened, work.fmt, folder, written, walked, streamed)
         bar.note("record", advance=1)
         for path in finished:
             path.unlink()
@@ -334,7 +323,9 @@ def _record(
         base_sha256=work.base_sha256,
         command=work.options.command,
         format=work.fmt.name,
-        rates=compressed_rates(opened, layers, folder, work.fmt.loaded_bytes(folder)),
+        rates=compressed_rates(
+            opened, layers, folder, work.fmt.loaded_bytes(folder, work.contents)
+        ),
         plan_fingerprint=work.plan.fingerprint(),
         calibration=work.tokens.record(),
         layers=tuple(layers),

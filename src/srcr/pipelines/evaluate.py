@@ -19,7 +19,7 @@ from srcr.data.tokens import Tokens
 from srcr.environment import select_device, versions
 from srcr.errors import InputError
 from srcr.metrics import retention
-from srcr.metrics.divergence import evaluation_batches, measure_divergence
+from srcr.metrics.divergence import measure_divergence, plan_passes
 from srcr.metrics.harness import ItemSelection
 from srcr.metrics.retention import PairedScores, item_scores, task_score
 from srcr.metrics.semantic import (
@@ -179,13 +179,15 @@ def _warn_of_calibration(tokens: Tokens, candidates: Sequence[Candidate]) -> Non
 def _divergences(tokens: Tokens, comparison: _Comparison) -> list[Divergence]:
     """All models over the text, batch by batch."""
     names = ["base", *comparison.labels]
-    batches = evaluation_batches([comparison.base, *comparison.models], tokens)
-    with stage("evaluate", len(batches) * len(names), comparison.options.quiet) as bar:
+    passes = plan_passes([comparison.base, *comparison.models], tokens)
+    steps = len(passes.batches) * len(names)
+    with stage("evaluate", steps, comparison.options.quiet) as bar:
         return measure_divergence(
             comparison.base,
             comparison.models,
             tokens,
             lambda model: bar.note(names[model], advance=1),
+            passes,
         )
 
 

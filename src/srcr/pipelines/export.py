@@ -54,7 +54,7 @@ def export(model: str | Path, output: Output, options: RunOptions = RunOptions()
         fmt.write(checkpoint, journal.folder)
         bar.note("verify", advance=1)
         verify_tensors(fmt, checkpoint, journal.folder)
-        loaded = fmt.loaded_bytes(journal.folder)
+        loaded = fmt.loaded_bytes(journal.folder, checkpoint.contents)
         exported = replace(
             record,
             command=options.command,

@@ -75,7 +75,10 @@ def _check_folder(fmt: Format, checkpoint: Checkpoint, model: Any, folder: Path)
     _check_weights(fmt.name, checkpoint, written)
     fmt.write(written, copy)
     require(_bytes(first) == _bytes(copy), f"{fmt.name} read and written again is not the same")
-    require(fmt.loaded_bytes(first).n_bytes > 0, f"{fmt.name} says that it is loaded to nothing")
+    require(
+        fmt.loaded_bytes(first, checkpoint.contents).n_bytes > 0,
+        f"{fmt.name} says that it is loaded to nothing",
+    )
     _check_logits(fmt, checkpoint, model, first)
 
 

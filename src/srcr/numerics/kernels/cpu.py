@@ -124,7 +124,7 @@ def _sweep(  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, **_OPTIONS)
 def _descend(  # type: ignore[no-untyped-def]
-    pull, damped, groups, weight, codes, mask, scale, zero, low, high, product, start, stop
+    pull, damped, group_size, weight, codes, mask, scale, zero, low, high, product, start, stop
 ):
     rows = pull.shape[0]
     for quad in prange((rows + 3) // 4):
@@ -135,7 +135,7 @@ def _descend(  # type: ignore[no-untyped-def]
         p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
         e = np.zeros(4, np.float32)
         for j in range(start, stop):
-            i, g = j - start, groups[j]
+            i, g = j - start, j // group_size if group_size else -1
             for q in range(count):
                 e[q] = _step_weight(p[q, i], damped[i, i], r0 + q, j, g, weight, codes, mask, scale,
                                     zero, low, high, product)  # fmt: skip
@@ -171,7 +171,7 @@ def step_columns(state: DescentState, start: int, stop: int) -> None:
     """As :func:`srcr.numerics.descent.step_columns`."""
     _threads()
     _descend(
-        state.pull.numpy(), state.damped.numpy(), _groups(state.order, state.grid),
+        state.pull.numpy(), state.damped.numpy(), _group_size(state.grid),
         state.weight.numpy(), _codes(state.codes), _mask(state.mask),
         *_grid(state.grid), start, stop,
     )  # fmt: skip
@@ -185,6 +185,11 @@ def _block(matrix: Tensor, start: int, stop: int) -> npt.NDArray[np.float32]:
 def _groups(order: Tensor, grid: Grid | None) -> npt.NDArray[np.int64]:
     """The group of each column; -1 without a grid."""
     return (torch.full_like(order, -1) if grid is None else order // grid.group_size).numpy()
+
+
+def _group_size(grid: Grid | None) -> int:
+    """Columns of a group; 0 without a grid."""
+    return 0 if grid is None else grid.group_size
 
 
 def _codes(codes: Tensor | None) -> npt.NDArray[np.int8]:

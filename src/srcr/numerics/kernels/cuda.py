@@ -108,12 +108,12 @@ def _sweep(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _descend(  # type: ignore[no-untyped-def]
-    pull, damped, order, weight, codes, mask_pointer, scale, zero,
-    rows, cols, stride, width, groups, group_size, reach, low, high,
+    pull, damped, weight, codes, mask_pointer, scale, zero,
+    rows, cols, stride, start, width, groups, group_size, reach, low, high,
     PRODUCT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Move the columns of a block: pull p, weights w, codes c; ``reach`` is the distance between
-    rows of the pull; other arguments as :func:`_sweep`'s."""
+    """Move the columns of a block: pull p, weights w, codes c; ``start`` is its first column, ``reach`` the
+    distance between rows of the pull; other arguments as :func:`_sweep`'s."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
     inside = r < rows
@@ -125,7 +125,7 @@ def _descend(  # type: ignore[no-untyped-def]
     for i in range(width):
         u = tl.load(damped + i * stride + k, mask=k < width, other=0.0)
         energy = tl.load(damped + i * stride + i)
-        group = r * groups + tl.load(order + i).to(tl.int32) // group_size
+        group = r * groups + (start + i) // group_size
         s = None if scale is None else tl.load(scale + group, mask=inside, other=1.0)
         z = 0.0 if zero is None else tl.load(zero + group, mask=inside, other=0.0)
         kept = (
@@ -172,9 +172,9 @@ def step_columns(state: DescentState, start: int, stop: int) -> None:
     height, width, warps = _tile(stop - start)
     with torch.cuda.device(state.weight.get_device()):
         _descend[(triton.cdiv(rows, height),)](
-            state.pull, state.damped, state.order[block], state.weight[:, block],
+            state.pull, state.damped, state.weight[:, block],
             _part(state.codes, block), _part(state.mask, block), scale, zero,
-            rows, cols, state.damped.stride(0), stop - start,
+            rows, cols, state.damped.stride(0), start, stop - start,
             groups, group_size, state.pull.stride(0), low, high,
             PRODUCT=product, ROWS=height, BLOCK=width, num_warps=warps, **_OPTIONS,
         )  # fmt: skip

@@ -68,11 +68,14 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
 def moments_for(*matrices: Tensor) -> Moments | None:
     """Compiled sums of products of these matrices; None where there are none, or they are not bfloat16."""
-    if all(x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in matrices):
+    # On Intel's CPUs MKL's float32 product is faster, the conversion included (benchmarks/moments.py).
+    if (
+        all(x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in matrices)
+        and not is_intel()
+    ):
         from srcr.numerics.kernels import cpu_moments
 
-        # On Intel's CPUs MKL's float32 product is faster, the conversion included (benchmarks/moments.py).
-        return cpu_moments if cpu_moments.available() and not is_intel() else None
+        return cpu_moments if cpu_moments.available() else None
     return None
 
 

@@ -33,13 +33,12 @@ class DescentState:
     """A round of coordinate descent under way, as :class:`SweepState`.
 
     ``pull`` [rows, cols] float32: ``(target - weight) damped``, spoilt by a step; ``damped`` [cols, cols]:
-    the damped Hessian; a step is given those of its own columns only; ``weight`` [rows, cols]: the result;
-    ``order`` [cols]: where each column stands on the ``grid``.
+    the damped Hessian; a step is given those of its own columns only; ``weight`` [rows, cols]: the result.
+    Columns are in the order of the file.
     """
 
     pull: Tensor
     damped: Tensor
-    order: Tensor
     weight: Tensor
     codes: Tensor | None
     mask: Tensor | None
