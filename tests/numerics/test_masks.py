@@ -13,6 +13,7 @@ from srcr.numerics.kernels.dispatch import kth_smallest
 shapes = st.tuples(st.integers(1, 7), st.integers(1, 9))
 sparsities = st.floats(0, 0.999, allow_nan=False)
 seeds = st.integers(0, 10_000)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
 def random_scores(shape, seed, ties=False):
@@ -31,8 +32,9 @@ def test_the_kth_smallest(values, data):
     assert kth_smallest(torch.tensor(values), k) == sorted(values)[k]
 
 
-def test_the_kth_smallest_of_many():
-    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_the_kth_smallest_of_many(device):
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).to(device)
     ranked = values.sort().values
     for k in (0, 1, 25_000, 99_999):
         assert kth_smallest(values, k) == float(ranked[k])

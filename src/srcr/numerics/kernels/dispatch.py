@@ -104,4 +104,6 @@ def kth_smallest(flat: Tensor, k: int) -> float:
         from srcr.numerics.kernels import cpu_select
 
         return cpu_select.kth_smallest(flat, k)
+    if flat.device.type == "cuda":  # whose kthvalue keeps to a single multiprocessor
+        return float(flat.sort().values[k])
     return float(flat.kthvalue(k + 1).values)
