@@ -2,8 +2,9 @@
 
     python benchmarks/moments.py [--tokens 8192] [--widths 512,2048,3072] [--json out.json]
 
-Seconds of ``X^T X`` on and below the diagonal (bfloat16 inputs, sums in float32) and of ``X^T Y``; compiled,
-converted to float32 first, and (the full product, rounded to bfloat16: no use for moments) by torch. Medians.
+Seconds of ``X^T X`` on and below the diagonal (bfloat16 inputs, sums in float32) and of ``X^T Y``: compiled,
+by MKL, and converted to float32 first; and, of no use for moments, by torch, all of it rounded to bfloat16.
+Medians.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from srcr.numerics import moments
-from srcr.numerics.kernels import cpu_moments
+from srcr.numerics.kernels import cpu_moments, mkl_moments
 from sweep import seconds
 
 
@@ -26,9 +27,11 @@ def measured(width: int, args: argparse.Namespace) -> dict[str, float]:
     Y = torch.randn(args.tokens, width // 4).bfloat16()
     gram, cross = torch.zeros(width, width), torch.zeros(width, width // 4)
     ways: dict[str, Callable[[], object]] = {
-        "gram": lambda: cpu_moments.accumulate_gram(gram, X),
+        "gram VDPBF16PS": lambda: cpu_moments.accumulate_gram(gram, X),
+        "gram MKL": lambda: mkl_moments.accumulate_gram(gram, X),
         "gram float32": lambda: moments.accumulate_gram(gram, X.float()),
-        "cross": lambda: cpu_moments.accumulate(cross, X, Y),
+        "cross VDPBF16PS": lambda: cpu_moments.accumulate(cross, X, Y),
+        "cross MKL": lambda: mkl_moments.accumulate(cross, X, Y),
         "cross float32": lambda: moments.accumulate(cross, X.float(), Y.float()),
         "full bfloat16": lambda: X.T @ X,
     }
@@ -48,8 +51,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if not cpu_moments.available():
-        raise SystemExit("this CPU has no AVX-512 BF16: there is nothing to compare")
+    if not (cpu_moments.available() and mkl_moments.available()):
+        raise SystemExit(
+            "this CPU has no AVX-512 BF16, or torch no MKL: there is nothing to compare"
+        )
     torch.set_num_threads(args.threads)
     rows = [measured(width, args) for width in map(int, args.widths.split(","))]
     table = Table(title=f"moments of {args.tokens} tokens, ms")

@@ -10,7 +10,7 @@ import torch
 
 from srcr import environment
 from srcr.numerics.grid import Grid
-from srcr.numerics.kernels import cpu_moments, dispatch
+from srcr.numerics.kernels import cpu_moments, dispatch, mkl_moments
 from srcr.numerics.paths import compute_paths
 
 #: A CPU with AVX2 and nothing newer.
@@ -46,10 +46,11 @@ def test_a_plain_cpu_computes_in_float32():
     assert int(paths["threads"]) >= 1
 
 
-@pytest.mark.skipif(not cpu_moments.available(), reason="this CPU has no AVX-512 BF16")
-def test_moments_are_the_instructions_where_mkl_is_slower(monkeypatch):
-    for intel, moments in ((True, "float32"), (False, "bfloat16, summed in float32")):
-        monkeypatch.setattr(dispatch, "is_intel", lambda intel=intel: intel)
+@pytest.mark.parametrize(("intel", "module"), [(True, mkl_moments), (False, cpu_moments)])
+def test_moments_in_bfloat16_by_what_the_cpu_has(monkeypatch, intel, module):
+    monkeypatch.setattr(dispatch, "is_intel", lambda: intel)
+    for there, moments in ((True, f"bfloat16 by {module.ENGINE}"), (False, "float32")):
+        monkeypatch.setattr(module, "available", lambda there=there: there)
         assert compute_paths(torch.device("cpu"), torch.bfloat16)["moments"] == moments
 
 

@@ -15,12 +15,12 @@ def compute_paths(device: torch.device, running: torch.dtype) -> dict[str, str]:
     blocks = str(running).removeprefix("torch.")
     if device.type != "cpu":
         return {"device": torch.cuda.get_device_name(device), "blocks": blocks}
-    compiled = moments_for(torch.empty(0, dtype=running)) is not None
+    compiled = moments_for(torch.empty(0, dtype=running))
     return {
         "device": cpu_name(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "blocks": blocks,
         "products": "oneDNN" if uses_onednn() else "BLAS",
-        "moments": "bfloat16, summed in float32" if compiled else "float32",
+        "moments": f"bfloat16 by {compiled.ENGINE}" if compiled else "float32",
     }

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from srcr.numerics.kernels.cpu import _OPTIONS, _threads
 
+#: For the record.
+ENGINE = "VDPBF16PS"
 #: Numbers in a vector of float32.
 LANES = 16
 #: Columns of a panel: two vectors.

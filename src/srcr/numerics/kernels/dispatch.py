@@ -42,7 +42,12 @@ class Kernels(Protocol):
 
 
 class Moments(Protocol):
-    """Sums of products over the rows of bfloat16 matrices."""
+    """Sums of products over the rows of bfloat16 matrices: exact products, summed in float32."""
+
+    @property
+    def ENGINE(self) -> str:  # noqa: N802 (a constant of the module)
+        """What multiplies: a library or an instruction."""
+        ...
 
     def accumulate(self, moment: Tensor, left: Tensor, right: Tensor) -> None:
         """As :func:`srcr.numerics.moments.accumulate`."""
@@ -68,15 +73,15 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
 def moments_for(*matrices: Tensor) -> Moments | None:
     """Compiled sums of products of these matrices; None where there are none, or they are not bfloat16."""
-    # On Intel's CPUs MKL's float32 product is faster, the conversion included (benchmarks/moments.py).
-    if (
-        all(x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in matrices)
-        and not is_intel()
-    ):
-        from srcr.numerics.kernels import cpu_moments
+    if any(x.device.type != "cpu" or x.dtype != torch.bfloat16 for x in matrices):
+        return None
+    if is_intel():  # where MKL beats the instruction, in float32 too (benchmarks/moments.py)
+        from srcr.numerics.kernels import mkl_moments
 
-        return cpu_moments if cpu_moments.available() else None
-    return None
+        return mkl_moments if mkl_moments.available() else None
+    from srcr.numerics.kernels import cpu_moments
+
+    return cpu_moments if cpu_moments.available() else None
 
 
 def scale_search_for(device: torch.device) -> ScaleSearch | None:
