@@ -1,5 +1,7 @@
 """Compiled sums of products of bfloat16 matrices, against float64."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -95,3 +97,29 @@ def test_they_are_used_for_bfloat16_on_a_cpu_alone(monkeypatch, intel, module):
     moment = torch.zeros(4, 4)
     moments.accumulate(moment, X, X.float())
     assert_near(moment, exact(X, X), 8)
+
+
+def test_no_token_outweighs_the_rest():
+    """Nothing changes without extremes; with one, its energy comes to about the most, by a power of two."""
+    X = matrix(64, 32, 0)
+    assert moments.token_scales(X) is None
+    X[5] *= 1024.0
+    scales = moments.token_scales(X)
+    assert scales.dtype == X.dtype
+    assert torch.equal(scales[:, 0] != 1, torch.arange(64) == 5)
+    energy = (X.float() * scales.float()).square().sum(1)
+    assert 0.45 < energy[5] / (moments.MOST_ENERGY * energy.median()) < 2.1
+    assert math.frexp(float(scales[5]))[0] == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tokens_of_nothing_are_left_alone(dtype):
+    X = torch.zeros(9, 4, dtype=dtype)
+    assert moments.token_scales(X) is None
+    X[0] = 3.0  # most tokens are zero, so that there is no usual energy
+    assert moments.token_scales(X) is None
+    X[1:] = 0.01
+    X[2] = 0.0
+    scales = moments.token_scales(X)
+    assert torch.isfinite(scales).all()
+    assert scales[2] == 1

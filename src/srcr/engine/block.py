@@ -86,10 +86,11 @@ class BlockPair:
         replace_matrix(self._modified, ref, weight.to(before), self.name)
 
     def statistics(self, group: LinearGroup, cross: bool) -> LayerStatistics:
-        """Moments of the group's inputs, given all that was replaced before it; with ``cross`` also those
-        between the dense model's inputs and the modified one's, as they meet the dense weights. Where the
-        dense model runs on part of the batches, these are of its tokens, and there is a paired Hessian of
-        them beside that of all.
+        """Moments of the group's inputs, given all that was replaced before it, tokens of extreme energy
+        scaled down (:func:`srcr.numerics.moments.token_scales`); with ``cross`` also those between the dense
+        model's inputs and the modified one's, as they meet the dense weights. Where the dense model runs on
+        part of the batches, these are of its tokens, and there is a paired Hessian of them beside that of
+        all.
 
         Raises:
             ValueError: groups are not asked for in the order they run, each once.
@@ -111,9 +112,9 @@ class BlockPair:
         input_cross, weight_cross = self._cross_sums() if cross else (None, {})
         paired_hessian = None
         for forward, dense in zip(self._passes, dense_passes, strict=False):
-            x = forward.run_to(number)
+            x, scales = _scaled(forward.run_to(number))
             moments.accumulate_gram(hessian, x)
-            self._add_cross(input_cross, weight_cross, dense, number, x)
+            self._add_cross(input_cross, weight_cross, dense, number, x, scales)
             dense.give_up()
             forward.give_up()
         others = self._passes[len(dense_passes) :]
@@ -121,7 +122,7 @@ class BlockPair:
             paired_hessian = hessian.clone()
             moments.mirror_(paired_hessian)
         for forward in others:
-            moments.accumulate_gram(hessian, forward.run_to(number))
+            moments.accumulate_gram(hessian, _scaled(forward.run_to(number))[0])
             forward.give_up()
         moments.mirror_(hessian)
         sums = [hessian, *weight_cross.values(), *([] if input_cross is None else [input_cross])]
@@ -181,14 +182,16 @@ class BlockPair:
         dense: ForwardPass,
         group: int,
         x: Tensor,
+        scales: Tensor | None,
     ) -> None:
-        """Add a batch, of which ``x`` [tokens, width] is what the modified group is given, to the sums of
-        :meth:`_cross_sums`."""
+        """Add a batch, of which ``x`` [tokens, width] is what the modified group is given, times ``scales``,
+        to the sums of :meth:`_cross_sums`."""
         if input_cross is not None:
-            moments.accumulate(input_cross, dense.run_to(group), x)
+            dense_x = dense.run_to(group)
+            moments.accumulate(input_cross, dense_x if scales is None else dense_x * scales, x)
             return
         for name, y in self._dense_outputs(dense, group):
-            moments.accumulate(weight_cross[name], y, x)
+            moments.accumulate(weight_cross[name], y if scales is None else y * scales, x)
 
     def _dense_outputs(self, dense: ForwardPass, group: int) -> Iterator[tuple[str, Tensor]]:
         """``X_d W^T`` [tokens, rows] of each linear of a group: what it gives, less the bias. The pass itself
@@ -199,3 +202,9 @@ class BlockPair:
             linear: nn.Module = submodule(self._dense, self.block, name)
             y = outputs[name] if name in outputs else linear(x)
             yield name, y - linear.bias if isinstance(linear.bias, Tensor) else y
+
+
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A batch of inputs [tokens, width] as moments sum it, and what its tokens were multiplied by."""
+    scales = moments.token_scales(x)
+    return (x if scales is None else x * scales), scales

@@ -7,6 +7,8 @@ from srcr.numerics.kernels.dispatch import moments_for
 
 #: Columns at a time of a symmetric product, of which about half is computed.
 PANEL = 256
+#: How many times the median token's energy a token may weigh (docs/decisions/012).
+MOST_ENERGY = 100.0
 
 
 def accumulate(moment: Tensor, left: Tensor, right: Tensor) -> None:
@@ -34,6 +36,21 @@ def accumulate_gram(moment: Tensor, x: Tensor) -> None:
     for start in range(0, len(moment), PANEL):
         stop = start + PANEL
         accumulate(moment[start:, start:stop], x[:, start:], x[:, start:stop])
+
+
+def token_scales(x: Tensor) -> Tensor | None:
+    """What the rows of ``x`` [tokens, width] are multiplied by before they are summed, [tokens, 1], so that
+    none has much more than :data:`MOST_ENERGY` times the median's energy; None where none has.
+
+    Some models give the first token activations thousands of times as large as all others (Sun et al.,
+    Massive Activations, arXiv 2402.17762): their rounding alone would outweigh what other tokens say.
+    Powers of two, which leave the digits of 16-bit numbers alone.
+    """
+    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    most = MOST_ENERGY**0.5 * norms.median()
+    if not bool((norms > most).any()) or not bool(most > 0):
+        return None
+    return torch.exp2(torch.log2((most / norms).clamp_max(1)).round()).to(x.dtype)
 
 
 def mirror_(moment: Tensor) -> None:
