@@ -106,7 +106,7 @@ class TestSelf:
     def test_tokens_come_as_often_as_the_model_thinks(self, tiny):
         """Frequencies of the first written token against the model's own odds."""
         n = 4000
-        ids = write_text(open_model(tiny), TextPlan(n, 2, 5, (1,)))
+        ids = write_text(open_model(tiny), TextPlan(n, 2, 5, ((1,),)))
         with torch.no_grad():
             odds = tiny(ids[:1, :1]).logits[0, -1].softmax(-1)
         result = torch.bincount(ids[:, 1], minlength=96) / n
@@ -117,7 +117,7 @@ class TestSelf:
     def test_a_cached_run_writes_what_a_full_run_would(self, tiny, monkeypatch):
         """More sequences than are written together, and each step from the whole prefix."""
         monkeypatch.setattr(sampling, "SAMPLING_ROWS", 64)
-        ids = write_text(open_model(tiny), TextPlan(70, 6, 1, (tiny.config.bos_token_id,)))
+        ids = write_text(open_model(tiny), TextPlan(70, 6, 1, ((tiny.config.bos_token_id,),)))
         generator = torch.Generator().manual_seed(1)
         rows = []
         for size in (64, 6):
@@ -174,6 +174,45 @@ class TestSelf:
                 single=template, special_tokens=[("<s>", number)]
             )
             assert tokens(tiny, "self", tokenizer).sha256 == expected.sha256
+
+    TURNS = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+
+    def test_with_a_chat_template_every_other_row_is_a_chat(self, stories, monkeypatch):
+        tokenizer = copy.deepcopy(stories[1])
+        tokenizer.chat_template = self.TURNS
+        monkeypatch.setattr(sampling, "SAMPLING_ROWS", 4)
+        result = tokens(stories[0], "self", tokenizer, samples=10, seq_len=24)
+        chat = tokenizer("<s>user: ", add_special_tokens=False)["input_ids"]
+        rows = result.input_ids
+        assert len(chat) > 2
+        assert rows[1::2, : len(chat)].tolist() == [chat] * 5
+        assert result.prefix == (1,)
+        assert len(rows.unique(dim=0)) == 10
+        assert not (rows[::2, 1:3] == rows[1, 1:3]).all(1).any()
+        few = tokens(stories[0], "self", tokenizer, samples=4, seq_len=24)
+        assert torch.equal(few.input_ids, rows[:4])
+
+    def test_what_rows_begin_with_changes_nothing_behind_it(self, tiny):
+        """A row is written the same beside rows with a longer beginning."""
+        plan = TextPlan(6, 12, 3, ((1,), (1, 7, 9)))
+        ids = write_text(open_model(tiny), plan)
+        alone = write_text(open_model(tiny), replace(plan, prefixes=((1,),)))
+        assert (ids[::2] == alone[::2]).float().mean() > 0.99
+        assert ids[1::2, :3].tolist() == [[1, 7, 9]] * 3
+
+    @pytest.mark.parametrize(
+        "template",
+        [
+            "{{ raise_exception('no') }}",
+            "{% for m in messages %}{{ m['role'] }}{% endfor %}",
+            TURNS * 9,
+        ],
+        ids=["refuses", "leaves the message out", "is longer than half a row"],
+    )
+    def test_a_chat_template_that_does_not_serve_changes_nothing(self, tiny, stories, template):
+        tokenizer = copy.deepcopy(stories[1])
+        tokenizer.chat_template = "<s>" * 9 + template if template == self.TURNS * 9 else template
+        assert tokens(tiny, "self", tokenizer).sha256 == tokens(tiny, "self", stories[1]).sha256
 
     def test_a_tokenizer_that_cannot_be_loaded_is_not_needed(self, tiny, tmp_path):
         class Broken:

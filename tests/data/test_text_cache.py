@@ -11,7 +11,7 @@ from srcr.data.sampling import TextPlan, write_text
 from srcr.data.text_cache import TextCache
 from srcr.testing import tiny_model
 
-PLAN = TextPlan(samples=6, length=8, seed=0, prefix=(1,))
+PLAN = TextPlan(samples=6, length=8, seed=0, prefixes=((1,),))
 
 
 @dataclass
@@ -72,7 +72,7 @@ def test_rows_of_a_longer_text_are_found(writer, cache, said, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"samples": 5}, {"length": 9}, {"prefix": (2,)}, {"prefix": ()}]
+    "change", [{"seed": 1}, {"samples": 5}, {"length": 9}, {"prefixes": ((2,),)}, {"prefixes": ()}]
 )
 def test_other_settings_are_other_text(writer, cache, said, change):
     write_text(writer, PLAN, cache=cache)

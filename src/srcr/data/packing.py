@@ -108,6 +108,19 @@ def cut_rows(stream: Sequence[int], prefix: tuple[int, ...], length: int) -> lis
     return rows
 
 
+def chat_beginning(tokenizer: Any) -> tuple[int, ...]:
+    """What the tokenizer's chat template puts before a user's first message; empty without a template, or
+    where it refuses one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ()
+    message = {"role": "user", "content": PROBE}
+    try:
+        text = tokenizer.apply_chat_template([message], tokenize=False)
+    except Exception:  # templates raise what they like
+        return ()
+    return tuple(_plain_ids(tokenizer, text[: max(0, text.find(PROBE))]))
+
+
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:
     """The token ids of a text alone."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

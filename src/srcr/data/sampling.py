@@ -50,24 +50,30 @@ def sampling_memory(config: Any, vocabulary: int, length: int, dtype: torch.dtyp
 
 @dataclass(frozen=True)
 class TextPlan:
-    """What a model is to write: ``samples`` rows of ``length`` tokens from a ``seed``, each of which begins
-    with ``prefix`` (empty: with a token drawn at random)."""
+    """What a model is to write: ``samples`` rows of ``length`` tokens from a ``seed``. They begin with each
+    of the ``prefixes`` in turn (none: with a token drawn at random); ``start`` is the number of the first."""
 
     samples: int
     length: int
     seed: int
-    prefix: tuple[int, ...]
+    prefixes: tuple[tuple[int, ...], ...]
+    start: int = 0
 
     def batches(self, rows: int) -> list["TextPlan"]:
         """The plan in parts of at most so many rows."""
-        parts = range(0, self.samples, rows)
-        return [replace(self, samples=min(rows, self.samples - start)) for start in parts]
+        return [
+            replace(self, samples=min(rows, self.samples - first), start=self.start + first)
+            for first in range(0, self.samples, rows)
+        ]
 
     def beginnings(self, vocabulary: int, generator: torch.Generator) -> Tensor:
-        """What each row begins with, int64 [samples, tokens]."""
-        if self.prefix:
-            return torch.tensor(self.prefix[: self.length]).repeat(self.samples, 1)
-        return torch.randint(vocabulary, (self.samples, 1), generator=generator)
+        """What each row begins with, int64 [samples, tokens], and -1 behind the shorter ones."""
+        if not self.prefixes:
+            return torch.randint(vocabulary, (self.samples, 1), generator=generator)
+        widest = min(max(map(len, self.prefixes)), self.length)
+        padded = [(*prefix, *[-1] * widest)[:widest] for prefix in self.prefixes]
+        numbers = range(self.start, self.start + self.samples)
+        return torch.tensor([padded[number % len(padded)] for number in numbers])
 
 
 @torch.no_grad()
@@ -89,7 +95,7 @@ def write_text(
     for batch in plan.batches(sampling_rows(model.config, plan.length, model.precision)):
         beginnings = batch.beginnings(model.vocabulary, generator)
         uniform = torch.rand(plan.length, batch.samples, generator=generator, dtype=torch.float64)
-        settings = {**asdict(batch), "start": done}
+        settings = asdict(batch)
         ids = None if cache is None else cache.read(settings, (batch.samples, plan.length))
         if cache is not None and ids is not None:
             paths.append(cache.path(settings))
@@ -125,17 +131,22 @@ def write_rows(
     on_progress: Callable[[int], None] = lambda tokens: None,
 ) -> Tensor:
     """Rows int64 [n, len] that a transformers model writes together at temperature 1, which begin with
-    ``beginnings`` [n, tokens]. ``uniform`` float64 [len, n]: the random number, from 0 to 1, of each token.
+    ``beginnings`` [n, tokens] (-1 behind shorter ones). ``uniform`` float64 [len, n]: the random number, from
+    0 to 1, of each token.
 
     Raises:
         NumericalError: the model's predictions are not finite.
     """
-    ids = beginnings.to(model.device)
+    beginnings = beginnings.to(model.device)
     uniform = uniform.to(model.device)
+    ids = beginnings[:, : int((beginnings >= 0).sum(1).min())]
     columns = [ids]
     decoder = Decoder(model, len(uniform))
-    for position in range(beginnings.shape[1], len(uniform)):
+    for position in range(ids.shape[1], len(uniform)):
         ids = draw(decoder.logits(ids), uniform[position])
+        if position < beginnings.shape[1]:
+            given = beginnings[:, position, None]
+            ids = torch.where(given < 0, ids, given)
         columns.append(ids)
         if position % REPORT_EVERY == 0 or position + 1 == len(uniform):
             on_progress(len(ids) * (position + 1))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from srcr.data.chat import Document
 from srcr.data.documents import dataset_documents, list_documents, read_documents
-from srcr.data.packing import SpecialTokens, cut_rows, tokenize
+from srcr.data.packing import SpecialTokens, chat_beginning, cut_rows, tokenize
 from srcr.data.padding import FEWEST_TOKENS
 from srcr.data.sampling import OnProgress, TextPlan, no_progress, write_text
 from srcr.data.text_cache import TextCache
@@ -154,20 +154,34 @@ def _write(
     cache: TextCache | None,
 ) -> Tokens:
     """What the model writes itself, from what its tokenizer puts before a text, else from the config's BOS
-    token; without one from a token drawn at random (as in LLM-QAT, arXiv 2305.17888, section 2.1)."""
-    try:
-        special = SpecialTokens() if model.tokenizer is None else SpecialTokens.of(model.tokenizer)
-    except InputError:  # of a tokenizer that cannot be loaded nothing else is needed here
-        special = SpecialTokens()
+    token; without one from a token drawn at random (as in LLM-QAT, arXiv 2305.17888, section 2.1). Where the
+    tokenizer has a chat template, every other row from where a user's first message begins, so that the model
+    writes both sides of a chat (as in Magpie, arXiv 2406.08464)."""
+    special, chat = _beginnings(model)
     prefix = special.prefix
     if len(prefix) >= length or max(prefix, default=0) >= model.vocabulary:
         prefix = ()
     bos = bos_token(model.config)
     begin = (bos,) if not prefix and bos is not None and 0 <= bos < model.vocabulary else prefix
+    prefixes = [begin] if begin else []
+    if 2 * len(chat) <= length and max(chat, default=model.vocabulary) < model.vocabulary:
+        prefixes.append(chat)
     samples = request.default_samples if request.samples is None else request.samples
-    plan = TextPlan(samples, length, seed_stream(request.seed, request.purpose), begin)
+    plan = TextPlan(samples, length, seed_stream(request.seed, request.purpose), tuple(prefixes))
     ids = write_text(model, plan, on_progress, cache)
-    return Tokens.of(ids, request.name, prefix=prefix)
+    whole = tuple(chat[: len(prefix)]) == prefix if chat in prefixes else True
+    return Tokens.of(ids, request.name, prefix=prefix if whole else ())
+
+
+def _beginnings(model: LanguageModel) -> tuple[SpecialTokens, tuple[int, ...]]:
+    """What the model's tokenizer puts around a text, and before a user's first message. Nothing for one that
+    cannot be loaded: nothing else is needed of it here."""
+    try:
+        if model.tokenizer is None:
+            return SpecialTokens(), ()
+        return SpecialTokens.of(model.tokenizer), chat_beginning(model.tokenizer)
+    except InputError:
+        return SpecialTokens(), ()
 
 
 def _pack(request: TextRequest, model: LanguageModel, length: int) -> Tokens:
