@@ -44,7 +44,7 @@ def _verify_weight(name: str, checkpoint: Checkpoint, written: Checkpoint, folde
         codes, weight = expected.codes, written.weight(name)
     if not torch.equal(weight.to(dtype), expected.dequantize().to(dtype)):
         raise VerificationError(f"{name} in {folder} does not read back as it was computed")
-    if expected.mask is not None and bool((weight[~expected.mask] != 0).any()):
+    if expected.mask is not None and bool((weight.ne(0) & ~expected.mask).any()):
         raise VerificationError(f"pruned weights of {name} in {folder} are not zero")
     if expected.codes is not None and (codes is None or not torch.equal(codes, expected.codes)):
         raise VerificationError(f"the codes of {name} in {folder} do not read back as written")
