@@ -18,7 +18,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import torch
 
 import srcr
-from srcr.numerics import hessian
+from srcr.numerics import hessian, moments
 
 #: sparsity, bits, symmetric
 CONFIGURATIONS = {
@@ -69,10 +69,17 @@ def main() -> None:
         type=float,
         help="of dense targets, in place of srcr's own (docs/decisions/009)",
     )
+    parser.add_argument(
+        "--most-energy",
+        type=float,
+        help="of a token, in place of srcr's own times the median; inf: any (docs/decisions/012)",
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.target_step is not None:
         hessian.TARGET_STEP = options.target_step
+    if options.most_energy is not None:
+        moments.MOST_ENERGY = options.most_energy
     torch.set_num_threads(options.threads)
     variants = options.variants.split(",")
     calibration = srcr.Calibration(options.calibration, options.samples, options.seq_len)

@@ -13,6 +13,7 @@ from srcr.models import blockwise
 from srcr.models.checkpoint import open_model
 from srcr.models.matrices import read_matrix
 from srcr.models.topology import LinearGroup
+from srcr.numerics import moments
 from srcr.testing import FAMILIES, tiny_model
 
 LENGTH = 24
@@ -115,6 +116,42 @@ def test_statistics_are_those_of_the_model_compressed_so_far(family, cached, run
     assert sorted(checked) == sorted(open_model(source).topology.linears())
     for name, parameter in source.named_parameters():
         assert torch.equal(parameter, dense.get_parameter(name)), "the source itself was changed"
+
+
+@pytest.mark.parametrize("dense_batches", [None, 1])
+def test_tokens_of_extreme_energy_are_scaled_down_in_all_moments(dense_batches, monkeypatch):
+    """Batch by batch, by what the modified model is given, in both streams alike."""
+    monkeypatch.setattr(moments, "MOST_ENERGY", 0.9)  # so that there are some
+    dense, model, ids = tiny_model("llama"), tiny_model("llama"), token_ids()
+    paired = ids if dense_batches is None else ids[:2]
+    changed = []
+
+    def scaled(model, name, ids):
+        """Inputs of both models, scaled as the modified one's are."""
+        parts = []
+        for batch in ids.split(2):
+            x, x_dense = inputs_of(model, name, batch), inputs_of(dense, name, batch)
+            norms = x.norm(dim=1, keepdim=True)
+            wanted = (0.9**0.5 * norms.median() / norms).clamp_max(1)
+            scales = 2 ** wanted.log2().round()
+            changed.append(bool((scales < 1).any()))
+            parts.append((scales * x, scales * x_dense))
+        return (torch.cat(each) for each in zip(*parts, strict=True))
+
+    def visit(pair):
+        for group in pair.groups:
+            statistics = pair.statistics(group, cross=True)
+            for name in group.names:
+                W = pair.weight(name)
+                x, _ = scaled(model, name, ids)
+                close(statistics.hessian, x.T @ x)
+                x, x_dense = scaled(model, name, paired)
+                close(cross_of(statistics, name, W), W @ x_dense.T @ x)
+                pair.replace(name, altered(W, name))
+                alter(model, name)
+
+    visit_all(tiny_model("llama"), ids, visit, dense_batches)
+    assert any(changed)
 
 
 @pytest.mark.slow

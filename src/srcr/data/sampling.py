@@ -90,7 +90,7 @@ def write_text(
         NumericalError: the model's predictions are not finite.
     """
     generator = torch.Generator().manual_seed(plan.seed)
-    whole, done, parts = None, 0, []
+    whole, parts = None, []
     paths: list[Path] = []
     for batch in plan.batches(sampling_rows(model.config, plan.length, model.precision)):
         beginnings = batch.beginnings(model.vocabulary, generator)
@@ -101,11 +101,12 @@ def write_text(
             paths.append(cache.path(settings))
         else:
             whole = _loaded(model) if whole is None else whole
-            report = partial(_report, on_progress, done * plan.length, plan.samples * plan.length)
+            report = partial(
+                _report, on_progress, batch.start * plan.length, plan.samples * plan.length
+            )
             ids = write_rows(whole, beginnings, uniform, report)
             if cache is not None:
                 cache.keep(settings, ids)
-        done += batch.samples
         parts.append(ids)
     if cache is not None and paths:
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""

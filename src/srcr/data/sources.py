@@ -157,31 +157,40 @@ def _write(
     token; without one from a token drawn at random (as in LLM-QAT, arXiv 2305.17888, section 2.1). Where the
     tokenizer has a chat template, every other row from where a user's first message begins, so that the model
     writes both sides of a chat (as in Magpie, arXiv 2406.08464)."""
-    special, chat = _beginnings(model)
-    prefix = special.prefix
-    if len(prefix) >= length or max(prefix, default=0) >= model.vocabulary:
-        prefix = ()
-    bos = bos_token(model.config)
-    begin = (bos,) if not prefix and bos is not None and 0 <= bos < model.vocabulary else prefix
-    prefixes = [begin] if begin else []
-    if 2 * len(chat) <= length and max(chat, default=model.vocabulary) < model.vocabulary:
-        prefixes.append(chat)
+    prefix, beginnings = _beginnings(model, length)
     samples = request.default_samples if request.samples is None else request.samples
-    plan = TextPlan(samples, length, seed_stream(request.seed, request.purpose), tuple(prefixes))
+    plan = TextPlan(samples, length, seed_stream(request.seed, request.purpose), beginnings)
     ids = write_text(model, plan, on_progress, cache)
-    whole = tuple(chat[: len(prefix)]) == prefix if chat in prefixes else True
-    return Tokens.of(ids, request.name, prefix=prefix if whole else ())
+    everywhere = all(begin[: len(prefix)] == prefix for begin in beginnings)
+    return Tokens.of(ids, request.name, prefix=prefix if everywhere else ())
 
 
-def _beginnings(model: LanguageModel) -> tuple[SpecialTokens, tuple[int, ...]]:
-    """What the model's tokenizer puts around a text, and before a user's first message. Nothing for one that
-    cannot be loaded: nothing else is needed of it here."""
+def _beginnings(
+    model: LanguageModel, length: int
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """What the model's tokenizer puts before a text; and what rows of ``length`` tokens begin with in turn.
+    What the model does not know, or what leaves too little of a row, counts as nothing, and so does all of a
+    tokenizer that cannot be loaded: nothing else is needed of it here."""
     try:
-        if model.tokenizer is None:
-            return SpecialTokens(), ()
-        return SpecialTokens.of(model.tokenizer), chat_beginning(model.tokenizer)
+        tokenizer = model.tokenizer
     except InputError:
-        return SpecialTokens(), ()
+        tokenizer = None
+    prefix: tuple[int, ...] = ()
+    chat: tuple[int, ...] = ()
+    if tokenizer is not None:
+        prefix, chat = SpecialTokens.of(tokenizer).prefix, chat_beginning(tokenizer)
+    if len(prefix) >= length or not _known(prefix, model):
+        prefix = ()
+    if 2 * len(chat) > length or not _known(chat, model):
+        chat = ()
+    bos = bos_token(model.config)
+    begin = prefix or (() if bos is None or not _known((bos,), model) else (bos,))
+    return prefix, tuple(beginning for beginning in (begin, chat) if beginning)
+
+
+def _known(ids: tuple[int, ...], model: LanguageModel) -> bool:
+    """Whether token ids are in the model's vocabulary."""
+    return all(0 <= token < model.vocabulary for token in ids)
 
 
 def _pack(request: TextRequest, model: LanguageModel, length: int) -> Tokens:

@@ -112,7 +112,9 @@ class BlockPair:
         input_cross, weight_cross = self._cross_sums() if cross else (None, {})
         paired_hessian = None
         for forward, dense in zip(self._passes, dense_passes, strict=False):
-            x, scales = _scaled(forward.run_to(number))
+            x = forward.run_to(number)
+            scales = moments.token_scales(x)
+            x = _scaled(x, scales)
             moments.accumulate_gram(hessian, x)
             self._add_cross(input_cross, weight_cross, dense, number, x, scales)
             dense.give_up()
@@ -122,7 +124,8 @@ class BlockPair:
             paired_hessian = hessian.clone()
             moments.mirror_(paired_hessian)
         for forward in others:
-            moments.accumulate_gram(hessian, _scaled(forward.run_to(number))[0])
+            x = forward.run_to(number)
+            moments.accumulate_gram(hessian, _scaled(x, moments.token_scales(x)))
             forward.give_up()
         moments.mirror_(hessian)
         sums = [hessian, *weight_cross.values(), *([] if input_cross is None else [input_cross])]
@@ -187,11 +190,10 @@ class BlockPair:
         """Add a batch, of which ``x`` [tokens, width] is what the modified group is given, times ``scales``,
         to the sums of :meth:`_cross_sums`."""
         if input_cross is not None:
-            dense_x = dense.run_to(group)
-            moments.accumulate(input_cross, dense_x if scales is None else dense_x * scales, x)
+            moments.accumulate(input_cross, _scaled(dense.run_to(group), scales), x)
             return
         for name, y in self._dense_outputs(dense, group):
-            moments.accumulate(weight_cross[name], y if scales is None else y * scales, x)
+            moments.accumulate(weight_cross[name], _scaled(y, scales), x)
 
     def _dense_outputs(self, dense: ForwardPass, group: int) -> Iterator[tuple[str, Tensor]]:
         """``X_d W^T`` [tokens, rows] of each linear of a group: what it gives, less the bias. The pass itself
@@ -204,7 +206,6 @@ class BlockPair:
             yield name, y - linear.bias if isinstance(linear.bias, Tensor) else y
 
 
-def _scaled(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A batch of inputs [tokens, width] as moments sum it, and what its tokens were multiplied by."""
-    scales = moments.token_scales(x)
-    return (x if scales is None else x * scales), scales
+def _scaled(x: Tensor, scales: Tensor | None) -> Tensor:
+    """``x`` [tokens, width] times what each token is to be multiplied by (None: 1)."""
+    return x if scales is None else x * scales

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from srcr.numerics.kernels.dispatch import moments_for
+from srcr.numerics.tensors import lower_panels
 
-#: Columns at a time of a symmetric product, of which about half is computed.
-PANEL = 256
 #: How many times the median token's energy a token may weigh (docs/decisions/012).
 MOST_ENERGY = 100.0
 
@@ -33,9 +32,8 @@ def accumulate_gram(moment: Tensor, x: Tensor) -> None:
         compiled.accumulate_gram(moment, x)
         return
     x = x.to(torch.float32)
-    for start in range(0, len(moment), PANEL):
-        stop = start + PANEL
-        accumulate(moment[start:, start:stop], x[:, start:], x[:, start:stop])
+    for rows, columns in lower_panels(len(moment)):
+        accumulate(moment[rows, columns], x[:, rows], x[:, columns])
 
 
 def token_scales(x: Tensor) -> Tensor | None:
@@ -48,15 +46,14 @@ def token_scales(x: Tensor) -> Tensor | None:
     """
     norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     most = MOST_ENERGY**0.5 * norms.median()
-    if not bool((norms > most).any()) or not bool(most > 0):
+    if not bool(((norms > most) & (most > 0)).any()):
         return None
     return torch.exp2(torch.log2((most / norms).clamp_max(1)).round()).to(x.dtype)
 
 
 def mirror_(moment: Tensor) -> None:
     """Copy what stands below the diagonal of ``moment`` [cols, cols] above it, in place."""
-    for start in range(0, len(moment), PANEL):
-        stop = start + PANEL
-        corner = moment[start:stop, start:stop]
+    for _, panel in lower_panels(len(moment)):
+        corner = moment[panel, panel]
         corner.copy_(corner.tril() + corner.tril(-1).T)
-        moment[start:stop, stop:] = moment[stop:, start:stop].T
+        moment[panel, panel.stop :] = moment[panel.stop :, panel].T

@@ -1,4 +1,4 @@
-"""What every part of the numerics needs: rows in chunks, finiteness."""
+"""What every part of the numerics needs: matrices in parts, finiteness."""
 
 import math
 from collections.abc import Iterator
@@ -8,6 +8,8 @@ from torch import Tensor
 
 #: Numbers that are worked on at a time where rows do not depend on each other.
 CHUNK_ELEMENTS = 1 << 21
+#: Columns at a time of a symmetric matrix, of which about half is computed.
+PANEL = 256
 
 
 def row_chunks(matrix: Tensor, elements: int = CHUNK_ELEMENTS) -> Iterator[slice]:
@@ -15,6 +17,12 @@ def row_chunks(matrix: Tensor, elements: int = CHUNK_ELEMENTS) -> Iterator[slice
     step = max(1, elements // max(1, matrix.shape[1]))
     for start in range(0, len(matrix), step):
         yield slice(start, min(start + step, len(matrix)))
+
+
+def lower_panels(size: int) -> Iterator[tuple[slice, slice]]:
+    """(rows, columns) of panels that together hold all on and below the diagonal of a matrix [size, size]."""
+    for start in range(0, size, PANEL):
+        yield slice(start, size), slice(start, min(start + PANEL, size))
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
