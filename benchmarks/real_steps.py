@@ -116,5 +116,6 @@ def command(step: Step, inputs: Inputs, out: Path) -> list[str]:
         how = ["--sparsity", str(step.sparsity), "--bits", str(step.bits), "--mode", step.mode]
     else:
         how = ["--target", f"tcr={step.target}", "--trials", str(inputs.trials)]
+        how += ["--database", str(out.parent / "levels")]  # searches share levels
     verb = "compress" if step.target is None else "search"
     return [sys.executable, "-m", "srcr", verb, inputs.model, *how, *same]
