@@ -64,8 +64,9 @@ JOINT = ("--sparsity", "0.25", "--bits", "4")
 
 def settings(args: argparse.Namespace, seed: int) -> list[str]:
     """Options that both commands take."""
-    return ["--calibration", args.calibration, "--seq-len", str(args.seq_len), "--group-size", "-1",
-            "--seed", str(seed)]  # fmt: skip
+    samples = [] if args.samples is None else ["--samples", str(args.samples)]
+    return ["--calibration", args.calibration, "--seq-len", str(args.seq_len), *samples,
+            "--group-size", "-1", "--seed", str(seed)]  # fmt: skip
 
 
 def run(args: argparse.Namespace, target: float, seed: int, work: Path) -> dict[str, Any]:
@@ -73,7 +74,10 @@ def run(args: argparse.Namespace, target: float, seed: int, work: Path) -> dict[
     data = settings(args, seed)
     plain = timed("compress", args.model, "-o", str(work / "plain"), *JOINT, *data)
     out = work / "out"
-    options = ("--target", f"tcr={target}", "--trials", str(args.trials))
+    options = ["--target", f"tcr={target}", "--trials", str(args.trials)]
+    for name in ("sparsities", "widths", "database"):
+        value = getattr(args, name)
+        options += [] if value is None else [f"--{name}", str(value)]
     seconds = timed("search", args.model, "-o", str(out), *options, *data)
     result = from_dict(SearchResult, read_json(out / SEARCH))
     finalists = {each.compressed: each for each in result.finalists}
@@ -81,10 +85,10 @@ def run(args: argparse.Namespace, target: float, seed: int, work: Path) -> dict[
     best = min((name for name in kl if name.startswith("uniform")), key=lambda name: kl[name])
     (work / "uniform.yaml").write_text(to_yaml(finalists[best].plan))
     timed("compress", args.model, "-o", str(work / "uniform"), "--plan", str(work / "uniform.yaml"),
-          *data[:4])  # fmt: skip
+          *data[: data.index("--group-size")])  # fmt: skip
     opened = open_model(args.model)
     base = opened.loaded(torch.float32)
-    calibration = Calibration(args.calibration, None, args.seq_len)
+    calibration = Calibration(args.calibration, args.samples, args.seq_len)
     ids = load_splits(calibration, opened, opened.parameters, seed).test.input_ids
     ratio = ratio_interval(*(document_kl(base, f, ids) for f in (out, work / "uniform")))
     return {
@@ -106,6 +110,10 @@ def main() -> None:
     parser.add_argument("--targets", default="0.75,0.8125,0.875")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--samples", type=int, help="sequences to calibrate on")
+    parser.add_argument("--sparsities", help="of 'srcr search'")
+    parser.add_argument("--widths", help="of 'srcr search'")
+    parser.add_argument("--database", type=Path, help="of 'srcr search': levels that targets share")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = []

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from srcr.data.tokens import Tokens
     from srcr.formats import load
     from srcr.metrics.semantic import SemanticSpec
+    from srcr.metrics.speed import SpeedSpec
     from srcr.metrics.tasks import TaskSpec
     from srcr.models.checkpoint import OpenModel, open_model
     from srcr.pipelines.compress import compress
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from srcr.plans.objective import Constraint, Objective
     from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe, Target
     from srcr.plans.specs import CompressionLevel, Override, PruneSpec, QuantSpec, SolverSpec
+    from srcr.plans.structures import StructureSpec
     from srcr.records.evaluation import Evaluation
     from srcr.records.run import RunRecord
     from srcr.records.search import SearchResult
@@ -44,6 +46,7 @@ _HOMES = {
     "srcr.data.tokens": ("Tokens",),
     "srcr.formats": ("load",),
     "srcr.metrics.semantic": ("SemanticSpec",),
+    "srcr.metrics.speed": ("SpeedSpec",),
     "srcr.metrics.tasks": ("TaskSpec",),
     "srcr.models.checkpoint": ("OpenModel", "open_model"),
     "srcr.pipelines.compress": ("compress",),
@@ -57,6 +60,7 @@ _HOMES = {
     "srcr.plans.objective": ("Constraint", "Objective"),
     "srcr.plans.plan": ("CompressionPlan", "LayerPlan", "Recipe", "Target"),
     "srcr.plans.specs": ("CompressionLevel", "Override", "PruneSpec", "QuantSpec", "SolverSpec"),
+    "srcr.plans.structures": ("StructureSpec",),
     "srcr.records.evaluation": ("Evaluation",),
     "srcr.records.run": ("RunRecord",),
     "srcr.records.search": ("SearchResult",),
@@ -90,6 +94,8 @@ __all__ = [
     "SemanticSpec",
     "SensitivityTable",
     "SolverSpec",
+    "SpeedSpec",
+    "StructureSpec",
     "Target",
     "TaskSpec",
     "Tokens",

@@ -88,6 +88,7 @@ def compress(
     targets: given.Targets = None,
     ignore: given.Ignore = None,
     embeddings: given.Embeddings = None,
+    remove: given.Remove = None,
     plan: given.Plan = None,
     config: given.Config = None,
     calibration: given.Source = None,
@@ -163,6 +164,7 @@ def evaluate(
     prompt_len: given.PromptLength = None,
     new_tokens: given.NewTokens = None,
     scorer: given.Scorer = None,
+    speed: given.Speed = False,
     report: given.Report = False,
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
@@ -174,6 +176,7 @@ def evaluate(
     from srcr.cli import tables
     from srcr.cli.options import split_names
     from srcr.data.sources import EvaluationText
+    from srcr.metrics.speed import SpeedSpec
     from srcr.metrics.tasks import TaskSpec
     from srcr.pipelines.evaluate import evaluate as run
     from srcr.pipelines.options import RunOptions
@@ -190,6 +193,7 @@ def evaluate(
         None if tasks is None else TaskSpec(split_names(tasks), limit),
         _semantic_spec(semantic, prompts, prompt_len, new_tokens, scorer),
         RunOptions(seed, device or "auto", cache=cache is not False),
+        SpeedSpec() if speed else None,
     )
     evaluations = [dataclasses.replace(each, command=command_line()) for each in evaluations]
     write_results(evaluations, out, report)

@@ -9,26 +9,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from srcr.data.sources import Calibration
 from srcr.environment import parse_size
-from srcr.errors import InputError, NotAvailableYetError
+from srcr.errors import InputError
 from srcr.methods import get_pruner, get_quantizer
 from srcr.numerics.masks import UNSTRUCTURED, parse_structure
 from srcr.pipelines.options import RunOptions
 from srcr.plans.plan import CompressionPlan, Recipe, read_plan
 from srcr.plans.specs import Mode, Override, PruneSpec, QuantSpec, SolverSpec
+from srcr.plans.structures import STRUCTURES, structure_spec
 from srcr.serialize import from_dict, from_yaml
 
 if TYPE_CHECKING:
     from srcr.planning.space import SearchSpace
     from srcr.planning.specs import Resources
 
-#: Structures that a later version brings.
-STRUCTURED = ("channels", "heads", "layers")
 #: Options of the solver, by the same names.
 SOLVER = ("mode", "dampening_frac", "dense_targets", "dense_share", "descent_rounds")
 #: Options that say what a plan says.
 DECIDED_BY_A_PLAN = (
     "sparsity", "structure", "bits", "group_size", "symmetric", "prune_method", "quant_method", "targets",
-    "ignore", "overrides", "embeddings", *SOLVER,
+    "ignore", "overrides", "embeddings", "remove", *SOLVER,
 )  # fmt: skip
 #: Options that say what a sensitivity table says.
 DECIDED_BY_A_TABLE = (
@@ -58,6 +57,7 @@ class Options:
     ignore: str | list[str] | None = None
     overrides: dict[str, Override] | None = None
     embeddings: int | None = None
+    remove: str | dict[str, int | float] | None = None
     plan: str | None = None
     calibration: str | None = None
     samples: int | None = None
@@ -112,6 +112,7 @@ class Options:
             _patterns(self.ignore),
             self.overrides or {},
             self._embeddings(),
+            structure_spec(self.remove),
         )
 
     def _quant(self, bits: int) -> QuantSpec | None:
@@ -129,8 +130,8 @@ class Options:
 
     def _prune(self) -> PruneSpec | None:
         structure = self.structure or UNSTRUCTURED
-        if structure in STRUCTURED:
-            raise NotAvailableYetError(f"--structure {structure}")
+        if structure in STRUCTURES:
+            raise InputError(f"structure {structure}: use --remove {structure}=0.25")
         method = get_pruner(self.prune_method or "sparsegpt").name
         pattern = parse_structure(structure)
         if pattern is not None and self.sparsity is None:
@@ -159,7 +160,7 @@ class Options:
         """
         from srcr.planning.space import BITS, SPARSITIES, SearchSpace, level_grid
 
-        for name in ("targets", "ignore", "overrides", "embeddings"):
+        for name in ("targets", "ignore", "overrides", "embeddings", "remove"):
             if getattr(self, name) is not None:
                 raise InputError(
                     f"{name} is for 'srcr compress': here every layer of the blocks has a level; edit the "

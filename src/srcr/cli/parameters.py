@@ -58,6 +58,13 @@ Embeddings = Annotated[
         help="Bits of the input embedding and the output head, 4 to 8; 16 leaves them alone. [default: 16]"
     ),
 ]
+Remove = Annotated[
+    str | None,
+    typer.Option(
+        help="Whole structures that go before: channels, heads (key-value heads with their query heads) and "
+        "layers, a share or a count each, as channels=0.25,heads=1,layers=2. [default: nothing]"
+    ),
+]
 Plan = Annotated[Path | None, typer.Option(help="A plan for each layer, instead of one for all.")]
 
 # Data, format, machine
@@ -172,6 +179,13 @@ Scorer = Annotated[
     typer.Option(
         help="Sentence-embedding model for --semantic: a name, a folder, or the base itself: base. "
         "[default: all-MiniLM-L6-v2 where the extra semantic is installed, else base]"
+    ),
+]
+Speed = Annotated[
+    bool,
+    typer.Option(
+        "--speed",
+        help="Time both models in turn: tokens a second of reading a prompt, and of writing.",
     ),
 ]
 Report = Annotated[

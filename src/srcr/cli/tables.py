@@ -36,6 +36,7 @@ def compression(record: RunRecord, out: Path) -> None:
     embeddings = record.embeddings or ()
     for row in (
         *_rate_rows(record.rates),
+        *((each.name, each.summary) for each in record.structures or ()),
         *((each.name, f"{each.bits} bits, error {each.error:.2e}") for each in embeddings),
         ("format", record.format),
         ("time", f"{record.seconds:.1f} s"),
@@ -92,6 +93,8 @@ def evaluation(evaluations: Sequence[Evaluation]) -> None:
     console.print(table)
     if any(each.tasks or each.semantic for each in evaluations):
         console.print(_retention_table(evaluations))
+    if any(each.speed for each in evaluations):
+        console.print(_speed_table(evaluations))
 
 
 def _measure_cells(each: Evaluation) -> list[str]:
@@ -128,6 +131,28 @@ def _retention_table(evaluations: Sequence[Evaluation]) -> Table:
         alike = "undefined (all texts alike)"
         cells = (_spread(s.normalised, s.normalised_ci95, alike) for s in meanings)
         table.add_row(f"semantic, over chance ({meanings[0].scorer})", *cells)
+    return table
+
+
+def _speed_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Tokens a second of every candidate, and over the base's."""
+    speeds = [each.speed for each in evaluations if each.speed is not None]
+    first, names = speeds[0], labels([each.compressed for each in evaluations])
+    title = (
+        f"tokens a second in transformers, {first.dtype}, {first.device}, {first.threads} threads, "
+        "a sequence at a time"
+    )
+    table = _table(title, "", "base", *names)
+    for what, part in (
+        (f"reading {first.prompt_len} tokens", "prefill"),
+        (f"writing {first.new_tokens}", "decode"),
+    ):
+        rows = [getattr(speed, part) for speed in speeds]
+        cells = (
+            f"{row.compressed:.0f}: {row.ratio.value:.2f} x [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
+            for row in rows
+        )
+        table.add_row(what, f"{rows[0].base:.0f}", *cells)
     return table
 
 

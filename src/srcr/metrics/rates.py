@@ -50,25 +50,33 @@ def mean_rates(layers: Iterable[tuple[int, float, float]]) -> tuple[float, float
 
 
 def compressed_rates(
-    base: OpenModel, layers: Iterable[LayerRecord], folder: Path, loaded: LoadedBytes
+    base: OpenModel,
+    smaller: OpenModel,
+    layers: Iterable[LayerRecord],
+    folder: Path,
+    loaded: LoadedBytes,
 ) -> Rates:
     """Rates of a model that was just compressed into ``folder``, from what happened to its ``layers``:
-    sparsity counted in the masks, not assumed."""
+    sparsity counted in the masks, not assumed. What ``smaller``, the base without the structures that were
+    removed, does not have counts as sparsity."""
     known = {layer.name: layer for layer in layers}
     rows = []
-    for name, (height, width) in base.topology.shapes.items():
+    for name, (height, width) in smaller.topology.shapes.items():
         layer, size = known.get(name), height * width
         if layer is not None:
             row = LayerRates(size, layer.sparsity, layer.bits, layer.zeros, layer.entropy_bits)
         else:
-            zeros = count_zeros([base.blockwise.matrix(name)])
+            zeros = count_zeros([smaller.blockwise.matrix(name)])
             row = LayerRates(size, 0.0, FULL_BITS, zeros, float(FULL_BITS))
         rows.append(row)
-    total = sum(row.size for row in rows)
+    present = sum(row.size for row in rows)
+    total = sum(height * width for height, width in base.topology.shapes.values())
     sparsity, bits, tcr = mean_rates((row.size, row.sparsity, row.bits) for row in rows)
+    left = present / total
     return Rates(
-        sparsity=sparsity, bits=bits, tcr=tcr,
-        zeros=sum(row.size * row.zeros for row in rows) / total,
+        sparsity=1 - left * (1 - sparsity) if left < 1 else sparsity,
+        bits=bits, tcr=1 - left * (1 - tcr) if left < 1 else tcr,
+        zeros=sum(row.size * row.zeros for row in rows) / present,
         base_bytes=base.weight_bytes, stored_bytes=file_bytes(folder),
         loaded_bytes=loaded.n_bytes, engine=loaded.engine, source=RECORD,
         entropy_bits=_mean_entropy(rows, total),

@@ -41,6 +41,13 @@ from srcr.pipelines.opening import (
 )
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.structures import (
+    Setting,
+    SmallerModel,
+    drop_work,
+    removal_method,
+    remove_structures,
+)
 from srcr.plans.plan import CompressionPlan, Recipe
 from srcr.plans.resolve import check_plan, resolve_group_sizes, uniform_plan
 from srcr.records.card import model_card
@@ -49,6 +56,7 @@ from srcr.serialize import from_yaml, to_json, to_yaml
 from srcr.storage.atomic import atomic_output, partial_path
 from srcr.storage.journal import Journal
 from srcr.storage.layout import CARD, PLAN, RECORD
+from srcr.structure.sizes import StructureSize, planned_smaller, resolved, structure_sizes
 
 #: What is written where no format is named and it can hold the plan; and where it cannot.
 DEFAULT_FORMAT, FALLBACK_FORMAT = "compressed-tensors", "dense"
@@ -56,13 +64,14 @@ DEFAULT_FORMAT, FALLBACK_FORMAT = "compressed-tensors", "dense"
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A run under way: the ``opened`` model, the same on its device (``blocks``) and its hash, the resolved
-    ``plan``, the format and what a checkpoint in it holds, the calibration data, ``notes`` for the
-    record."""
+    """A run under way: the ``opened`` model, the same on its device (``blocks``) and its hash, how many of
+    its structures go (``sizes``), the resolved ``plan``, the format and what a checkpoint in it holds, the
+    calibration data, ``notes`` for the record."""
 
     opened: OpenModel
     blocks: BlockwiseModel
     base_sha256: str
+    sizes: tuple[StructureSize, ...]
     plan: CompressionPlan
     fmt: Format
     contents: Contents
@@ -124,14 +133,21 @@ def compress(
         journal.begin(fingerprint)
         if journal.entries and not options.quiet:
             console().print(f"resumed: {len(journal.entries)} blocks were finished before")
+        setting = Setting(
+            work.blocks, batches, dense_batches, policy, journal, fingerprint, options.quiet,
+            removal_method(work.plan.solver),
+        )  # fmt: skip
+        smaller = remove_structures(work.opened, work.sizes, setting)
         rounded = round_embeddings(
-            work.opened, work.plan, work.blocks.device, journal.folder, options.quiet
+            smaller.opened, work.plan, work.blocks.device, journal.folder, options.quiet
         )
-        streams = Streams(rounded.opened.blockwise.on(work.blocks.device), work.blocks)
+        streams = Streams(
+            *(each.blockwise.on(work.blocks.device) for each in (rounded.opened, smaller.opened))
+        )
         layers, walked = compress_blocks(
             streams, work.plan, batches, dense_batches, policy, journal, options.quiet
         )
-        return _write(work, rounded, layers, walked, journal)
+        return _write(_Finished(work, smaller, rounded, layers, walked), journal)
 
 
 def _prepare(
@@ -148,15 +164,19 @@ def _prepare(
     device = select_device(options.device)
     budget = None if options.memory is None else parse_size(options.memory)
     opened = open_for(output, model, options)
-    plan, sizes = _resolve(plan, opened.topology, options.seed)
-    contents = planned_contents(plan, opened.topology)
+    sizes = _structure_sizes(plan, opened)
+    smaller = planned_smaller(opened, sizes)
+    plan, grouping = _resolve(plan, smaller.topology, options.seed)
+    plan = replace(plan, structures=resolved(sizes) if sizes else None)
+    contents = planned_contents(plan, smaller.topology)
     fmt, fallback = _pick_format(output.format, contents)
     aloud = (
         quantized_already(opened),
-        sizes,
+        f"structures: {', '.join(map(str, sizes))} are left" if sizes else None,
+        grouping,
         fallback,
         *fmt.notes(contents),
-        left_alone(opened, plan),
+        left_alone(smaller, plan),
         left_out(opened),
     )
     notes = tuple(note for note in aloud if note)
@@ -173,7 +193,24 @@ def _prepare(
         request = calibration_request(calibration, plan.seed)
         tokens = load_text(request, TextModel(opened, device.type), "calibrate", options)
     notes = (*notes, *tokens.notes)
-    return _Work(opened, blocks, base_sha256, plan, fmt, contents, tokens, notes, options, started)
+    return _Work(
+        opened, blocks, base_sha256, sizes, plan, fmt, contents, tokens, notes, options, started
+    )
+
+
+def _structure_sizes(
+    plan: CompressionPlan | Recipe, opened: OpenModel
+) -> tuple[StructureSize, ...]:
+    """How many of which structures go.
+
+    Raises:
+        InputError: as :func:`srcr.structure.sizes.structure_sizes`.
+    """
+    if plan.structures is None:
+        return ()
+    quant = plan.quant if isinstance(plan, Recipe) else None
+    group_size = quant.group_size if quant and isinstance(quant.group_size, int) else None
+    return structure_sizes(opened, plan.structures, group_size)
 
 
 def _resolve(
@@ -285,24 +322,37 @@ def _choose_policy(
     return policy
 
 
-def _write(
-    work: _Work, rounded: RoundedModel, layers: list[LayerRecord], walked: Walked, journal: Journal
-) -> RunRecord:
+@dataclass(frozen=True, eq=False)
+class _Finished:
+    """What a run has computed: the model without the structures that went (``smaller``), the same with its
+    embeddings ``rounded``, a record of every compressed layer, and what the blocks gave for the first row."""
+
+    work: _Work
+    smaller: SmallerModel
+    rounded: RoundedModel
+    layers: list[LayerRecord]
+    walked: Walked
+
+
+def _write(finished: _Finished, journal: Journal) -> RunRecord:
     """Write the checkpoint from the journal, read it back, and record the run."""
-    folder = journal.folder
-    finished = [*journal.files(), *([rounded.file] if rounded.file else [])]
-    checkpoint = journaled_checkpoint(work.opened, work.contents, folder, finished)
+    work, rounded, folder = finished.work, finished.rounded, journal.folder
+    files = [*journal.files(), *([rounded.file] if rounded.file else [])]
+    checkpoint = journaled_checkpoint(finished.smaller.opened, work.contents, folder, files)
     with stage("write", 3, work.options.quiet) as bar:
         bar.note("weights")
         work.fmt.write(checkpoint, folder)
         bar.note("verify", advance=1)
         written = verify_tensors(work.fmt, checkpoint, folder)
-        streamed = not logits_fit(work.opened, work.blocks.running)
-        verification = verify_logits(rounded.opened, work.fmt, folder, written, walked, streamed)
+        streamed = not logits_fit(finished.smaller.opened, work.blocks.running)
+        verification = verify_logits(
+            rounded.opened, work.fmt, folder, written, finished.walked, streamed
+        )
         bar.note("record", advance=1)
-        for path in finished:
+        for path in files:
             path.unlink()
-        record = _record(work, rounded, layers, verification, folder)
+        record = _record(finished, verification, folder)
+        drop_work(folder)
         (folder / PLAN).write_text(to_yaml(work.plan), encoding="utf-8")
         (folder / RECORD).write_text(to_json(record), encoding="utf-8")
         (folder / CARD).write_text(model_card(record, work.plan), encoding="utf-8")
@@ -310,26 +360,19 @@ def _write(
     return record
 
 
-def _record(
-    work: _Work,
-    rounded: RoundedModel,
-    layers: list[LayerRecord],
-    verification: Verification,
-    folder: Path,
-) -> RunRecord:
-    opened = work.opened
+def _record(finished: _Finished, verification: Verification, folder: Path) -> RunRecord:
+    work, opened, smaller = finished.work, finished.work.opened, finished.smaller
+    loaded = work.fmt.loaded_bytes(folder, work.contents)
     return RunRecord(
         base=opened.name,
         base_sha256=work.base_sha256,
         command=work.options.command,
         format=work.fmt.name,
-        rates=compressed_rates(
-            opened, layers, folder, work.fmt.loaded_bytes(folder, work.contents)
-        ),
+        rates=compressed_rates(opened, smaller.opened, finished.layers, folder, loaded),
         plan_fingerprint=work.plan.fingerprint(),
         calibration=work.tokens.record(),
-        layers=tuple(layers),
-        embeddings=rounded.records or None,
+        layers=tuple(finished.layers),
+        embeddings=finished.rounded.records or None,
         loader=work.fmt.loader(work.contents),
         versions=versions(),
         seconds=round(time.monotonic() - work.started, 3),
@@ -337,4 +380,5 @@ def _record(
         verification=verification,
         notes=work.notes,
         compute=compute_paths(work.blocks.device, work.blocks.running),
+        structures=smaller.records or None,
     )

@@ -29,6 +29,7 @@ from srcr.metrics.semantic import (
     prepare,
     semantic_consistency,
 )
+from srcr.metrics.speed import SpeedSpec, measure_speed
 from srcr.metrics.tasks import Task, TaskResult, TaskSpec, resolve_tasks, run_tasks
 from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.pipelines.candidates import Candidate, open_candidates
@@ -36,7 +37,7 @@ from srcr.pipelines.opening import TextModel, load_text, open_with_bar
 from srcr.pipelines.options import RunOptions
 from srcr.pipelines.progress import console, say, stage
 from srcr.records.card import labels
-from srcr.records.evaluation import Divergence, Evaluation, Semantic
+from srcr.records.evaluation import Divergence, Evaluation, Semantic, Speed
 from srcr.records.run import INCLUDES
 
 
@@ -74,10 +75,12 @@ def evaluate(
     tasks: TaskSpec | None = None,
     semantic: SemanticSpec | None = None,
     options: RunOptions = RunOptions(),
+    speed: SpeedSpec | None = None,
 ) -> list[Evaluation]:
     """What each compressed model kept of ``base``: rates and divergence, and where asked for tasks (with Sr
-    and SrCr) and semantic consistency. Each model is a folder, a hub id, "bundled", a transformers model
-    (alone or with its tokenizer), or an open model; the text as calibration's of :func:`srcr.compress`.
+    and SrCr), semantic consistency and ``speed``. Each model is a folder, a hub id, "bundled", a transformers
+    model (alone or with its tokenizer), or an open model; the text as calibration's of
+    :func:`srcr.compress`.
 
     Everything is computed in float32; the base runs once for all.
 
@@ -113,10 +116,12 @@ def evaluate(
     if tasks is not None and chosen is not None:
         selection = ItemSelection(tasks.limit, tasks.part, comparison.seed)
         scores = _task_scores(chosen, selection, comparison)
+    speeds = None if speed is None else _speeds(speed, tokens, comparison)
     seconds = round(time.monotonic() - started, 3)
     return [
         replace(
             _evaluation(candidate, divergences[i], scores[i]),
+            speed=None if speeds is None else speeds[i],
             base=opened.name,
             semantic=None if semantics is None else semantics[i],
             text=tokens.record(rows=False),
@@ -188,6 +193,18 @@ def _divergences(tokens: Tokens, comparison: _Comparison) -> list[Divergence]:
             tokens,
             lambda model: bar.note(names[model], advance=1),
             passes,
+        )
+
+
+def _speeds(spec: SpeedSpec, tokens: Tokens, comparison: _Comparison) -> list[Speed]:
+    """Everyone in turn, round by round."""
+    with stage("speed", spec.rounds, comparison.options.quiet) as bar:
+        return measure_speed(
+            comparison.base,
+            comparison.models,
+            tokens.input_ids,
+            spec,
+            lambda done: bar.reach(done, f"round {done} of {spec.rounds}"),
         )
 
 

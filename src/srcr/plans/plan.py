@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field
 
 from srcr.errors import InputError
 from srcr.plans.specs import Override, PruneSpec, QuantSpec, SolverSpec
+from srcr.plans.structures import StructureSpec
 from srcr.serialize import STRICT, digest, from_dict, read_yaml
 
 
@@ -52,7 +53,8 @@ class Target:
 @dataclass(frozen=True)
 class CompressionPlan:
     """The plan of a whole model, one entry for each linear layer of its decoder blocks; ``embeddings``: those
-    of the input embedding and the output head that are quantized (one where they are tied), by name."""
+    of the input embedding and the output head that are quantized (one where they are tied), by name;
+    ``structures``: what is removed whole before, so that layers are named as they are called afterwards."""
 
     __pydantic_config__ = STRICT
 
@@ -64,6 +66,7 @@ class CompressionPlan:
         default_factory=SolverSpec
     )
     embeddings: tuple[LayerPlan, ...] | None = None
+    structures: StructureSpec | None = None
 
     def fingerprint(self) -> str:
         """A hash of everything that decides the result."""
@@ -82,7 +85,7 @@ class Recipe:
     what matches one of ``targets`` is compressed (all, where there are none), and nothing that matches one
     of ``ignore``. ``overrides`` says by pattern what some layers get instead; where several match, the later
     ones win. ``embeddings``: how the input embedding and the output head are quantized, whatever
-    ``targets`` says.
+    ``targets`` says. ``structures``: what is removed whole before all that.
 
     >>> Recipe(PruneSpec(sparsity=0.25), QuantSpec(num_bits=4), ignore=("*.down_proj",)).solver.mode
     'joint'
@@ -97,6 +100,7 @@ class Recipe:
     ignore: tuple[str, ...] = ()
     overrides: Mapping[str, Override] = field(default_factory=dict)
     embeddings: QuantSpec | None = None
+    structures: StructureSpec | None = None
 
 
 def read_plan(path: Path) -> CompressionPlan | Recipe:

@@ -74,6 +74,7 @@ def model_card(record: RunRecord, plan: CompressionPlan) -> str:
     notes = "".join(f"- {note}\n" for note in record.notes)
     entropy = "unknown" if rates.entropy_bits is None else f"{rates.entropy_bits:.2f}"
     text = record.calibration
+    structures = "".join(f"| {s.name} | {s.summary} |\n" for s in record.structures or ())
     embeddings = "".join(f"| {e.name} | {e.bits} bits |\n" for e in record.embeddings or ())
     return f"""---
 {header}---
@@ -90,7 +91,7 @@ stored in {rates.bits:g} bits on average ({" + ".join(methods) or "nothing"}, {p
 | weights that are exactly 0 (rounding adds some) | {100 * rates.zeros:.2f} % |
 | weight files on disk | {format_bytes(rates.stored_bytes)} (base {format_bytes(rates.base_bytes)}) |
 | weights in memory ({rates.engine}) | {format_bytes(rates.loaded_bytes)} |
-{embeddings}| entropy of the codes, the bound that storage can reach | {entropy} bits a weight |
+{structures}{embeddings}| entropy of the codes, the bound that storage can reach | {entropy} bits a weight |
 | calibration | {_plain(text.source)}, {text.size} |
 | time, peak memory | {record.seconds:.1f} s, {format_bytes(record.peak_memory_bytes)} |
 

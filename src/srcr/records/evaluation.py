@@ -121,9 +121,34 @@ class ItemScores:
 
 
 @dataclass(frozen=True)
+class Throughput:
+    """Tokens a second of both models, and compressed over base (above 1: faster)."""
+
+    base: float
+    compressed: float
+    ratio: Estimate
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast both models read a prompt of ``prompt_len`` tokens (``prefill``) and write behind it
+    (``decode``), a sequence at a time, in transformers, both dequantized to ``dtype``: what engines with
+    kernels for codes make of the bits is not in it."""
+
+    prefill: Throughput
+    decode: Throughput
+    prompt_len: int
+    new_tokens: int
+    rounds: int
+    device: str
+    threads: int
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What ``srcr evaluate`` measured on a compressed model. ``dtype``: what both models ran in; ``plan``: of
-    a search's finalist, which is not on disk any more."""
+    a search's finalist, which is not on disk any more; ``speed``: where it was asked for."""
 
     base: str
     compressed: str
@@ -144,3 +169,4 @@ class Evaluation:
     seconds: float | None = None
     command: str = ""
     plan: CompressionPlan | None = None
+    speed: Speed | None = None

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from srcr.plans.structures import NAMES
+
 #: Libraries that open a checkpoint as a transformers model.
 Loader = Literal["transformers", "srcr"]
 
@@ -77,6 +79,36 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
+class StructureRecord:
+    """What was removed whole: of ``before`` elements of a ``kind`` ("channels" and "heads" of every layer,
+    "layers") ``after`` are left. Of layers: which were ``removed``, in the order chosen, and whether what
+    they did was ``folded`` into those before. Else the output ``errors`` (relative, squared) of every
+    block."""
+
+    kind: str
+    before: int
+    after: int
+    removed: tuple[int, ...] | None = None
+    folded: bool | None = None
+    errors: tuple[float, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call the elements."""
+        return NAMES.get(self.kind, self.kind)
+
+    @property
+    def summary(self) -> str:
+        """How many are left, and of layers which are not."""
+        text = f"{self.after} of {self.before} left"
+        if self.removed is None:
+            return text
+        gone = ", ".join(map(str, sorted(self.removed)))
+        folded = ", what they did folded into those before" if self.folded else ""
+        return f"{text} (without {gone}{folded})"
+
+
+@dataclass(frozen=True)
 class Verification:
     """Logits of the written checkpoint beside those of the model as it was compressed, over a row of so many
     ``tokens``: their relative ``difference`` in norm and what it may be; ``loaded_by``: transformers, or
@@ -104,7 +136,8 @@ class RunRecord:
     """Everything needed to understand and repeat a run; written as ``srcr.json``. ``compute``: which
     implementations it computed by, as :func:`srcr.numerics.paths.compute_paths` names them; ``embeddings``:
     what happened to the input embedding and the output head, where they are quantized (their error is that
-    of the weights); ``loader``: which library opens the checkpoint as a transformers model."""
+    of the weights); ``loader``: which library opens the checkpoint as a transformers model; ``structures``:
+    what was removed whole, before anything else."""
 
     base: str
     base_sha256: str
@@ -122,3 +155,4 @@ class RunRecord:
     compute: dict[str, str] = field(default_factory=dict)
     embeddings: tuple[LayerRecord, ...] | None = None
     loader: Loader = "transformers"
+    structures: tuple[StructureRecord, ...] | None = None

@@ -48,7 +48,7 @@ class Journal:
                     "options to continue it, or --overwrite to start afresh"
                 )
         self.entries = []
-        for line in lines[1:]:
+        for line in (each for each in lines[1:] if "retained" not in each):
             if line.get("block") != len(self.entries) or not self._intact(line):
                 break
             self.entries.append(line)

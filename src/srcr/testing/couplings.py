@@ -19,7 +19,7 @@ from srcr.models.streaming import empty_model, replaced_forward
 from srcr.models.topology import Coupling, Kind, Port
 from srcr.models.transformed import TransformedSource
 from srcr.testing.requirement import require
-from srcr.testing.smaller import narrower, shallower
+from srcr.transforms.smaller import Removal, narrower, shallower
 
 SEQUENCES, TOKENS = 2, 24
 #: How far logits that must be the same may be apart, against the largest of them.
@@ -240,13 +240,15 @@ def _check_smaller(subject: _Subject, kind: Kind, couplings: Sequence[Coupling])
     size = sizes.pop()
     count = max(1, size // 3)
     gone = {c.block: [(3 * e + i) % size for e in range(count)] for i, c in enumerate(chosen)}
-    overlay = narrower(subject.opened, chosen, gone)
+    removals = [Removal(c, tuple(gone[c.block])) for c in chosen]
+    overlay = narrower(subject.opened, removals)
     return _compare(subject, f"{kind} of every layer", overlay, chosen, gone)
 
 
 def _check_shallower(subject: _Subject, coupling: Coupling) -> bool:
     """:func:`_check_smaller` for one layer."""
-    overlay = shallower(subject.opened, coupling.block)
+    index = subject.opened.topology.block_names().index(coupling.block)
+    overlay = shallower(subject.opened, [index])
     return _compare(subject, _name(coupling), overlay, [coupling], {coupling.block: [0]})
 
 
