@@ -16,11 +16,19 @@ from srcr.testing import save_tiny_model
 
 pytestmark = pytest.mark.slow
 
+#: Share of the changed files that are tried; 1 takes five minutes.
+SHARE = float(os.environ.get("SRCR_FUZZ", "0.35"))
+
 COMPRESS = ["--sparsity", 0.25, "--prune-method", "magnitude", "--bits", 4, "--quant-method", "rtn"]
 VALUES = [
     None, True, False, 0, -1, 1, 7, 10**6, 10**20, 0.5, float("nan"), "", "x", "\ud800", "\x00", "a" * 5000,
     "../../x", [], [1], ["x"], [[]], {}, {"a": 1}, {"text": 1}, [{"role": "user", "content": "hi"}],
 ]  # fmt: skip
+
+
+def tries(count):
+    """How many of so many changed files are tried."""
+    return max(3, round(SHARE * count))
 
 
 class Outcome:
@@ -106,7 +114,7 @@ def test_files_beside_the_weights(name, outcome, stories, tmp_path):
     good, text = path.read_bytes(), tmp_path / "chat.jsonl"
     rows = [{"messages": [{"role": "user", "content": "Once upon a time " * 5}]}] * 6
     text.write_text("\n".join(map(json.dumps, rows)))
-    for number in range(9):
+    for number in range(tries(18)):
         if path.suffix == ".json" and number % 3:
             path.write_text(json.dumps(changed(json.loads(good), rng)))
         else:
@@ -134,7 +142,7 @@ ROWS = [
 def test_text(kind, row, outcome, stories, tmp_path):
     rng, out = random.Random(f"text {kind} {row}"), tmp_path / "out"
     rows, path = [ROWS[row]] * 6, tmp_path / f"text.{kind}"
-    for number in range(7):
+    for number in range(tries(7)):
         table = changed(rows, rng) if number else rows
         if kind == "parquet":
             try:
@@ -175,7 +183,7 @@ def token_file(rng, path):
 def test_token_files(outcome, tiny, tmp_path):
     rng, path, out = random.Random("tokens"), tmp_path / "ids.safetensors", tmp_path / "out"
     torch.manual_seed(0)
-    for _ in range(45):
+    for _ in range(tries(45)):
         token_file(rng, path)
         outcome.run("compress", tiny, "-o", out, *COMPRESS, "--calibration", path, out=out)
     assert outcome.both()
@@ -188,7 +196,7 @@ def test_plans_and_records(name, outcome, tiny, ids, tmp_path):
     assert outcome.codes == [0]
     rng, path = random.Random(f"record {name}"), compressed / name
     good = path.read_bytes()
-    for number in range(16):
+    for number in range(tries(16)):
         data = damaged(good, rng)
         if name == "srcr.json" and number % 4:
             data = json.dumps(changed(json.loads(good), rng)).encode()
@@ -212,7 +220,7 @@ def test_evaluations_and_tables(outcome, tiny, ids, tmp_path):
     outcome.run("sensitivity", tiny, "-o", table, "--calibration", tmp_path / "rows.safetensors")
     assert outcome.codes == [0, 0]
     rng, good, known = random.Random("tables"), evaluation.read_bytes(), table.read_bytes()
-    for number in range(16):
+    for number in range(tries(16)):
         path, data = (evaluation, good) if number % 2 else (table, known)
         path.write_bytes(
             json.dumps(changed(json.loads(data), rng)).encode() if number % 4 < 3 else damaged(data, rng)
