@@ -23,6 +23,7 @@ from torch import Tensor
 import srcr
 from srcr.data.sources import Calibration, calibration_request, load_tokens
 from srcr.models.checkpoint import open_model
+from srcr.numerics import hessian, moments
 from srcr.numerics.elements import choose_elements
 from srcr.pipelines import compress as pipeline
 from srcr.pipelines.opening import TextModel
@@ -97,18 +98,28 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--choices", default="srcr,FLAP,magnitude")
+    parser.add_argument("--compensations", default=",".join(COMPENSATIONS))
+    parser.add_argument("--dense-share", type=float, help="of the batches, as compress")
+    parser.add_argument("--dampening-frac", type=float, default=0.01)
+    parser.add_argument("--target-step", type=float, help="of dense targets (docs/decisions/009)")
+    parser.add_argument("--most-energy", type=float, help="of a token (docs/decisions/012)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.target_step is not None:
+        hessian.TARGET_STEP = options.target_step
+    if options.most_energy is not None:
+        moments.MOST_ENERGY = options.most_energy
     calibration = Calibration(options.calibration, options.samples, options.seq_len)
     text = srcr.EvaluationText(options.text, options.eval_samples, options.seq_len)
     spec = parse_structures(options.remove)
     kinds = [kind for kind in spec.amounts() if kind != "layers"]
     variances = input_variances(options.model, calibration, kinds)
-    recipe = srcr.Recipe(None, None, structures=spec)
+    solver = srcr.SolverSpec(dense_share=options.dense_share)
+    recipe = srcr.Recipe(None, None, solver, structures=spec)
     run = srcr.RunOptions(0, quiet=True)
     results: dict[str, dict[str, list[float]]] = {}
-    columns = list(COMPENSATIONS)
+    columns = options.compensations.split(",")
     print(
         f"| {options.remove}: what goes | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
     )
@@ -118,7 +129,9 @@ def main() -> None:
             for column in columns:
                 choose = {"srcr": choose_elements, "magnitude": magnitude}.get(choice)
                 choose = choose or flap(iter(variances))
-                method = RemovalMethod(choose, **COMPENSATIONS[column])
+                method = RemovalMethod(
+                    choose, **COMPENSATIONS[column], dampening_frac=options.dampening_frac
+                )
                 pipeline.removal_method = lambda _, method=method: method
                 folders.append(Path(work) / column.replace(" ", "-"))
                 out = srcr.Output(folders[-1], format="dense")

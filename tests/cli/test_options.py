@@ -2,12 +2,13 @@
 
 import pytest
 
-from srcr.cli.options import DECIDED_BY_A_PLAN, DECIDED_BY_A_TABLE, STRUCTURED, Options
+from srcr.cli.options import DECIDED_BY_A_PLAN, DECIDED_BY_A_TABLE, Options
 from srcr.data.sources import Calibration
-from srcr.errors import InputError, NotAvailableYetError
+from srcr.errors import InputError
 from srcr.pipelines.options import RunOptions
 from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe
 from srcr.plans.specs import CompressionLevel, Override, PruneSpec, QuantSpec, SolverSpec
+from srcr.plans.structures import STRUCTURES, StructureSpec
 from srcr.serialize import from_dict, to_yaml
 
 
@@ -64,10 +65,18 @@ def test_sparsity_that_contradicts_the_structure(sparsity):
         Options(structure="2:4", sparsity=sparsity).compression()
 
 
-@pytest.mark.parametrize("structure", STRUCTURED)
-def test_structures_of_a_later_version(structure):
-    with pytest.raises(NotAvailableYetError, match=f"--structure {structure}"):
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_whole_structures_have_an_option_of_their_own(structure):
+    with pytest.raises(InputError, match=f"use --remove {structure}"):
         Options(structure=structure).compression()
+
+
+def test_remove_is_a_text_or_a_mapping():
+    expected = StructureSpec(channels=0.25, layers=2)
+    for given in ("channels=0.25,layers=2", {"channels": 0.25, "layers": 2}):
+        assert Options(remove=given).compression().structures == expected
+    with pytest.raises(InputError, match="remove is for 'srcr compress'"):
+        Options(remove="layers=1").space()
 
 
 @pytest.mark.parametrize("size", ["auto", None])

@@ -71,9 +71,8 @@ def refused(srcr, tmp_path):
         (["--memory", "1MB"], "--memory 1MB is too little"),
         (["--format", "gguf"], "--format gguf is not available yet"),
         (["--format", "archive"], "--format archive is not available yet"),
-        (["--structure", "heads"], "--structure heads is not available yet"),
-        (["--structure", "channels"], "--structure channels is not available yet"),
-        (["--structure", "layers"], "--structure layers is not available yet"),
+        (["--structure", "heads"], "structure heads: use --remove heads=0.25"),
+        (["--structure", "layers"], "structure layers: use --remove layers=0.25"),
     ],
     ids=lambda value: "_".join(map(str, value)) if isinstance(value, list) else "",
 )

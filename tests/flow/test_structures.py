@@ -211,9 +211,12 @@ def test_the_command_says_what_is_left(tmp_path, text, srcr):
     assert [each["kind"] for each in data["structures"]] == ["heads", "channels"]
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "32 of 48 feed-forward channels" in card
-    evaluation = srcr("evaluate", base, out, "--text", text, "--json")
+    evaluation = srcr("evaluate", base, out, "--text", text, "--speed", "--json")
     assert evaluation.code == 0, evaluation.err
     assert evaluation.json()["rates"]["tcr"] == pytest.approx(data["rates"]["tcr"])
+    assert evaluation.json()["speed"]["decode"]["ratio"]["value"] > 0
+    table = srcr("evaluate", base, out, "--text", text, "--speed")
+    assert "tokens a second in transformers" in " ".join(table.out.split())
     shutil.rmtree(out)
 
 

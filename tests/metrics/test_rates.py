@@ -91,7 +91,7 @@ def test_compressed_rates_count_masks_and_files(tmp_path):
         LayerRecord(first, shapes[first], 3 / 8, 4, 0.0, 0.5, 2.0, 0.0),
         LayerRecord(second, shapes[second], 0.0, 4, 0.0, 0.25, 3.0, 0.0),
     ]
-    rates = compressed_rates(opened, layers, tmp_path, LoadedBytes(123, "engine"))
+    rates = compressed_rates(opened, opened, layers, tmp_path, LoadedBytes(123, "engine"))
     size = {name: rows * cols for name, (rows, cols) in shapes.items()}
     total, rest = sum(size.values()), sum(size[name] for name in others)
     a, b = size[first], size[second]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from srcr.errors import InputError
 from srcr.plans.plan import CompressionPlan, LayerPlan, Target
 from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec, SolverSpec
+from srcr.plans.structures import StructureSpec
 from srcr.serialize import from_dict, from_yaml, to_dict, to_yaml
 
 text = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), max_size=12)
@@ -273,6 +274,7 @@ OTHERS = {
     CompressionPlan: {
         "layers": PLAN.layers[::-1], "target": None, "seed": 1, "solver": SolverSpec("sequential-b"),
         "embeddings": (LayerPlan("e", None, QuantSpec(num_bits=8)),),
+        "structures": StructureSpec(channels=0.25),
     },
 }  # fmt: skip
 

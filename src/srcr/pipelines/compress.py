@@ -23,11 +23,9 @@ from srcr.errors import InputError
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import Contents, planned_contents
 from srcr.formats.verify import Walked, logits_fit, verify_logits, verify_tensors
-from srcr.methods import check_methods
 from srcr.metrics.rates import compressed_rates
 from srcr.models.blockwise import BlockwiseModel
 from srcr.models.checkpoint import ModelLike, OpenModel
-from srcr.models.topology import Topology
 from srcr.numerics.paths import compute_paths
 from srcr.pipelines.blocks import Streams, compress_blocks, journaled_checkpoint
 from srcr.pipelines.embeddings import RoundedModel, round_embeddings
@@ -41,6 +39,7 @@ from srcr.pipelines.opening import (
 )
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.resolving import pick_format, resolve_plan, sizes_of_plan
 from srcr.pipelines.structures import (
     Setting,
     SmallerModel,
@@ -49,17 +48,13 @@ from srcr.pipelines.structures import (
     remove_structures,
 )
 from srcr.plans.plan import CompressionPlan, Recipe
-from srcr.plans.resolve import check_plan, resolve_group_sizes, uniform_plan
 from srcr.records.card import model_card
 from srcr.records.run import LayerRecord, RunRecord, Verification
 from srcr.serialize import from_yaml, to_json, to_yaml
 from srcr.storage.atomic import atomic_output, partial_path
 from srcr.storage.journal import Journal
 from srcr.storage.layout import CARD, PLAN, RECORD
-from srcr.structure.sizes import StructureSize, planned_smaller, resolved, structure_sizes
-
-#: What is written where no format is named and it can hold the plan; and where it cannot.
-DEFAULT_FORMAT, FALLBACK_FORMAT = "compressed-tensors", "dense"
+from srcr.structure.sizes import StructureSize, planned_smaller, resolved
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,12 +159,12 @@ def _prepare(
     device = select_device(options.device)
     budget = None if options.memory is None else parse_size(options.memory)
     opened = open_for(output, model, options)
-    sizes = _structure_sizes(plan, opened)
+    sizes = sizes_of_plan(plan, opened)
     smaller = planned_smaller(opened, sizes)
-    plan, grouping = _resolve(plan, smaller.topology, options.seed)
+    plan, grouping = resolve_plan(plan, smaller.topology, options.seed)
     plan = replace(plan, structures=resolved(sizes) if sizes else None)
     contents = planned_contents(plan, smaller.topology)
-    fmt, fallback = _pick_format(output.format, contents)
+    fmt, fallback = pick_format(output.format, contents)
     aloud = (
         quantized_already(opened),
         f"structures: {', '.join(map(str, sizes))} are left" if sizes else None,
@@ -196,56 +191,6 @@ def _prepare(
     return _Work(
         opened, blocks, base_sha256, sizes, plan, fmt, contents, tokens, notes, options, started
     )
-
-
-def _structure_sizes(
-    plan: CompressionPlan | Recipe, opened: OpenModel
-) -> tuple[StructureSize, ...]:
-    """How many of which structures go.
-
-    Raises:
-        InputError: as :func:`srcr.structure.sizes.structure_sizes`.
-    """
-    if plan.structures is None:
-        return ()
-    quant = plan.quant if isinstance(plan, Recipe) else None
-    group_size = quant.group_size if quant and isinstance(quant.group_size, int) else None
-    return structure_sizes(opened, plan.structures, group_size)
-
-
-def _resolve(
-    plan: CompressionPlan | Recipe, topology: Topology, seed: int | None
-) -> tuple[CompressionPlan, str | None]:
-    """The plan made explicit and checked, and a note on its group sizes.
-
-    Raises:
-        InputError: it does not fit the model.
-    """
-    shapes, tables = topology.shapes, topology.embedding_shapes
-    if isinstance(plan, Recipe):
-        others = [*topology.untouched, *([topology.head] if topology.head else [])]
-        plan = uniform_plan(shapes, plan, tables, others)
-    check_methods(plan)
-    check_plan(plan, shapes, tables)
-    plan, sizes = resolve_group_sizes(plan, shapes, tables)
-    return (plan if seed is None else replace(plan, seed=seed)), sizes
-
-
-def _pick_format(name: str | None, contents: Contents) -> tuple[Format, str | None]:
-    """The format of that name; without a name the default where it can hold the contents, else the fallback
-    and why.
-
-    Raises:
-        InputError: the named format cannot hold the contents.
-    """
-    fmt = get_format(name or DEFAULT_FORMAT)
-    try:
-        fmt.check(contents)
-    except InputError as error:
-        if name is not None:
-            raise
-        return get_format(FALLBACK_FORMAT), f"format {FALLBACK_FORMAT}: {error}"
-    return fmt, None
 
 
 def _hash_weights(opened: OpenModel, options: RunOptions) -> str:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,13 +44,17 @@ from srcr.records.run import INCLUDES
 
 @dataclass(frozen=True, eq=False)
 class _Comparison:
-    """The ``base`` in float32 on its device and the candidates beside it, with a label for each."""
+    """The ``base`` in float32 on its device and the candidates beside it, measured by the same options."""
 
     opened: OpenModel
     base: Any
     candidates: Sequence[Candidate]
-    labels: Sequence[str]
     options: RunOptions
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """A name for each candidate."""
+        return labels([candidate.name for candidate in self.candidates])
 
     @property
     def writer(self) -> TextModel:
@@ -102,15 +107,12 @@ def evaluate(
             f"tasks are text, but {opened.name} has no tokenizer: measure without --tasks"
         )
     reference, candidates = open_candidates(opened, compressed, device)
-    names = labels([candidate.name for candidate in candidates])
-    comparison = _Comparison(opened, reference, candidates, names, options)
+    comparison = _Comparison(opened, reference, candidates, options)
     source = text if isinstance(text, Tokens) else EvaluationText.of(text)
     tokens = _text(source, comparison)
     _warn_of_calibration(tokens, candidates)
-    semantics = None
-    if semantic is not None:
-        prompts = source if isinstance(source, Tokens) else source.source
-        semantics = _semantics(semantic, prompts, comparison)
+    prompts = source if isinstance(source, Tokens) else source.source
+    semantics = None if semantic is None else _semantics(semantic, prompts, comparison)
     divergences = _divergences(tokens, comparison)
     scores: list[dict[str, tuple[str, PairedScores]]] = [{} for _ in candidates]
     if tasks is not None and chosen is not None:

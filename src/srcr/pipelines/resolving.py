@@ -1,0 +1,64 @@
+"""What a plan means for a model and a format, before any work is done."""
+
+from dataclasses import replace
+
+from srcr.errors import InputError
+from srcr.formats import Format, get_format
+from srcr.formats.checkpoint import Contents
+from srcr.methods import check_methods
+from srcr.models.checkpoint import OpenModel
+from srcr.models.topology import Topology
+from srcr.plans.plan import CompressionPlan, Recipe
+from srcr.plans.resolve import check_plan, resolve_group_sizes, uniform_plan
+from srcr.structure.sizes import StructureSize, structure_sizes
+
+#: What is written where no format is named and it can hold the plan; and where it cannot.
+DEFAULT_FORMAT, FALLBACK_FORMAT = "compressed-tensors", "dense"
+
+
+def sizes_of_plan(plan: CompressionPlan | Recipe, opened: OpenModel) -> tuple[StructureSize, ...]:
+    """How many of which structures go.
+
+    Raises:
+        InputError: as :func:`srcr.structure.sizes.structure_sizes`.
+    """
+    if plan.structures is None:
+        return ()
+    quant = plan.quant if isinstance(plan, Recipe) else None
+    group_size = quant.group_size if quant and isinstance(quant.group_size, int) else None
+    return structure_sizes(opened, plan.structures, group_size)
+
+
+def resolve_plan(
+    plan: CompressionPlan | Recipe, topology: Topology, seed: int | None
+) -> tuple[CompressionPlan, str | None]:
+    """The plan made explicit and checked, and a note on its group sizes.
+
+    Raises:
+        InputError: it does not fit the model.
+    """
+    shapes, tables = topology.shapes, topology.embedding_shapes
+    if isinstance(plan, Recipe):
+        others = [*topology.untouched, *([topology.head] if topology.head else [])]
+        plan = uniform_plan(shapes, plan, tables, others)
+    check_methods(plan)
+    check_plan(plan, shapes, tables)
+    plan, sizes = resolve_group_sizes(plan, shapes, tables)
+    return (plan if seed is None else replace(plan, seed=seed)), sizes
+
+
+def pick_format(name: str | None, contents: Contents) -> tuple[Format, str | None]:
+    """The format of that name; without a name the default where it can hold the contents, else the fallback
+    and why.
+
+    Raises:
+        InputError: the named format cannot hold the contents.
+    """
+    fmt = get_format(name or DEFAULT_FORMAT)
+    try:
+        fmt.check(contents)
+    except InputError as error:
+        if name is not None:
+            raise
+        return get_format(FALLBACK_FORMAT), f"format {FALLBACK_FORMAT}: {error}"
+    return fmt, None
