@@ -167,6 +167,7 @@ class TestPlan:
             "prune_method": "wanda", "quant_method": "rtn", "mode": "joint", "dampening_frac": 0.0,
             "dense_targets": False, "dense_share": 0.5, "descent_rounds": 0, "targets": ["a"],
             "ignore": "a", "overrides": {"a": Override(bits=3)}, "embeddings": 8,
+            "remove": "layers=1",
         }  # fmt: skip
         with pytest.raises(InputError, match=f"leave --{name.replace('_', '-')} out"):
             Options(plan=path, **{name: values[name]}).compression()

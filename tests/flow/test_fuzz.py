@@ -114,7 +114,7 @@ def test_files_beside_the_weights(name, outcome, stories, tmp_path):
     good, text = path.read_bytes(), tmp_path / "chat.jsonl"
     rows = [{"messages": [{"role": "user", "content": "Once upon a time " * 5}]}] * 6
     text.write_text("\n".join(map(json.dumps, rows)))
-    for number in range(tries(18)):
+    for number in range(9):
         if path.suffix == ".json" and number % 3:
             path.write_text(json.dumps(changed(json.loads(good), rng)))
         else:
