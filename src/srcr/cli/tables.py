@@ -45,6 +45,8 @@ def compression(record: RunRecord, out: Path) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
+    if not record.layers:  # structures went, and nothing else
+        return
     worst = sorted(record.layers, key=lambda layer: -layer.error)[:WORST_LAYERS]
     layers = _table("layers with the largest output error", "layer", "sparsity", "bits", "error")
     for layer in worst:

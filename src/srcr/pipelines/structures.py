@@ -34,8 +34,9 @@ from srcr.transforms.smaller import Removal, narrower, shallower
 
 #: Where the finished blocks lie, in the folder of the work in progress.
 DEPTH, WIDTH = "structures-depth", "structures-width"
-#: Rows of calibration text on which layers are chosen, and tokens of each.
-ROWS, TOKENS = 8, 256
+#: Rows of calibration text on which layers are chosen, tokens of each, and log probabilities that are held
+#: of them: with a large vocabulary it is fewer rows, at least two.
+ROWS, TOKENS, HELD = 8, 256, 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,8 @@ def _choose_layers(
     blocks = setting.blocks
     with stage("layers", 1, setting.quiet) as bar:
         bar.note("whole model")
-        rows = measured_rows(blocks, [ids[:1, :TOKENS] for ids in setting.batches[:ROWS]])
+        count = max(2, min(ROWS, HELD // (TOKENS * opened.vocabulary)))
+        rows = measured_rows(blocks, [ids[:1, :TOKENS] for ids in setting.batches[:count]])
 
         def on_step(done: int, of: int) -> None:
             bar.reach(0.8 * done / of, f"{done} of {of} without a layer")
