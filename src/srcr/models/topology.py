@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from srcr.models.matrices import MatrixRef
+from srcr.plans.structures import Structure
 
-Kind = Literal["channels", "heads", "layers"]
+Kind = Structure
 T = TypeVar("T")
 
 

@@ -5,10 +5,10 @@ smaller model as any other. Each finished block lies in a journal of its own bes
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from srcr.plans.specs import SolverSpec
 from srcr.records.run import StructureRecord
 from srcr.storage.journal import Journal
 from srcr.storage.safetensors import TensorFiles
-from srcr.structure.choose import ConsumerProblem, RemovalMethod, remove_elements
+from srcr.structure.choose import ConsumerProblem, RemovalMethod, Removed, remove_elements
 from srcr.structure.depth import choose_layers, fold_layers, measured_rows, model_kl
 from srcr.structure.sizes import StructureSize, coupled
 from srcr.transforms.smaller import Removal, narrower, shallower
@@ -213,7 +213,7 @@ def _from_file(files: TensorFiles, name: str, _: Read) -> Tensor:
     return files.get(name)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Visitor:
     """What happens at each block: for each kind, elements are chosen at their consumers, which make up for
     them. The modified block has zeros in place of what goes, which gives the same as without it."""
@@ -223,14 +223,6 @@ class _Visitor:
     setting: Setting
     journal: Journal
     bar: Bar
-    #: The coupling and its size by block and first consumer.
-    _planned: dict[str, tuple[StructureSize, Coupling]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        linears = self.opened.topology.parameters()
-        for size in self.sizes:
-            for coupling in coupled(self.opened, size.kind):
-                self._planned[linears[coupling.consumers[0].parameter]] = (size, coupling)
 
     def visit(self, pair: BlockPair) -> None:
         """Shrink a block, or take it over from the journal."""
@@ -240,12 +232,16 @@ class _Visitor:
         tensors: dict[str, Tensor] = {}
         elements: dict[str, list[int]] = {}
         errors: dict[str, float] = {}
-        for group in pair.groups:
-            planned = next((self._planned[n] for n in group.names if n in self._planned), None)
-            if planned is None:
-                continue
-            self.bar.note(f"block {pair.index + 1} {planned[0].kind}", advance=1)
-            tensors |= self._shrink(pair, group, planned, elements, errors)
+        for group, size, coupling in self._planned(pair):
+            self.bar.note(f"block {pair.index + 1} {size.kind}", advance=1)
+            removed = self._remove(pair, group, size, coupling)
+            elements[size.kind], errors[size.kind] = list(removed.elements), removed.error
+            for name, weight in removed.weights.items():
+                weight = weight.to(self.opened.dtype)
+                pair.replace(name, weight)
+                ref = self.opened.topology.matrices[name]
+                left = _columns_left(coupling, removed.elements, weight.shape[1])
+                tensors[ref.parameter] = ref.stored(weight[:, left]).contiguous().cpu()
             self.setting.policy.tidy()
         self.setting.note(self.journal, tensors, elements=elements, errors=errors)
 
@@ -253,56 +249,49 @@ class _Visitor:
         """The forward passes behind a block begin."""
         self.bar.note(f"block {index + 1} forward", advance=1)
 
-    def _shrink(
-        self,
-        pair: BlockPair,
-        group: LinearGroup,
-        planned: tuple[StructureSize, Coupling],
-        elements: dict[str, list[int]],
-        errors: dict[str, float],
-    ) -> dict[str, Tensor]:
-        """Choose and compensate at a group of consumers; what is left of their parameters, by name."""
-        size, coupling = planned
+    @cached_property
+    def _by_consumer(self) -> dict[str, tuple[StructureSize, Coupling]]:
+        """Every coupling of which elements go, and how many, by the name of its first consumer."""
+        linears = self.opened.topology.parameters()
+        return {
+            linears[coupling.consumers[0].parameter]: (size, coupling)
+            for size in self.sizes
+            for coupling in coupled(self.opened, size.kind)
+        }
+
+    def _planned(self, pair: BlockPair) -> list[tuple[LinearGroup, StructureSize, Coupling]]:
+        """The groups of a block that are consumers, in the order they run."""
+        return [
+            (group, *self._by_consumer[name])
+            for group in pair.groups
+            for name in group.names
+            if name in self._by_consumer
+        ]
+
+    def _remove(
+        self, pair: BlockPair, group: LinearGroup, size: StructureSize, coupling: Coupling
+    ) -> Removed:
+        """What goes of a group's inputs, and what makes up for it."""
         method = self.setting.method
         weights = {name: pair.weight(name) for name in group.names}
         statistics = pair.statistics(group, cross=method.dense_targets)
         problem = ConsumerProblem(weights, statistics, coupling.consumers[0].stride, size.count)
-        removed = remove_elements(problem, method)
-        elements[size.kind], errors[size.kind] = list(removed.elements), removed.error
-        return self._put(pair, coupling, removed.elements, removed.weights)
-
-    def _put(
-        self,
-        pair: BlockPair,
-        coupling: Coupling,
-        elements: Sequence[int],
-        weights: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """Put the consumers into the modified block, as the checkpoint will have them; what is left of their
-        parameters, by name."""
-        topology, dtype = self.opened.topology, self.opened.dtype
-        gone = set(coupling.consumers[0].entries(elements))
-        tensors = {}
-        for name, weight in weights.items():
-            weight = weight.to(dtype)
-            pair.replace(name, weight)
-            left = [column for column in range(weight.shape[1]) if column not in gone]
-            ref = topology.matrices[name]
-            tensors[ref.parameter] = ref.stored(weight[:, left]).contiguous().cpu()
-        return tensors
+        return remove_elements(problem, method)
 
     def _take_over(self, pair: BlockPair) -> None:
         """Put a block as an earlier run finished it."""
         entry = self.journal.entries[pair.index]
         files = TensorFiles(self.journal.folder, [self.journal.file(pair.index)])
-        topology = self.opened.topology
-        for group in pair.groups:
-            for name in (n for n in group.names if n in self._planned):
-                size, coupling = self._planned[name]
-                gone = set(coupling.consumers[0].entries(entry["elements"][size.kind]))
-                for linear in group.names:
-                    ref = topology.matrices[linear]
-                    weight = torch.zeros_like(pair.weight(linear))
-                    left = [c for c in range(weight.shape[1]) if c not in gone]
-                    weight[:, left] = ref.view(files.get(ref.parameter)).to(weight)
-                    pair.replace(linear, weight)
+        for group, size, coupling in self._planned(pair):
+            for name in group.names:
+                ref = self.opened.topology.matrices[name]
+                weight = torch.zeros_like(pair.weight(name))
+                left = _columns_left(coupling, entry["elements"][size.kind], weight.shape[1])
+                weight[:, left] = ref.view(files.get(ref.parameter)).to(weight)
+                pair.replace(name, weight)
+
+
+def _columns_left(coupling: Coupling, elements: Iterable[int], width: int) -> list[int]:
+    """The columns of a coupling's consumers, which have so many, without those of some elements."""
+    gone = set(coupling.consumers[0].entries(elements))
+    return [column for column in range(width) if column not in gone]
