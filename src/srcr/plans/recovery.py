@@ -1,0 +1,44 @@
+"""How a compressed model is trained: what, by which loss, how long."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from srcr.errors import InputError
+
+Trained = Literal["codes", "scales"]
+LossName = Literal["kl", "cakld"]
+
+
+@dataclass(frozen=True)
+class DistillSpec:
+    """Distillation from the original model.
+
+    ``steps`` of ``batch`` sequences each; None: as many as ``minutes`` allow, measured on the first. ``train``:
+    "codes" (latent numbers behind the codes, scales, norms and biases) or "scales" (codes stay as they are).
+    ``lr``: learning rate of the latent numbers, in steps of the grid; ``scale_lr``: of the logarithm of the
+    scales; ``plain_lr``: of norms and biases, as a share of their own size. All fall to 0 as a cosine, after a
+    short rise.
+
+    >>> DistillSpec(minutes=10).loss
+    'kl'
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = 8
+    train: Trained = "codes"
+    loss: LossName = "kl"
+    lr: float = 0.02
+    scale_lr: float = 1e-3
+    plain_lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"steps {self.steps} must be at least 1")
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"minutes {self.minutes:g} must be more than 0")
+        if self.batch < 1:
+            raise InputError(f"batch {self.batch} must be at least 1 sequence a step")
+        for name in ("lr", "scale_lr", "plain_lr"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} {getattr(self, name):g} must not be negative")

@@ -1,0 +1,102 @@
+"""The compressed model while it is trained: whole, in float32, with latent numbers behind its weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srcr.models.topology import Topology
+from srcr.numerics.compressed import CompressedWeight
+from srcr.recovery.latent import LatentWeight
+
+
+@dataclass(frozen=True, eq=False)
+class PlainTensor:
+    """A norm's weight or a bias that is trained: the parameter in the model, and its ``latent`` float32
+    numbers, which are rounded to ``dtype`` there."""
+
+    parameter: nn.Parameter
+    latent: Tensor
+    dtype: torch.dtype
+
+    def write(self) -> None:
+        """Put the rounded numbers into the model."""
+        self.parameter.copy_(self.latent.to(self.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A transformers ``model`` in float32 whose compressed linears hold what ``latents`` say, by name, and
+    whose norms and biases what ``plain`` says, by parameter."""
+
+    model: Any
+    topology: Topology
+    latents: Mapping[str, LatentWeight]
+    plain: Mapping[str, PlainTensor]
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        topology: Topology,
+        latents: Mapping[str, LatentWeight],
+        dtype: torch.dtype,
+    ) -> "Student":
+        """The student of a model that shares no weight with any other, ``dtype`` what it is stored in. Every
+        vector of it is trained too; embeddings, and linears without latent numbers, stay as they are."""
+        parameters = dict(model.named_parameters())
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+        for name in latents:
+            parameters[topology.matrix(name).parameter].requires_grad_(True)
+        plain = {
+            name: PlainTensor(parameter, parameter.detach().clone(), dtype)
+            for name, parameter in parameters.items()
+            if parameter.dim() == 1
+        }
+        for tensor in plain.values():
+            tensor.parameter.requires_grad_(True)
+        return cls(model, topology, latents, plain)
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Put what the latent numbers stand for into the model."""
+        for name, latent in self.latents.items():
+            latent.write(self._view(name, self._parameter(name).data))
+        for tensor in self.plain.values():
+            tensor.write()
+
+    @torch.no_grad()
+    def take_gradients(self) -> None:
+        """Hand the gradients of the model's weights to the latent numbers; the model keeps none."""
+        for name, latent in self.latents.items():
+            parameter = self._parameter(name)
+            gradient = parameter.grad
+            if gradient is None:  # no token came through, as in an expert
+                gradient = torch.zeros_like(parameter)
+            latent.gradients(self._view(name, gradient).contiguous())
+            parameter.grad = None
+        for tensor in self.plain.values():
+            tensor.latent.grad, tensor.parameter.grad = tensor.parameter.grad, None
+
+    def clamp_(self) -> None:
+        """Keep every latent number in reach of the codes."""
+        for latent in self.latents.values():
+            latent.clamp_()
+
+    def results(self) -> dict[str, CompressedWeight]:
+        """Every compressed weight as it stands now."""
+        return {name: latent.result() for name, latent in self.latents.items()}
+
+    def plain_results(self) -> dict[str, Tensor]:
+        """Every other tensor that training changes, as it is stored."""
+        return {name: tensor.latent.to(tensor.dtype) for name, tensor in self.plain.items()}
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        parameter: nn.Parameter = self.model.get_parameter(self.topology.matrix(name).parameter)
+        return parameter
+
+    def _view(self, name: str, tensor: Tensor) -> Tensor:
+        return self.topology.matrix(name).view(tensor)
