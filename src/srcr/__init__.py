@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srcr.data.sources import Calibration, EvaluationText
+    from srcr.data.sources import Calibration, EvaluationText, RecoveryText
     from srcr.data.tokens import Tokens
     from srcr.formats import load
     from srcr.metrics.semantic import SemanticSpec
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from srcr.pipelines.inspect import inspect
     from srcr.pipelines.options import Output, RunOptions
     from srcr.pipelines.plan import plan
+    from srcr.pipelines.recover import recover
     from srcr.pipelines.search import search
     from srcr.pipelines.sensitivity import sensitivity
     from srcr.planning.space import SearchSpace
     from srcr.planning.specs import Resources, SearchSpec
     from srcr.plans.objective import Constraint, Objective
     from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe, Target
+    from srcr.plans.recovery import DistillSpec
     from srcr.plans.specs import CompressionLevel, Override, PruneSpec, QuantSpec, SolverSpec
     from srcr.plans.structures import StructureSpec
     from srcr.records.evaluation import Evaluation
@@ -42,7 +44,7 @@ __version__ = "0.1.0"
 
 #: Where each public name lives.
 _HOMES = {
-    "srcr.data.sources": ("Calibration", "EvaluationText"),
+    "srcr.data.sources": ("Calibration", "EvaluationText", "RecoveryText"),
     "srcr.data.tokens": ("Tokens",),
     "srcr.formats": ("load",),
     "srcr.metrics.semantic": ("SemanticSpec",),
@@ -55,10 +57,12 @@ _HOMES = {
     "srcr.pipelines.inspect": ("inspect",),
     "srcr.pipelines.options": ("Output", "RunOptions"),
     "srcr.pipelines.plan": ("plan",),
+    "srcr.pipelines.recover": ("recover",),
     "srcr.pipelines.search": ("search",),
     "srcr.pipelines.sensitivity": ("sensitivity",),
     "srcr.plans.objective": ("Constraint", "Objective"),
     "srcr.plans.plan": ("CompressionPlan", "LayerPlan", "Recipe", "Target"),
+    "srcr.plans.recovery": ("DistillSpec",),
     "srcr.plans.specs": ("CompressionLevel", "Override", "PruneSpec", "QuantSpec", "SolverSpec"),
     "srcr.plans.structures": ("StructureSpec",),
     "srcr.records.evaluation": ("Evaluation",),
@@ -75,6 +79,7 @@ __all__ = [
     "CompressionLevel",
     "CompressionPlan",
     "Constraint",
+    "DistillSpec",
     "Evaluation",
     "EvaluationText",
     "LayerPlan",
@@ -85,6 +90,7 @@ __all__ = [
     "PruneSpec",
     "QuantSpec",
     "Recipe",
+    "RecoveryText",
     "Resources",
     "RunOptions",
     "RunRecord",
@@ -106,6 +112,7 @@ __all__ = [
     "load",
     "open_model",
     "plan",
+    "recover",
     "search",
     "sensitivity",
     "write_report",

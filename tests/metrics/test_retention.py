@@ -20,7 +20,7 @@ from srcr.metrics.retention import (
     task_retention,
     task_score,
 )
-from srcr.records.evaluation import Estimate
+from srcr.records.estimate import Estimate
 
 shares = st.floats(0, 1)
 widths = st.floats(1, 16)

@@ -6,7 +6,8 @@ from srcr.errors import SrcrError
 from srcr.planning.bisect import smallest_plan
 from srcr.plans.objective import Constraint, Objective
 from srcr.plans.plan import CompressionPlan, Target
-from srcr.records.evaluation import Divergence, Estimate, Evaluation, KlEstimate, Perplexity
+from srcr.records.estimate import Estimate
+from srcr.records.evaluation import Divergence, Evaluation, KlEstimate, Perplexity
 from srcr.records.run import Rates
 
 RATES = Rates(0, 4, 0.8, 0, 1, 1, 1, "engine", "source")

@@ -13,9 +13,9 @@ from srcr.planning.specs import ExplorationSpec
 from srcr.plans.objective import Objective
 from srcr.plans.plan import CompressionPlan, Target
 from srcr.plans.specs import CompressionLevel
+from srcr.records.estimate import Estimate
 from srcr.records.evaluation import (
     Divergence,
-    Estimate,
     Evaluation,
     KlEstimate,
     Perplexity,

@@ -13,8 +13,8 @@ from srcr.planning.plans import allocated_plan
 from srcr.planning.space import SearchSpace
 from srcr.plans.plan import CompressionPlan, Target
 from srcr.plans.specs import CompressionLevel, QuantSpec
-from srcr.records.run import TextRecord
 from srcr.records.sensitivity import GroupLosses, LevelLoss, SensitivityTable
+from srcr.records.text import TextRecord
 from srcr.serialize import from_dict, from_yaml, to_dict, to_yaml
 from srcr.testing import save_tiny_model, tiny_model
 

@@ -14,8 +14,8 @@ from srcr.planning.database import build
 from srcr.planning.space import SearchSpace
 from srcr.planning.specs import Resources
 from srcr.plans.specs import CompressionLevel, QuantSpec, SolverSpec
-from srcr.records.run import TextRecord
 from srcr.records.sensitivity import GroupLosses, LevelLoss, SensitivityTable
+from srcr.records.text import TextRecord
 from srcr.serialize import from_dict, to_dict
 from srcr.solver.problem import LayerProblem
 from srcr.solver.solve import solve

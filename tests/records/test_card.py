@@ -6,7 +6,8 @@ import yaml
 from srcr.plans.plan import CompressionPlan
 from srcr.records.card import label, labels, model_card, with_evaluation
 from srcr.records.evaluation import Evaluation
-from srcr.records.run import Rates, RunRecord, TextRecord
+from srcr.records.run import Rates, RunRecord
+from srcr.records.text import TextRecord
 from srcr.serialize import from_dict
 
 CARD = "# x\n<!-- evaluation -->\nnot yet\n<!-- end of evaluation -->\nrest"

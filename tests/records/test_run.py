@@ -5,7 +5,8 @@ import json
 import pytest
 
 from srcr.errors import InputError
-from srcr.records.run import LayerRecord, Rates, RunRecord, RunSummary, TextRecord
+from srcr.records.run import LayerRecord, Rates, RunRecord, RunSummary
+from srcr.records.text import TextRecord
 from srcr.serialize import from_dict, from_yaml, to_dict, to_yaml
 
 RECORD = RunRecord(

@@ -9,10 +9,10 @@ import schemas
 from srcr.plans.objective import Constraint, Objective
 from srcr.plans.plan import CompressionPlan, LayerPlan, Target
 from srcr.plans.specs import PruneSpec, QuantSpec, SolverSpec
+from srcr.records.estimate import Estimate
 from srcr.records.evaluation import (
     Comparison,
     Divergence,
-    Estimate,
     Evaluation,
     ItemScores,
     KlEstimate,
@@ -21,9 +21,10 @@ from srcr.records.evaluation import (
     TaskScore,
 )
 from srcr.records.inspection import InspectedBlock, InspectedEmbedding, InspectedGroup, Inspection
-from srcr.records.run import LayerRecord, Rates, RunRecord, TextRecord, Verification
+from srcr.records.run import LayerRecord, Rates, RunRecord, Verification
 from srcr.records.search import ChoiceScore, Measurement, SearchResult
 from srcr.records.sensitivity import GroupLosses, LevelLoss, SensitivityTable
+from srcr.records.text import TextRecord
 from srcr.serialize import from_dict, to_dict
 
 RATES = Rates(0.25, 4.0, 0.8125, 0.3, 10, 5, 5, "transformers", "srcr.json", 3.5)

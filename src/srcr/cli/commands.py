@@ -275,5 +275,4 @@ def _add_later(name: str, what: str) -> None:
         raise NotAvailableYetError(f"srcr {name}")
 
 
-_add_later("recover", "Repair a compressed model by distillation.")
 _add_later("verify", "Load a compressed model with the engines that serve it, and compare.")

@@ -148,6 +148,43 @@ SensitivityFile = Annotated[
     Path | None, typer.Option(help="A table of 'srcr sensitivity'. [default: made now]")
 ]
 
+# Recovery
+Minutes = Annotated[
+    float | None, typer.Option(help="Minutes of training. [default: 10, or as --steps says]")
+]
+Steps = Annotated[int | None, typer.Option(help="Steps of training, instead of --minutes.")]
+BatchRows = Annotated[int | None, typer.Option("--batch", help="Sequences a step. [default: 8]")]
+Train = Annotated[
+    str | None,
+    typer.Option(
+        help="codes (what is behind them, scales, norms and biases), or scales (codes stay). [default: codes]"
+    ),
+]
+Loss = Annotated[
+    str | None,
+    typer.Option(help="kl (to the original's predictions), or cakld (both ways). [default: kl]"),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--lr", help="Learning rate, in steps of the grid. [default: 0.01]"),
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration",
+        help="Text to train on, as of compress; given several times, an equal part of each. [default: self]",
+    ),
+]
+RecoverySamples = Annotated[
+    int | None, typer.Option("--samples", help="Sequences in all. [default: 512]")
+]
+HeldOut = Annotated[
+    str,
+    typer.Option(
+        help="Text that the best state is chosen by, and measured on: better another source."
+    ),
+]
+
 # Evaluation
 Base = Annotated[str, typer.Argument(help="The original model.", show_default=False)]
 Compressed = Annotated[

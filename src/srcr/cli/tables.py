@@ -13,7 +13,8 @@ from srcr.models.topology import LinearGroup
 from srcr.plans.plan import CompressionPlan
 from srcr.plans.specs import CompressionLevel
 from srcr.records.card import labels
-from srcr.records.evaluation import Evaluation, Interval
+from srcr.records.estimate import Interval
+from srcr.records.evaluation import Evaluation
 from srcr.records.inspection import Inspection
 from srcr.records.run import Rates, RunRecord
 from srcr.records.search import SearchResult
@@ -53,6 +54,27 @@ def compression(record: RunRecord, out: Path) -> None:
         bits = str(layer.bits)
         layers.add_row(layer.name, f"{100 * layer.sparsity:.1f} %", bits, f"{layer.error:.2e}")
     console.print(layers)
+
+
+def recovery(record: RunRecord, out: Path) -> None:
+    """What training gave back, and where it lies."""
+    last = (record.recoveries or ())[-1]
+    table = _table(f"{last.source} -> {out}", "", "")
+    change = "lower" if last.accepted else "no gain beyond doubt: the model is as it was"
+    for row in (
+        ("KL on held-out text, before", _spread(last.before.value, last.before.ci95)),
+        ("KL on held-out text, after", _spread(last.after.value, last.after.ci95)),
+        ("difference, paired", f"{_spread(last.change.value, last.change.ci95)}, {change}"),
+        ("steps, kept after", f"{last.steps}, {last.best_step}"),
+        ("tokens trained on", f"{last.tokens}"),
+        *((("stopped", last.stopped),) if last.stopped else ()),
+        ("weight files, stored", format_bytes(record.rates.stored_bytes)),
+        ("format", record.format),
+        ("time", f"{record.seconds:.1f} s"),
+        ("peak memory", format_bytes(record.peak_memory_bytes)),
+    ):
+        table.add_row(*row)
+    Console().print(table)
 
 
 def export(record: RunRecord, out: Path) -> None:

@@ -26,10 +26,10 @@ from srcr.data.token_ids import (
 from srcr.data.tokens import LanguageModel, Tokens, bos_token, context_length, seed_stream
 from srcr.errors import InputError
 
-Purpose = Literal["calibration", "evaluation"]
+Purpose = Literal["calibration", "evaluation", "recovery", "held-out"]
 
 #: Sequences taken where no number is given.
-CALIBRATION_SAMPLES, EVALUATION_SAMPLES = 128, 64
+CALIBRATION_SAMPLES, EVALUATION_SAMPLES, RECOVERY_SAMPLES, HELD_OUT_SAMPLES = 128, 64, 512, 64
 
 
 #: A source of text as a run takes it: its name, or texts or token ids in memory.
@@ -68,6 +68,28 @@ class EvaluationText:
     def of(cls, source: "EvaluationText | Source") -> "EvaluationText":
         """A text as it is; any other source with the defaults."""
         return source if isinstance(source, cls) else cls(source)
+
+
+@dataclass(frozen=True)
+class RecoveryText:
+    """The text that a recovery trains on, an equal part from each of the ``sources`` (see
+    :class:`Calibration`), ``samples`` rows in all (None: 512, or all where there are fewer); and the source
+    of 64 more rows that are ``held_out``, to choose and to measure by: better another than what is trained
+    on.
+
+    >>> RecoveryText(("self", "wiki.txt"), samples=256).held_out
+    'self'
+    """
+
+    sources: tuple[Source, ...] = ("self",)
+    samples: int | None = None
+    seq_len: int = 512
+    held_out: Source = "self"
+
+    @classmethod
+    def of(cls, source: "RecoveryText | Source") -> "RecoveryText":
+        """A text as it is; any other source with the defaults."""
+        return source if isinstance(source, cls) else cls((source,))
 
 
 @dataclass(frozen=True)
@@ -110,6 +132,31 @@ def evaluation_request(text: EvaluationText, seed: int) -> TextRequest:
     return TextRequest(
         text.source, text.samples, text.seq_len, EVALUATION_SAMPLES, "evaluation", seed
     )
+
+
+def recovery_requests(text: RecoveryText, seed: int) -> list[TextRequest]:
+    """What a recovery asks for to train on, a request for each source.
+
+    Raises:
+        InputError: fewer samples than sources.
+    """
+    count = len(text.sources)
+    if text.samples is not None and text.samples < count:
+        raise InputError(f"samples {text.samples} must be at least {count}, one of each source")
+    parts = [
+        None if text.samples is None else (text.samples + i) // count
+        for i in reversed(range(count))
+    ]
+    default = RECOVERY_SAMPLES // max(1, count)
+    return [
+        TextRequest(source, part, text.seq_len, default, "recovery", seed)
+        for source, part in zip(text.sources, parts, strict=True)
+    ]
+
+
+def held_out_request(text: RecoveryText, seed: int) -> TextRequest:
+    """What a recovery asks for to choose and to measure by."""
+    return TextRequest(text.held_out, None, text.seq_len, HELD_OUT_SAMPLES, "held-out", seed)
 
 
 def load_tokens(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from srcr.data.padding import align_left, stack_rows, trim
 from srcr.errors import InputError
-from srcr.records.run import TextRecord
+from srcr.records.text import TextRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,18 @@ class Tokens:
         if lengths is not None:
             digest.update(lengths.numpy().tobytes())
         return cls(ids, source, digest.hexdigest(), lengths, tuple(prefix))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Tokens"]) -> "Tokens":
+        """The rows of several, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = [row.tolist() for part in parts for row in part.rows()]
+        prefixes = {part.prefix for part in parts}
+        prefix = prefixes.pop() if len(prefixes) == 1 else ()
+        source = " + ".join(part.source for part in parts)
+        notes = tuple(note for part in parts for note in part.notes)
+        return replace(cls.of(rows, source, prefix=prefix), notes=notes)
 
     @property
     def row_lengths(self) -> Tensor:

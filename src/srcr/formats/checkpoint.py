@@ -113,6 +113,12 @@ class Checkpoint:
             opened.save_companions,
         )
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the input embedding."""
+        topology = self.contents.topology
+        return topology.embedding_shapes[topology.embedding][0]
+
     @cached_property
     def parameters(self) -> dict[str, list[str]]:
         """The compressed linears that lie in each parameter, by the parameter's name."""

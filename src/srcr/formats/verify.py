@@ -108,6 +108,25 @@ def verify_logits(
     )
 
 
+@torch.no_grad()
+def compare_logits(fmt: Format, folder: Path, ids: Tensor, expected: Tensor) -> Verification:
+    """The logits of a folder for token ids [1, len], in float32 as the engine that serves the format loads
+    it, beside the ``expected`` ones.
+
+    Raises:
+        VerificationError: they differ by more than rounding explains.
+    """
+    logits = fmt.load(folder, torch.float32)(ids, use_cache=False).logits
+    difference, tolerance = _difference(expected, logits), TOLERANCES[torch.float32]
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"{folder} gives other logits than the model that was trained: their relative difference is "
+            f"{difference:.2g}, and rounding explains {tolerance:g}"
+        )
+    loader = fmt.loader(fmt.read(folder).contents)
+    return Verification(ids.numel(), float(f"{difference:.3g}"), tolerance, loader, "float32")
+
+
 def _difference(expected: Tensor, logits: Tensor) -> float:
     """The norm of the difference, relative to that of ``expected``."""
     expected, logits = expected.double().cpu(), logits.double().cpu()

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from srcr.metrics.intervals import interval
-from srcr.records.evaluation import Estimate
+from srcr.records.estimate import Estimate
 
 Array = npt.NDArray[np.float64]
 #: A chance level above this leaves nothing to normalise by: all texts are alike.

@@ -13,7 +13,8 @@ from srcr.errors import NumericalError
 from srcr.metrics.intervals import ratio_interval
 from srcr.metrics.predictions import Predictions, has_pieces, predict
 from srcr.metrics.quantiles import Quantiles
-from srcr.records.evaluation import Divergence, Estimate, KlEstimate, Perplexity
+from srcr.records.estimate import Estimate
+from srcr.records.evaluation import Divergence, KlEstimate, Perplexity
 
 PERCENTS = (50.0, 95.0, 99.0, 99.9)
 #: At most so many tokens go through each model at a time, and so many logits through their comparison; where

@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from srcr.records.evaluation import Estimate
+from srcr.records.estimate import Estimate
 
 Array = npt.NDArray[np.float64]
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from srcr.metrics.intervals import RESAMPLES
-from srcr.records.evaluation import Estimate, ItemScores, TaskScore
+from srcr.records.estimate import Estimate
+from srcr.records.evaluation import ItemScores, TaskScore
 
 Array = npt.NDArray[np.float64]
 Statistic = Callable[[Array], Array]

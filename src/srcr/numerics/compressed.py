@@ -38,10 +38,14 @@ class CompressedWeight:
         assert self.grid is not None
         return self.grid.dequantize(self.codes)
 
+    def to(self, device: torch.device | str) -> "CompressedWeight":
+        """The same weight on another device."""
+        mask, codes, values = (
+            None if t is None else t.to(device) for t in (self.mask, self.codes, self.values)
+        )
+        grid = None if self.grid is None else self.grid.to(device)
+        return CompressedWeight(mask, self.error, codes, grid, values)
+
     def cpu(self) -> "CompressedWeight":
         """The same weight in main memory."""
-        mask, codes, values = (
-            None if t is None else t.cpu() for t in (self.mask, self.codes, self.values)
-        )
-        grid = None if self.grid is None else self.grid.to("cpu")
-        return CompressedWeight(mask, self.error, codes, grid, values)
+        return self.to("cpu")

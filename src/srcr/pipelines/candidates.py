@@ -70,7 +70,8 @@ def open_candidates(
     candidates = []
     for i, each in enumerate(compressed):
         loaded = _load(each, folders.get(i))
-        _check_vocabulary(base, loaded)
+        size = loaded.model.get_input_embeddings().weight.shape[0]
+        check_vocabulary(base, loaded.name, size, loaded.tokenizer)
         candidates.append(_rate(base, loaded, device))
     return reference, candidates
 
@@ -90,25 +91,25 @@ def _folder_tokenizer(folder: Path) -> Any | None:
         return None
 
 
-def _check_vocabulary(base: OpenModel, loaded: _Loaded) -> None:
-    """Two models can be compared only if an id means the same to both.
+def check_vocabulary(base: OpenModel, name: str, size: int, tokenizer: Any | None) -> None:
+    """Two models can be compared only if an id means the same to both: the one called ``name`` has a
+    vocabulary of ``size``, and a tokenizer or none.
 
     Raises:
         InputError: it does not.
     """
-    size = loaded.model.get_input_embeddings().weight.shape[0]
     if size != base.vocabulary:
         raise InputError(
-            f"{loaded.name} has a vocabulary of {size}, the base {base.name} one of {base.vocabulary}: they "
+            f"{name} has a vocabulary of {size}, the base {base.name} one of {base.vocabulary}: they "
             "are not versions of the same model"
         )
-    ours, theirs = (_tokens(each, size) for each in (_tokenizer(base), loaded.tokenizer))
+    ours, theirs = (_tokens(each, size) for each in (_tokenizer(base), tokenizer))
     # A token that only one of them has (for padding, say) changes no text that both can read.
     shared = ours.keys() & theirs.keys()
     moved = set(ours.values()) & set(theirs.values()) - {ours[id] for id in shared}
     if moved or any(ours[id] != theirs[id] for id in shared):
         raise InputError(
-            f"{loaded.name} and the base {base.name} have different tokenizers: an id does not mean the same "
+            f"{name} and the base {base.name} have different tokenizers: an id does not mean the same "
             "to both"
         )
 

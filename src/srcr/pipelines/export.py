@@ -10,12 +10,12 @@ from srcr.formats import Format, detect, get_format
 from srcr.formats.checkpoint import Checkpoint
 from srcr.formats.verify import verify_tensors
 from srcr.models.load import resolve
+from srcr.pipelines.opening import read_records
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import stage
-from srcr.plans.plan import CompressionPlan
 from srcr.records.card import model_card
 from srcr.records.run import RunRecord
-from srcr.serialize import from_yaml, to_json, to_yaml
+from srcr.serialize import to_json, to_yaml
 from srcr.storage.atomic import atomic_output, check_output
 from srcr.storage.index import file_bytes
 from srcr.storage.layout import CARD, PLAN, RECORD
@@ -41,7 +41,7 @@ def export(model: str | Path, output: Output, options: RunOptions = RunOptions()
         raise InputError("an export needs a format to convert to: --format dense, for example")
     fmt, folder = get_format(output.format), resolve(model)
     check_output(output.folder, folder, output.overwrite)
-    record, plan = _read_records(folder)
+    record, plan = read_records(folder)
     with stage("read", 1, options.quiet) as bar:
         checkpoint = detect(folder).read(folder)
         bar.note(str(model), advance=1)
@@ -77,20 +77,6 @@ def export(model: str | Path, output: Output, options: RunOptions = RunOptions()
         (journal.folder / CARD).write_text(model_card(exported, plan), encoding="utf-8")
         bar.note("done", advance=1)
     return exported
-
-
-def _read_records(folder: Path) -> tuple[RunRecord, CompressionPlan]:
-    """What was done to the model.
-
-    Raises:
-        InputError: srcr did not write it.
-    """
-    for name in (RECORD, PLAN):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{folder} has no {name}: srcr exports what it compressed, with 'srcr compress'"
-            )
-    return from_yaml(RunRecord, folder / RECORD), from_yaml(CompressionPlan, folder / PLAN)
 
 
 def _check(fmt: Format, checkpoint: Checkpoint, record: RunRecord, model: str) -> None:

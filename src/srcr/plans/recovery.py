@@ -13,11 +13,12 @@ LossName = Literal["kl", "cakld"]
 class DistillSpec:
     """Distillation from the original model.
 
-    ``steps`` of ``batch`` sequences each; None: as many as ``minutes`` allow, measured on the first. ``train``:
-    "codes" (latent numbers behind the codes, scales, norms and biases) or "scales" (codes stay as they are).
-    ``lr``: learning rate of the latent numbers, in steps of the grid; ``scale_lr``: of the logarithm of the
-    scales; ``plain_lr``: of norms and biases, as a share of their own size. All fall to 0 as a cosine, after a
-    short rise.
+    ``steps`` of ``batch`` sequences each; None: as many as ``minutes`` allow, measured on the first.
+    ``train``: "codes" (the numbers behind them, scales, norms and biases) or "scales" (codes stay as they
+    are). ``lr``: learning rate of the numbers behind codes, in steps of their grid; ``value_lr``: of weights
+    that are not quantized, as a share of the root mean square of their row; ``scale_lr``: of the logarithm of
+    scales; ``plain_lr``: of norms and biases, as a share of their own root mean square. All rise shortly,
+    then fall to 0 as a cosine.
 
     >>> DistillSpec(minutes=10).loss
     'kl'
@@ -28,7 +29,8 @@ class DistillSpec:
     batch: int = 8
     train: Trained = "codes"
     loss: LossName = "kl"
-    lr: float = 0.02
+    lr: float = 0.01
+    value_lr: float = 1e-3
     scale_lr: float = 1e-3
     plain_lr: float = 1e-3
 
@@ -39,6 +41,6 @@ class DistillSpec:
             raise InputError(f"minutes {self.minutes:g} must be more than 0")
         if self.batch < 1:
             raise InputError(f"batch {self.batch} must be at least 1 sequence a step")
-        for name in ("lr", "scale_lr", "plain_lr"):
+        for name in ("lr", "value_lr", "scale_lr", "plain_lr"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} {getattr(self, name):g} must not be negative")

@@ -9,7 +9,8 @@ import yaml
 
 from srcr.environment import format_bytes
 from srcr.plans.plan import CompressionPlan
-from srcr.records.evaluation import Evaluation, Interval
+from srcr.records.estimate import Interval
+from srcr.records.evaluation import Evaluation
 from srcr.records.run import RunRecord
 
 #: A snapshot in the hub's cache.

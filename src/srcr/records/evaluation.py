@@ -3,28 +3,10 @@
 from dataclasses import dataclass, field
 
 from srcr.plans.plan import CompressionPlan
-from srcr.records.run import Rates, TextRecord
+from srcr.records.estimate import Estimate, Interval
+from srcr.records.run import Rates
+from srcr.records.text import TextRecord
 from srcr.serialize import NULLABLE
-
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measured value with its 95 % interval over documents, prompts or items."""
-
-    value: float
-    ci95: Interval
-
-    @property
-    def low(self) -> float:
-        """The lower end of the interval."""
-        return self.ci95[0]
-
-    @property
-    def high(self) -> float:
-        """The upper end of the interval."""
-        return self.ci95[1]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from srcr.plans.structures import NAMES
+from srcr.records.recovery import RecoveryRecord
+from srcr.records.text import TextRecord
 
 #: Libraries that open a checkpoint as a transformers model.
 Loader = Literal["transformers", "srcr"]
@@ -40,27 +42,6 @@ class LoadedBytes:
 
     n_bytes: int
     engine: str
-
-
-@dataclass(frozen=True)
-class TextRecord:
-    """Token ids of a run: their source, ``samples`` rows of at most ``seq_len`` tokens, the hash of all, and
-    where it is kept a short hash of each row; how many ``tokens`` they are without padding (None: an older
-    record), and the ids that each row begins with."""
-
-    source: str
-    samples: int
-    seq_len: int
-    sha256: str
-    rows: tuple[str, ...] | None = None
-    tokens: int | None = None
-    prefix: tuple[int, ...] = ()
-
-    @property
-    def size(self) -> str:
-        """Rows and tokens for people: "32 x 256 tokens", "32 x up to 256 tokens" where they differ."""
-        differ = self.tokens is not None and self.tokens < self.samples * self.seq_len
-        return f"{self.samples} x {'up to ' if differ else ''}{self.seq_len} tokens"
 
 
 @dataclass(frozen=True)
@@ -137,7 +118,7 @@ class RunRecord:
     implementations it computed by, as :func:`srcr.numerics.paths.compute_paths` names them; ``embeddings``:
     what happened to the input embedding and the output head, where they are quantized (their error is that
     of the weights); ``loader``: which library opens the checkpoint as a transformers model; ``structures``:
-    what was removed whole, before anything else."""
+    what was removed whole, before anything else; ``recoveries``: how it was trained, in order."""
 
     base: str
     base_sha256: str
@@ -156,3 +137,4 @@ class RunRecord:
     embeddings: tuple[LayerRecord, ...] | None = None
     loader: Loader = "transformers"
     structures: tuple[StructureRecord, ...] | None = None
+    recoveries: tuple[RecoveryRecord, ...] | None = None

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, AliasPath, Field
 
 from srcr.errors import InputError
 from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec, SolverSpec
-from srcr.records.run import TextRecord
+from srcr.records.text import TextRecord
 
 
 @dataclass(frozen=True)

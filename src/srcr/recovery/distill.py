@@ -1,177 +1,212 @@
-"""End-to-end distillation: the student's predictions against its teacher's, zeros and grid frozen."""
+"""End-to-end distillation: steps, what held-out text says of them, the best state, and how to go on later."""
 
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from srcr.data.tokens import Batch, Tokens
-from srcr.errors import NumericalError
-from srcr.metrics.predictions import Predictions, predict
-from srcr.plans.recovery import DistillSpec
-from srcr.recovery.losses import LOSSES, Loss, forward_kl
-from srcr.recovery.student import Student
-from srcr.recovery.teacher import Teacher, with_states
+from srcr.data.tokens import Tokens
+from srcr.errors import NumericalError, SrcrError
+from srcr.formats import native
+from srcr.numerics.compressed import CompressedWeight
+from srcr.records.recovery import TrainingPoint
+from srcr.recovery.memory import OutOfMemoryError, noticed
+from srcr.recovery.step import Setting, held_out, optimizer_of, train_step
+from srcr.serialize import from_dict, to_json
 
-#: Share of the steps in which learning rates rise.
-RISE = 0.05
-#: Logits that are compared at a time, and tokens that go through the student together.
-PIECE_LOGITS, TOGETHER = 1 << 24, 4096
-#: Adam's moments, and the largest norm of all gradients relative to its running mean.
-BETAS = (0.9, 0.95)
+#: Steps whose time says how many fit into the minutes.
+MEASURED = 3
+#: How often held-out text is looked at: so many times, fewer where that took more than this share of the
+#: time.
+CHECKS, CHECK_SHARE = 20, 0.1
+#: Looks without a new best after which training stops.
+PATIENCE = 8
+#: Stands for a number of steps that is not known yet.
+MANY = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
-    """Who learns from whom, by what: the ``tokens`` to train on; what matrices are multiplied in."""
+class TrainedWeights:
+    """What training came to: compressed weights, and norms and biases as they are stored, by name."""
 
-    student: Student
-    teacher: Teacher
-    tokens: Tokens
-    spec: DistillSpec
-    precision: torch.dtype
-    seed: int = 0
+    weights: Mapping[str, CompressedWeight]
+    plain: Mapping[str, Tensor]
 
 
-def optimizer_of(student: Student, spec: DistillSpec) -> torch.optim.AdamW:
-    """The optimizer of everything that the spec trains, each group with its own learning rate."""
-    latents = list(student.latents.values())
-    groups = [
-        ([latent.steps for latent in latents] if spec.train == "codes" else [], spec.lr),
-        ([latent.log_gain for latent in latents if latent.grid is not None], spec.scale_lr),
-    ]
-    for tensor in student.plain.values():
-        size = float(tensor.latent.square().mean().sqrt()) or 1.0
-        groups.append(([tensor.latent], spec.plain_lr * size))
-    return torch.optim.AdamW(
-        [{"params": tensors, "lr": lr, "peak": lr} for tensors, lr in groups if tensors],
-        betas=BETAS,
-        weight_decay=0.0,
-        fused=True,
-    )
+@dataclass
+class State:
+    """Where training stands. ``steps``: how many there will be (None: not known yet), ``checks``: how often
+    the held-out text is looked at; ``curve``: what it said; ``losses``: those of the steps since;
+    ``tokens`` and ``seconds`` so far; ``stopped``: why it ended early."""
+
+    step: int = 0
+    steps: int | None = None
+    checks: int = CHECKS
+    curve: list[TrainingPoint] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+    stopped: str | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether the held-out text is looked at after this step."""
+        if self.steps is None:
+            return False
+        return self.step % max(1, self.steps // self.checks) == 0 or self.step == self.steps
+
+    @property
+    def best(self) -> TrainingPoint:
+        """The look at which KL was lowest."""
+        return min(self.curve, key=lambda point: point.kl)
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """The share of their peak that learning rates have at a step: they rise, then fall as a cosine to 0."""
-    rise = max(1, round(RISE * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+#: Called after every step with the state; and after every look at the held-out text.
+OnStep = Callable[[State], None]
+OnCheck = Callable[["Distillation"], None]
 
 
-def rows_of_step(step: int, batch: int, count: int, seed: int) -> list[int]:
-    """The rows that a step trains on: each epoch takes all ``count`` rows in an order of its own."""
-    orders: dict[int, list[int]] = {}
+class Distillation:
+    """Distillation under way. ``held``: text that the best state is chosen by."""
 
-    def at(place: int) -> int:
-        epoch, number = divmod(place, count)
-        if epoch not in orders:
-            orders[epoch] = np.random.default_rng((seed, epoch)).permutation(count).tolist()
-        return orders[epoch][number]
+    def __init__(self, setting: Setting, held: Tokens) -> None:
+        self.setting = setting
+        self.held = held
+        self.state = State(steps=setting.spec.steps)
+        self.best: dict[str, Tensor] = {}
+        self._optimizer = optimizer_of(setting.student, setting.spec)
+        setting.student.write()
 
-    return [at(place) for place in range(step * batch, (step + 1) * batch)]
+    def run(self, on_step: OnStep, on_check: OnCheck) -> TrainedWeights:
+        """Train to the end; the weights of the state that was best on the held-out text.
 
+        Raises:
+            NumericalError: the model's predictions are not finite before anything is trained.
+        """
+        state = self.state
+        if not state.curve:
+            self._check()
+        while state.stopped is None and (state.steps is None or state.step < state.steps):
+            self._step()
+            if state.stopped is None and state.due and state.losses:
+                self._check()
+                on_check(self)
+            on_step(state)
+        return self._best()
 
-def train_step(setting: Setting, optimizer: torch.optim.Optimizer, step: int, steps: int) -> float:
-    """One step; the mean loss over its tokens, in nats.
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that :meth:`restore` needs to go on exactly from here."""
+        tensors = {f"best.{name}": tensor for name, tensor in self.best.items()}
+        state = torch.frombuffer(bytearray(to_json(self.state).encode()), dtype=torch.uint8)
+        for number, tensor in enumerate(self._trained()):
+            tensors[f"latent.{number}"] = tensor
+            for key, value in self._optimizer.state[tensor].items():
+                tensors[f"{key}.{number}"] = value
+        return {**tensors, "state": state}
 
-    Raises:
-        NumericalError: the loss is not finite; nothing was changed.
-    """
-    rows = rows_of_step(step, setting.spec.batch, len(setting.tokens.input_ids), setting.seed)
-    loss = accumulate(setting, rows)
-    if not math.isfinite(loss):
-        raise NumericalError(f"the loss of step {step + 1} is not finite")
-    setting.student.take_gradients()
-    share = learning_rate(step, steps)
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
-    optimizer.step()
-    setting.student.clamp_()
-    setting.student.write()
-    return loss
+    def restore(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        """Go on from what :meth:`tensors` gave.
 
+        Raises:
+            InputError: it is damaged.
+        """
+        text = tensors["state"].numpy().tobytes().decode()
+        self.state = from_dict(State, json.loads(text), where)
+        self.best = {
+            name.removeprefix("best."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("best.")
+        }
+        for number, latent in enumerate(self._trained()):
+            latent.copy_(tensors[f"latent.{number}"])
+            self._optimizer.state[latent] = {
+                key: tensors[f"{key}.{number}"].to(latent.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        self.setting.student.write()
 
-def accumulate(setting: Setting, rows: list[int]) -> float:
-    """Leaves the gradients of the mean loss over ``rows`` in the student's weights; that mean, in nats."""
-    batches = list(_batches(setting.tokens, rows))
-    count = sum(batch.input_ids[:, 1:].numel() for batch in batches)
-    loss = LOSSES[setting.spec.loss]
-    total = 0.0
-    for batch in batches:
-        teacher = setting.teacher.predict(setting.tokens.sha256, batch)
-        with torch.autocast(
-            teacher.input_ids.device.type, setting.precision, setting.precision != torch.float32
-        ):
-            total += _backward(setting.student, teacher, loss, count)
-    return total / count
+    def _trained(self) -> list[Tensor]:
+        return [tensor for group in self._optimizer.param_groups for tensor in group["params"]]
 
+    def _step(self) -> None:
+        """A step; training stops where its loss is not finite."""
+        state, started = self.state, time.monotonic()
+        try:
+            # Before their number is known, learning rates only rise.
+            with noticed():
+                loss = train_step(self.setting, self._optimizer, state.step, state.steps or MANY)
+        except NumericalError as error:
+            state.stopped = str(error)
+            return
+        except OutOfMemoryError as error:
+            self._shrink(error)
+            return
+        state.step += 1
+        state.losses.append(loss.mean)
+        state.tokens += loss.tokens
+        state.seconds += time.monotonic() - started
+        if state.steps is None and state.step == MEASURED:
+            self._plan_steps()
 
-def _batches(tokens: Tokens, rows: list[int]) -> Iterator[Batch]:
-    """The rows in batches of one length, numbered as in ``tokens``."""
-    selected = torch.tensor(rows)
-    lengths = tokens.row_lengths[selected]
-    for length in sorted(set(lengths.tolist()), reverse=True):
-        for part in selected[lengths == length].split(max(1, TOGETHER // length)):
-            yield Batch(part, tokens.input_ids[part, :length])
+    def _shrink(self, error: OutOfMemoryError) -> None:
+        """Let half as many tokens go through the student together: the step is made again.
 
+        Raises:
+            SrcrError: it was a single row already.
+        """
+        self.setting.student.drop_gradients()
+        together, longest = self.setting.together, int(self.setting.tokens.row_lengths.max())
+        rows = min(self.setting.spec.batch, max(1, together // longest))
+        if rows == 1:
+            raise SrcrError(
+                f"a sequence of {longest} tokens does not fit into memory: use shorter ones (--seq-len)"
+            ) from error
+        self.setting = replace(self.setting, together=rows // 2 * longest)
 
-def _backward(student: Student, teacher: Predictions, loss: Loss, count: int) -> float:
-    """Adds the gradients of a batch's loss, divided by ``count``; the sum of the loss over its positions.
+    def _plan_steps(self) -> None:
+        """How many steps fit into the minutes, by the time that the first ones took."""
+        state, minutes = self.state, self.setting.spec.minutes
+        assert minutes is not None
+        check = state.curve[0].seconds
+        left = 60 * minutes - check - state.seconds
+        state.checks = max(2, min(CHECKS, int(CHECK_SHARE * left / max(check, 1e-9))))
+        more = int((left - state.checks * check) * state.step / state.seconds)
+        state.steps = state.step + max(1, more)
 
-    The logits of a piece of the positions at a time: only the gradient of what they are made of is kept.
-    """
-    ids = teacher.input_ids
-    predictions = predict(student.model, ids, in_pieces=teacher.whole is None)
-    source = predictions.whole
-    if source is None:
-        source = predictions.output.last_hidden_state
-    leaf = source.detach().requires_grad_()
-    if predictions.whole is not None:
-        predictions = replace(predictions, whole=leaf)
-    else:
-        predictions = replace(predictions, output=with_states(predictions.output, leaf))
-    total = 0.0
-    for start, stop in _pieces(student, ids):
-        expected, given = _log_probabilities(teacher, predictions, start, stop)
-        value = loss(expected, given).sum()
-        (value / count).backward()  # type: ignore[no-untyped-call]
-        total += float(value.detach())
-    source.backward(leaf.grad)
-    return total
+    def _check(self) -> None:
+        """Look at the held-out text; keep the state where it is the best so far."""
+        state, started = self.state, time.monotonic()
+        kl, tokens = held_out(self.setting.student, self.setting.teacher, self.held)
+        value = float(kl.sum() / tokens.sum())
+        if not math.isfinite(value):
+            if not state.curve:
+                raise NumericalError("the predictions on the held-out text are not finite")
+            state.stopped = f"the KL on held-out text is not finite after step {state.step}"
+            return
+        if not state.curve or value < state.best.kl:
+            self.best = self._results()
+        loss = float(np.mean(state.losses)) if state.losses else None
+        seconds = round(time.monotonic() - started, 3)
+        state.curve.append(TrainingPoint(state.step, loss, value, seconds))
+        state.losses = []
+        since = len(state.curve) - 1 - state.curve.index(state.best)
+        # In the first half high learning rates may cost before they pay.
+        if since >= PATIENCE and 2 * state.step > (state.steps or 0):
+            state.stopped = f"the KL on held-out text did not fall in {PATIENCE} looks"
 
+    def _results(self) -> dict[str, Tensor]:
+        student = self.setting.student
+        return {**native.encode_all(student.results()), **student.plain_results()}
 
-def _pieces(student: Student, ids: Tensor) -> Iterator[tuple[int, int]]:
-    """(start, stop) of pieces that cover every position whose next token is there."""
-    vocabulary = student.model.get_input_embeddings().weight.shape[0]
-    size = max(1, PIECE_LOGITS // (len(ids) * vocabulary))
-    last = ids.shape[1] - 1
-    for start in range(0, last, size):
-        yield start, min(start + size, last)
-
-
-def _log_probabilities(
-    teacher: Predictions, student: Predictions, start: int, stop: int
-) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        expected = teacher.logits(start, stop).float().log_softmax(-1)
-    return expected, student.logits(start, stop).float().log_softmax(-1)
-
-
-@torch.no_grad()
-def held_out(student: Student, teacher: Teacher, tokens: Tokens) -> npt.NDArray[np.float64]:
-    """For each row of ``tokens`` the sum of its positions' KL to the teacher and their number, [2, n]."""
-    result = np.zeros((2, len(tokens.input_ids)))
-    for batch in tokens.batches(TOGETHER):
-        expected = teacher.predict(tokens.sha256, batch)
-        given = predict(student.model, expected.input_ids, in_pieces=expected.whole is None)
-        rows = batch.rows.numpy()
-        for start, stop in _pieces(student, expected.input_ids):
-            part = forward_kl(*_log_probabilities(expected, given, start, stop))
-            result[0, rows] += part.sum(-1, dtype=torch.float64).cpu().numpy()
-            result[1, rows] += stop - start
-    return result
+    def _best(self) -> TrainedWeights:
+        student = self.setting.student
+        weights = {
+            name: native.decode_from(self.best, self.best.__getitem__, name)
+            for name in student.latents
+        }
+        return TrainedWeights(weights, {name: self.best[name] for name in student.plain})

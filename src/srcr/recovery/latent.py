@@ -6,7 +6,6 @@ arXiv 1308.3432, section 3), changes those, and puts the new weights into the mo
 zeros stay zeros and codes stay on their grid.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,24 +24,17 @@ class LatentWeight:
     """A weight [rows, cols] that is trained. ``steps`` float32 [rows, cols]: how many steps of its grid each
     number is away from 0; ``log_gain`` float32 [rows, groups]: the logarithm of what its ``start`` scales are
     multiplied by. Of a weight without a grid a step is the root mean square of its row, and nothing is
-    rounded. ``mask`` bool [rows, cols]: True where it may differ from 0 (None: everywhere)."""
+    rounded. Its mask is that of ``compressed``."""
 
     compressed: CompressedWeight
     start: Tensor
     steps: Tensor
     log_gain: Tensor
-    mask: Tensor | None
 
     @classmethod
-    def of(
-        cls,
-        compressed: CompressedWeight,
-        mask: Tensor | None = None,
-        original: Tensor | None = None,
-    ) -> "LatentWeight":
-        """The latent numbers of a compressed weight, ``mask`` None: its own. They stand at its codes, or where
-        the ``original`` weight float32 [rows, cols] is given, as near to that as rounding allows."""
-        mask = compressed.mask if mask is None else mask
+    def of(cls, compressed: CompressedWeight, original: Tensor | None = None) -> "LatentWeight":
+        """The latent numbers of a compressed weight: at its codes, or where the ``original`` weight float32
+        [rows, cols] is given, as near to that as rounding allows."""
         if compressed.codes is not None and compressed.grid is not None:
             start, steps = compressed.grid.scale.clone(), compressed.grid.steps(compressed.codes)
             if original is not None:
@@ -52,7 +44,7 @@ class LatentWeight:
             values = compressed.values.to(torch.float32)
             start = values.square().mean(dim=1, keepdim=True).sqrt_().clamp_min_(1e-30)
             steps = values / start
-        return cls(compressed, start, steps, torch.zeros_like(start), mask)
+        return cls(compressed, start, steps, torch.zeros_like(start))
 
     @property
     def grid(self) -> Grid | None:
@@ -71,7 +63,9 @@ class LatentWeight:
                 part = self.steps[rows] * self.start[rows]
                 dtype = self._stored.dtype
                 part = part.to(dtype).to(torch.float32)
-                weight[rows] = part if self.mask is None else part * self.mask[rows]
+                weight[rows] = (
+                    part if self.compressed.mask is None else part * self.compressed.mask[rows]
+                )
                 continue
             steps = self._codes(rows)
             steps.view(len(steps), -1, grid.group_size).mul_(grid.scale[rows][..., None])
@@ -89,8 +83,8 @@ class LatentWeight:
         gain = torch.empty_like(self.log_gain)
         for rows in row_chunks(self.steps):
             part = gradient[rows]
-            if self.mask is not None:
-                part.mul_(self.mask[rows])
+            if self.compressed.mask is not None:
+                part.mul_(self.compressed.mask[rows])
             part.view(len(part), -1, size).mul_(scale[rows][..., None])
             steps = self.steps[rows] if grid is None else self._codes(rows)
             gain[rows] = (steps * part).view(len(part), -1, size).sum(dim=-1)
@@ -139,7 +133,7 @@ class LatentWeight:
         assert grid is not None
         steps = self.steps[rows].round()
         steps.view(len(steps), -1, grid.group_size).clamp_(lowest[..., None], highest[..., None])
-        return steps if self.mask is None else steps.mul_(self.mask[rows])
+        return steps if self.compressed.mask is None else steps.mul_(self.compressed.mask[rows])
 
     def _range(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """The smallest and largest code less the zero-point, [rows, groups] each."""
@@ -157,10 +151,3 @@ def _move_within_(steps: Tensor, original: Tensor, grid: Grid) -> None:
         part = original[rows].clone()
         part.view(len(part), -1, grid.group_size).div_(grid.scale[rows][..., None])
         steps[rows] += part.sub_(steps[rows]).clamp_(-WITHIN, WITHIN)
-
-
-def trained_tensors(latents: Iterator[LatentWeight]) -> Iterator[Tensor]:
-    """Everything that an optimizer changes."""
-    for latent in latents:
-        yield latent.steps
-        yield latent.log_gain

@@ -15,8 +15,8 @@ def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def cakld(teacher: Tensor, student: Tensor) -> Tensor:
-    """Forward and reverse KL, the forward one weighted by how sure the teacher is on average (confidence-aware
-    KL: BitDistiller, arXiv 2402.10631, section 3.3)."""
+    """Forward and reverse KL, the forward one weighted by how sure the teacher is on average
+    (confidence-aware KL: BitDistiller, arXiv 2402.10631, section 3.3)."""
     difference = teacher - student
     sure = teacher.amax(-1).exp().mean()
     forward = (teacher.exp() * difference).sum(-1)

@@ -44,13 +44,14 @@ class Student:
         latents: Mapping[str, LatentWeight],
         dtype: torch.dtype,
     ) -> "Student":
-        """The student of a model that shares no weight with any other, ``dtype`` what it is stored in. Every
-        vector of it is trained too; embeddings, and linears without latent numbers, stay as they are."""
+        """The student of a model of its own, ``dtype`` what it is stored in. Every vector of it is trained
+        too; embeddings, and linears without latent numbers, stay as they are."""
         parameters = dict(model.named_parameters())
         for parameter in parameters.values():
             parameter.requires_grad_(False)
         for name in latents:
-            parameters[topology.matrix(name).parameter].requires_grad_(True)
+            parameter = parameters[topology.matrix(name).parameter]
+            parameter.requires_grad_(True)
         plain = {
             name: PlainTensor(parameter, parameter.detach().clone(), dtype)
             for name, parameter in parameters.items()
@@ -67,6 +68,18 @@ class Student:
             latent.write(self._view(name, self._parameter(name).data))
         for tensor in self.plain.values():
             tensor.write()
+
+    @torch.no_grad()
+    def hold(self, weights: Mapping[str, CompressedWeight], plain: Mapping[str, Tensor]) -> None:
+        """Put other weights into the model; the latent numbers stay as they are."""
+        for name, weight in weights.items():
+            self._view(name, self._parameter(name).data).copy_(weight.dequantize())
+        for name, tensor in plain.items():
+            self.plain[name].parameter.copy_(tensor)
+
+    def drop_gradients(self) -> None:
+        """Forget what a step has gathered so far."""
+        self.model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def take_gradients(self) -> None:
@@ -92,7 +105,7 @@ class Student:
 
     def plain_results(self) -> dict[str, Tensor]:
         """Every other tensor that training changes, as it is stored."""
-        return {name: tensor.latent.to(tensor.dtype) for name, tensor in self.plain.items()}
+        return {name: t.latent.to(t.dtype, copy=True) for name, t in self.plain.items()}
 
     def _parameter(self, name: str) -> nn.Parameter:
         parameter: nn.Parameter = self.model.get_parameter(self.topology.matrix(name).parameter)

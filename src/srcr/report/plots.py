@@ -17,7 +17,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from srcr.environment import format_bytes
-from srcr.records.evaluation import Interval, TaskScore
+from srcr.records.estimate import Interval
+from srcr.records.evaluation import TaskScore
 from srcr.records.run import Rates
 from srcr.report.runs import Run
 

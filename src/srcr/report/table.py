@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from srcr.environment import format_bytes
 from srcr.models.topology import LinearGroup
-from srcr.records.evaluation import Interval
+from srcr.records.estimate import Interval
 from srcr.records.run import Rates
 from srcr.records.sensitivity import SensitivityTable
 from srcr.report.plots import method, mode

@@ -1,0 +1,66 @@
+"""The command that trains what was compressed."""
+
+from typing import Annotated, Any
+
+import typer
+
+from srcr.cli import parameters as given
+from srcr.cli.commands import app, command_line, interruptible, print_json
+
+
+@app.command()
+def recover(
+    base: given.Base,
+    compressed: Annotated[
+        str, typer.Argument(help="The compressed version to train.", show_default=False)
+    ],
+    out: given.Out,
+    minutes: given.Minutes = None,
+    steps: given.Steps = None,
+    batch: given.BatchRows = None,
+    train: given.Train = None,
+    loss: given.Loss = None,
+    lr: given.LearningRate = None,
+    calibration: given.Sources = None,
+    samples: given.RecoverySamples = None,
+    seq_len: given.TextLength = 512,
+    held_out: given.HeldOut = "self",
+    memory: given.Memory = None,
+    resume: given.Resume = False,
+    overwrite: given.Overwrite = False,
+    seed: given.Seed = None,
+    device: given.Device = None,
+    cache: given.Cache = None,
+    as_json: given.Json = False,
+) -> None:
+    """Repair a compressed model by distillation: same format, same zeros, same bits, same bytes."""
+    arguments = locals()
+    from srcr.cli import tables
+    from srcr.data.sources import RecoveryText
+    from srcr.pipelines.options import Output, RunOptions
+    from srcr.pipelines.recover import recover as run
+    from srcr.serialize import to_dict
+
+    text = RecoveryText(tuple(calibration or ("self",)), samples, seq_len, held_out)
+    options = RunOptions(
+        seed, device or "auto", memory, command=command_line(), cache=cache is not False
+    )
+    output = Output(out, None, overwrite, resume)
+    with interruptible():
+        record = run(base, compressed, output, _spec(arguments), text, options)
+    if as_json:
+        print_json(to_dict(record) | {"out": str(out)})
+    else:
+        tables.recovery(record, out)
+
+
+def _spec(arguments: dict[str, Any]) -> Any:
+    """What the options say of training; ten minutes where they set no end."""
+    from srcr.plans.recovery import DistillSpec
+    from srcr.serialize import from_dict
+
+    names = ("minutes", "steps", "batch", "train", "loss", "lr")
+    values = {name: arguments[name] for name in names if arguments[name] is not None}
+    if not {"minutes", "steps"} & values.keys():
+        values["minutes"] = 10
+    return from_dict(DistillSpec, values, "the command line")

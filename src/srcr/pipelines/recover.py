@@ -1,0 +1,274 @@
+"""recover(): a compressed model is trained against its original, zeros and grid frozen; the format stays."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from srcr.data.sources import RecoveryText, Source
+from srcr.environment import peak_memory, select_device, versions
+from srcr.errors import InputError
+from srcr.formats import Format, detect
+from srcr.formats.checkpoint import Checkpoint, Contents
+from srcr.formats.verify import compare_logits, verify_tensors
+from srcr.metrics.rates import count_zeros, entropy_bits
+from srcr.models.checkpoint import ModelLike, OpenModel
+from srcr.models.load import load_tokenizer, resolve
+from srcr.numerics.compressed import CompressedWeight
+from srcr.numerics.paths import compute_paths
+from srcr.pipelines.candidates import check_vocabulary
+from srcr.pipelines.opening import open_for, read_records
+from srcr.pipelines.options import Output, RunOptions
+from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.training import Texts, Trained, load_texts, train
+from srcr.plans.plan import CompressionPlan
+from srcr.plans.recovery import DistillSpec
+from srcr.records.card import model_card
+from srcr.records.run import LayerRecord, RunRecord
+from srcr.serialize import digest, from_yaml, to_json, to_yaml
+from srcr.storage.atomic import atomic_output
+from srcr.storage.index import weight_files
+from srcr.storage.layout import CARD, EVALUATION, PLAN, RECORD, REPORT, SEARCH
+from srcr.storage.safetensors import hash_files
+
+#: Files of a compressed model that say what it was, and not what training made of it.
+OUTDATED = (RECORD, CARD, EVALUATION, REPORT, SEARCH)
+
+#: How long training takes where nothing else is asked for.
+TEN_MINUTES = DistillSpec(minutes=10)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A recovery under way: the ``opened`` original; the ``folder`` that is trained, its ``record`` and
+    ``plan``, format and ``checkpoint``; what it is trained on and how."""
+
+    opened: OpenModel
+    folder: Path
+    record: RunRecord
+    plan: CompressionPlan
+    fmt: Format
+    checkpoint: Checkpoint
+    texts: Texts
+    spec: DistillSpec
+    device: torch.device
+    options: RunOptions
+    started: float
+
+    def fingerprint(self) -> dict[str, str]:
+        """Everything that decides the result."""
+        return {
+            "base": self.opened.sha256,
+            "compressed model": hash_files(weight_files(self.folder)),
+            "training": digest(self.spec),
+            "text": self.texts.train.sha256,
+            "held-out text": self.texts.held_out.sha256,
+            "seed": str(self.options.seed or 0),
+            "device": self.device.type,
+            **versions(),
+        }
+
+
+def recover(
+    base: ModelLike,
+    compressed: str | Path,
+    output: Output | str | Path,
+    spec: DistillSpec = TEN_MINUTES,
+    text: RecoveryText | Source = RecoveryText(),
+    options: RunOptions = RunOptions(),
+) -> RunRecord:
+    """Train the compressed model in the folder ``compressed`` against its original ``base`` (a folder, a
+    hub id, "bundled", a transformers model, or an open model) by ``spec``, and write it into the folder
+    ``output``: the same format, zeros, bits and bytes. ``text``: what it is trained on, a source by name or
+    in memory as calibration's, or a :class:`RecoveryText`.
+
+    Returns the record that is also written there. Where training is no gain beyond doubt on held-out text,
+    the weight files are those of ``compressed``, and the record says so.
+
+    Raises:
+        InputError: a model, a text or the output folder cannot be used; ``compressed`` is no version of
+            ``base``, was not made by srcr, or does not hold the codes of its weights.
+        NumericalError: the models' predictions are not finite.
+        SrcrError: the disk refuses.
+        VerificationError: what was written does not read back.
+
+    >>> recover("bundled", "small", "better", DistillSpec(minutes=5)).recoveries[-1].accepted
+    True
+    """
+    output = Output.of(output)
+    work = _prepare(base, compressed, output, spec, RecoveryText.of(text), options)
+    if output.resume and (record := _finished(output, work)):
+        if not options.quiet:
+            console().print(f"already done: {output.folder}")
+        return record
+    with atomic_output(output.folder, work.folder, output.overwrite, output.resume) as journal:
+        journal.begin(work.fingerprint())
+        trained = train(
+            work.opened, work.checkpoint, spec, work.texts, journal, work.device, options
+        )
+        say(trained.record.summary, options.quiet)
+        return _write(work, trained, journal.folder)
+
+
+def _prepare(
+    base: ModelLike,
+    compressed: str | Path,
+    output: Output,
+    spec: DistillSpec,
+    text: RecoveryText,
+    options: RunOptions,
+) -> _Work:
+    """Everything that can be refused, before any work is done."""
+    started = time.monotonic()
+    if spec.steps is None and spec.minutes is None:
+        raise InputError("a recovery needs an end: give steps or minutes")
+    device = select_device(options.device)
+    folder = resolve(compressed)
+    record, plan = read_records(folder)
+    fmt = detect(folder)
+    opened = open_for(output, base, options)
+    checkpoint = trainable(fmt.read(folder), plan, folder)
+    check_vocabulary(opened, str(compressed), checkpoint.vocabulary, load_tokenizer(folder))
+    texts = load_texts(text, opened, device, options)
+    return _Work(
+        opened, folder, record, plan, fmt, checkpoint, texts, spec, device, options, started
+    )  # fmt: skip
+
+
+def trainable(checkpoint: Checkpoint, plan: CompressionPlan, folder: Path) -> Checkpoint:
+    """A checkpoint as its format reads it, with the masks that its plan means: files do not tell a pruned
+    weight from one that was rounded to 0, so in a pruned layer every zero is frozen. Of a dense checkpoint
+    every linear is trained.
+
+    Raises:
+        InputError: it is quantized, but holds no codes.
+    """
+    layers = plan.by_name()
+    pruned = {name for name, layer in layers.items() if layer.prune is not None}
+    if checkpoint.contents.schemes:
+        return replace(checkpoint, read=_masked(checkpoint.read, pruned))
+    if any(layer.quant is not None for layer in plan.layers):
+        raise InputError(
+            f"{folder} holds dense weights of a quantized model, not the codes that training has to keep: "
+            "compress the base again with --recover, or in a format with codes"
+        )
+    topology, dtype = checkpoint.contents.topology, checkpoint.dtype
+
+    def read(name: str) -> CompressedWeight:
+        ref = topology.matrix(name)
+        values = ref.view(checkpoint.tensors.tensor(ref.parameter)).to(dtype).contiguous()
+        return CompressedWeight(None, float("nan"), values=values)
+
+    contents = Contents(topology, {}, tuple(topology.linears()))
+    return replace(checkpoint, contents=contents, read=_masked(read, pruned))
+
+
+def _masked(
+    read: Callable[[str], CompressedWeight], pruned: set[str]
+) -> Callable[[str], CompressedWeight]:
+    def masked(name: str) -> CompressedWeight:
+        weight = read(name)
+        if weight.mask is not None or name not in pruned:
+            return weight
+        return replace(weight, mask=weight.dequantize() != 0)
+
+    return masked
+
+
+def _finished(output: Output, work: _Work) -> RunRecord | None:
+    """The record of a finished OUT, where it is what this run would give.
+
+    Raises:
+        InputError: OUT is there, but was made otherwise.
+    """
+    if not (output.folder / RECORD).is_file():
+        return None
+    record = from_yaml(RunRecord, output.folder / RECORD)
+    last = record.recoveries[-1] if record.recoveries else None
+    if last is not None and record.base_sha256 == work.record.base_sha256:
+        texts = (last.text.sha256, last.held_out.sha256)
+        expected = (work.texts.train.sha256, work.texts.held_out.sha256)
+        if (last.spec, last.source, *texts) == (work.spec, str(work.folder), *expected):
+            return record
+    if output.overwrite:
+        return None
+    raise InputError(
+        f"output {output.folder} is finished, and not what this recovery gives: choose another name, or use "
+        "--overwrite"
+    )
+
+
+def _write(work: _Work, trained: Trained, folder: Path) -> RunRecord:
+    """Write what training came to, or what it began with, and record it."""
+    with stage("write", 2, work.options.quiet) as bar:
+        bar.note("weights")
+        for path in folder.glob("recovery.safetensors*"):
+            path.unlink()
+        if trained.record.accepted:
+            work.fmt.write(trained.checkpoint, folder)
+            bar.note("verify", advance=1)
+            verify_tensors(work.fmt, trained.checkpoint, folder)
+        else:
+            _copy(work.folder, folder)
+        verification = compare_logits(work.fmt, folder, trained.ids, trained.logits)
+        record = replace(
+            recovered(work.record, trained, _linear_weights(work.opened)),
+            command=work.options.command,
+            versions=versions(),
+            seconds=round(time.monotonic() - work.started, 3),
+            peak_memory_bytes=peak_memory(),
+            verification=verification,
+            compute=compute_paths(work.device, torch.float32),
+        )
+        recovery = replace(trained.record, source=str(work.folder))
+        record = replace(record, recoveries=(*(work.record.recoveries or ()), recovery))
+        (folder / PLAN).write_text(to_yaml(work.plan), encoding="utf-8")
+        (folder / RECORD).write_text(to_json(record), encoding="utf-8")
+        (folder / CARD).write_text(model_card(record, work.plan), encoding="utf-8")
+        bar.note("done", advance=1)
+    return record
+
+
+def _linear_weights(opened: OpenModel) -> int:
+    return sum(rows * cols for rows, cols in opened.topology.shapes.values())
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """Every file of a compressed model, but those that speak of what it was."""
+    for path in source.iterdir():
+        if path.is_file() and path.name not in OUTDATED:
+            shutil.copyfile(path, folder / path.name)
+
+
+def recovered(record: RunRecord, trained: Trained, total: int) -> RunRecord:
+    """The record of a compression with the zeros and the entropy of what training came to: sparsity, bits and
+    bytes are as they were. ``total``: weights of the original's linears."""
+    checkpoint, rates = trained.checkpoint, record.rates
+    layers = [_measured(layer, checkpoint) for layer in record.layers]
+    present = sum(rows * cols for rows, cols in checkpoint.contents.topology.shapes.values())
+    zeros = sum(_change(record.layers, layers, "zeros")) / present
+    entropy = rates.entropy_bits
+    if entropy is not None:
+        entropy += sum(_change(record.layers, layers, "entropy_bits")) / total
+    rates = replace(rates, zeros=rates.zeros + zeros, entropy_bits=entropy)
+    return replace(record, layers=tuple(layers), rates=rates)
+
+
+def _change(before: Sequence[LayerRecord], after: Sequence[LayerRecord], what: str) -> list[float]:
+    """By how much a figure of each layer changed, times its size."""
+    return [
+        math.prod(old.shape) * (getattr(new, what) - getattr(old, what))
+        for old, new in zip(before, after, strict=True)
+    ]
+
+
+def _measured(layer: LayerRecord, checkpoint: Checkpoint) -> LayerRecord:
+    """The record of a layer with zeros and entropy as they are now."""
+    weight = checkpoint.read(layer.name)
+    zeros = count_zeros([weight.dequantize().to(checkpoint.dtype)])
+    entropy = layer.entropy_bits if weight.codes is None else entropy_bits(weight)
+    return replace(layer, zeros=zeros, entropy_bits=entropy)

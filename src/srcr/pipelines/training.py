@@ -1,0 +1,257 @@
+"""Train a compressed model against its original, and keep what training came to where it is a gain."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from srcr.data.sources import RecoveryText, held_out_request, recovery_requests
+from srcr.data.splits import check_disjoint
+from srcr.data.tokens import Tokens
+from srcr.engine.activations import ActivationFile
+from srcr.errors import InputError
+from srcr.formats.checkpoint import Checkpoint, Tensors
+from srcr.metrics.intervals import ratio_interval
+from srcr.metrics.predictions import has_pieces
+from srcr.models.blockwise import copy_on, running_precision
+from srcr.models.checkpoint import OpenModel
+from srcr.numerics.compressed import CompressedWeight
+from srcr.pipelines.opening import TextModel, load_text
+from srcr.pipelines.options import RunOptions
+from srcr.pipelines.progress import Bar, say, stage
+from srcr.plans.recovery import DistillSpec
+from srcr.records.recovery import RecoveryRecord
+from srcr.recovery.distill import Distillation, State, TrainedWeights
+from srcr.recovery.latent import LatentWeight
+from srcr.recovery.step import Setting, held_out
+from srcr.recovery.student import Student
+from srcr.recovery.teacher import Teacher
+from srcr.storage.journal import Journal
+from srcr.storage.safetensors import TensorFiles, save_tensors
+
+#: Where training stands, in the folder of a run.
+STATE = "recovery.safetensors"
+#: Saving may take this share of the time between two savings.
+SAVING_SHARE = 0.05
+#: Rows that the best state is chosen by, and that it is measured on, at least.
+FEWEST = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """What is trained on, what the best state is chosen by, and what it is measured on."""
+
+    train: Tokens
+    choice: Tokens
+    test: Tokens
+
+    @property
+    def held_out(self) -> Tokens:
+        """All that is not trained on."""
+        return Tokens.joined([self.choice, self.test])
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What came of a training: its record, the checkpoint (the one that was trained, where that was no gain),
+    and for the token ids ``ids`` [1, len] the logits of its model."""
+
+    record: RecoveryRecord
+    checkpoint: Checkpoint
+    ids: Tensor
+    logits: Tensor
+
+
+def load_texts(
+    text: RecoveryText, opened: OpenModel, device: torch.device, options: RunOptions
+) -> Texts:
+    """The texts of a recovery, which share no sequence.
+
+    Raises:
+        InputError: a source cannot be used, or is too short; two share a sequence.
+    """
+    seed, writer = options.seed or 0, TextModel(opened, device.type)
+    parts = [
+        load_text(request, writer, "text", options) for request in recovery_requests(text, seed)
+    ]
+    held = load_text(held_out_request(text, seed), writer, "held out", options)
+    count = len(held.input_ids)
+    if count < 2 * FEWEST:
+        raise InputError(
+            f"{held.source} gives {count} held-out sequences, and {2 * FEWEST} are needed: half to choose "
+            "by, half to measure on; give more text, or a shorter --seq-len"
+        )
+    halves = [list(range(0, count, 2)), list(range(1, count, 2))]
+    texts = Texts(Tokens.joined(parts), *(held.select(half) for half in halves))
+    check_disjoint([texts.train, texts.choice, texts.test])
+    if held.source in [part.source for part in parts]:
+        say(
+            f"held-out text comes from {held.source}, as the text that is trained on: training on one "
+            "source can cost elsewhere, which --held-out of another would show",
+            options.quiet,
+        )
+    return texts
+
+
+def train(
+    opened: OpenModel,
+    checkpoint: Checkpoint,
+    spec: DistillSpec,
+    texts: Texts,
+    journal: Journal,
+    device: torch.device,
+    options: RunOptions,
+) -> Trained:
+    """Train the compressed weights of ``checkpoint``, norms and biases against the ``opened`` original.
+
+    Raises:
+        NumericalError: predictions are not finite before anything is trained.
+        OSError: the disk refuses.
+    """
+    with (
+        ActivationFile(journal.folder, device) as states,
+        stage("recover", 1, options.quiet) as bar,
+    ):
+        bar.note("load")
+        model = copy_on(opened.loaded(torch.float32), device.type)
+        teacher = Teacher(model, has_pieces(model, texts.choice.input_ids), states)
+        student = make_student(opened, checkpoint, device)
+        precision = running_precision(opened.dtype, device)
+        setting = Setting(student, teacher, texts.train, spec, precision, options.seed or 0)
+        student.write()
+        before = held_out(student, teacher, texts.test)
+        distillation = Distillation(setting, texts.choice)
+        saver = _Saver(journal)
+        saver.take_up(distillation)
+        best = distillation.run(_Watch(bar).on_step, saver.on_check)
+        student.hold(best.weights, best.plain)
+        after = held_out(student, teacher, texts.test)
+        change = ratio_interval(after[0] - before[0], before[1])
+        accepted = change.high < 0
+        if not accepted:
+            student = make_student(opened, checkpoint, device)
+            student.write()
+        ids = texts.test.input_ids[:1, : int(texts.test.row_lengths[0])]
+        with torch.no_grad():
+            logits = student.model(ids.to(device), use_cache=False).logits
+    state = distillation.state
+    record = RecoveryRecord(
+        spec=spec,
+        source=None,
+        text=texts.train.record(),
+        held_out=texts.held_out.record(),
+        steps=state.step,
+        best_step=state.best.step,
+        tokens=state.tokens,
+        seconds=round(state.seconds, 3),
+        before=ratio_interval(*before),
+        after=ratio_interval(*after),
+        change=change,
+        accepted=accepted,
+        curve=tuple(state.curve),
+        stopped=state.stopped,
+    )
+    result = trained_checkpoint(checkpoint, best) if accepted else checkpoint
+    return Trained(record, result, ids, logits)
+
+
+def make_student(opened: OpenModel, checkpoint: Checkpoint, device: torch.device) -> Student:
+    """The model of a checkpoint in float32 on a device, with latent numbers behind its compressed weights.
+    Where nothing was removed whole, they start as near to the original's as rounding allows."""
+    topology = checkpoint.contents.topology
+    same = dict(opened.topology.shapes) == dict(topology.shapes)
+    latents = {}
+    for name in topology.linears():
+        if name not in checkpoint.contents.compressed:
+            continue
+        original = opened.blockwise.matrix(name).to(device, torch.float32) if same else None
+        latents[name] = LatentWeight.of(checkpoint.read(name).to(device), original)
+    model = checkpoint.dequantized(torch.float32).to(device)
+    return Student.of(model, topology, latents, checkpoint.dtype)
+
+
+@dataclass
+class _Watch:
+    """Shows on a bar of length 1 what training does."""
+
+    bar: Bar
+    started: float = field(default_factory=time.monotonic)
+
+    def on_step(self, state: State) -> None:
+        """After each step."""
+        rate = state.tokens / max(state.seconds, 1e-9)
+        loss = f"loss {state.losses[-1]:.4f}  " if state.losses else ""
+        kl = f"{state.curve[0].kl:.4f} -> {state.best.kl:.4f}"
+        of = "?" if state.steps is None else state.steps
+        share = 0.0 if state.steps is None else state.step / state.steps
+        self.bar.reach(
+            share, f"step {state.step}/{of}  {loss}held-out KL {kl}  {rate:.0f} tokens/s"
+        )
+
+
+@dataclass
+class _Saver:
+    """Keeps where training stands in the folder of a run, as often as that costs little."""
+
+    journal: Journal
+    saved: float = field(default_factory=time.monotonic)
+    cost: float = 0.0
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.journal.folder / STATE
+
+    def take_up(self, distillation: Distillation) -> None:
+        """Go on where an earlier run was."""
+        if self.path.is_file():
+            files = TensorFiles(self.journal.folder, [self.path])
+            tensors = {name: files.get(name) for name in files.entries}
+            distillation.restore(tensors, str(self.path))
+
+    def on_check(self, distillation: Distillation) -> None:
+        """After a look at the held-out text."""
+        started = time.monotonic()
+        if self.cost > SAVING_SHARE * (started - self.saved):
+            return
+        partial = self.path.with_name(self.path.name + ".partial")
+        tensors = {name: t.cpu().contiguous() for name, t in distillation.tensors().items()}
+        save_tensors(tensors, partial)
+        partial.replace(self.path)
+        self.journal.retain()
+        self.saved = time.monotonic()
+        self.cost = self.saved - started
+
+
+@dataclass(frozen=True, eq=False)
+class _ChangedTensors:
+    """:class:`~srcr.formats.checkpoint.Tensors` of which some are others."""
+
+    below: Tensors
+    changed: Mapping[str, Tensor]
+
+    def names(self) -> list[str]:
+        """Every tensor's name."""
+        return list(self.below.names())
+
+    def meta(self, name: str) -> Tensor:
+        """A tensor's shape and precision."""
+        return self.below.meta(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor."""
+        return self.changed[name] if name in self.changed else self.below.tensor(name)
+
+
+def trained_checkpoint(checkpoint: Checkpoint, trained: TrainedWeights) -> Checkpoint:
+    """The checkpoint with what training came to; what else is compressed, as embeddings, stays."""
+    plain = {name: tensor.cpu() for name, tensor in trained.plain.items()}
+    weights = {name: weight.cpu() for name, weight in trained.weights.items()}
+
+    def read(name: str) -> CompressedWeight:
+        return weights[name] if name in weights else checkpoint.read(name)
+
+    return replace(checkpoint, tensors=_ChangedTensors(checkpoint.tensors, plain), read=read)

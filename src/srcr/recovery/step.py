@@ -1,0 +1,193 @@
+"""A step of distillation: the student's predictions against its teacher's, zeros and grid frozen."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from srcr.data.tokens import Batch, Tokens
+from srcr.errors import NumericalError
+from srcr.metrics.predictions import Predictions, predict
+from srcr.plans.recovery import DistillSpec
+from srcr.recovery.losses import LOSSES, Loss, forward_kl
+from srcr.recovery.student import Student
+from srcr.recovery.teacher import Teacher, with_states
+
+#: Share of the steps in which learning rates rise.
+RISE = 0.05
+#: Logits that are compared at a time, and tokens that go through the student together.
+PIECE_LOGITS, TOGETHER = 1 << 24, 4096
+#: Adam's moments.
+BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Who learns from whom, by what: the ``tokens`` to train on; the ``precision`` that matrices are
+    multiplied in; how many tokens go through the student ``together``."""
+
+    student: Student
+    teacher: Teacher
+    tokens: Tokens
+    spec: DistillSpec
+    precision: torch.dtype
+    seed: int = 0
+    together: int = TOGETHER
+
+
+def optimizer_of(student: Student, spec: DistillSpec) -> torch.optim.AdamW:
+    """The optimizer of everything that the spec trains, each group with its own learning rate."""
+    latents = list(student.latents.values())
+    quantized = [latent for latent in latents if latent.compressed.grid is not None]
+    values = [latent for latent in latents if latent.compressed.grid is None]
+    groups = [
+        ([latent.steps for latent in quantized] if spec.train == "codes" else [], spec.lr),
+        ([latent.log_gain for latent in quantized], spec.scale_lr),
+        ([latent.steps for latent in values], spec.value_lr),
+    ]
+    for tensor in student.plain.values():
+        size = float(tensor.latent.square().mean().sqrt()) or 1.0
+        groups.append(([tensor.latent], spec.plain_lr * size))
+    return torch.optim.AdamW(
+        [{"params": tensors, "lr": lr, "peak": lr} for tensors, lr in groups if tensors],
+        betas=BETAS,
+        weight_decay=0.0,
+        fused=True,
+    )
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """The share of their peak that learning rates have at a step: they rise, then fall as a cosine to 0."""
+    rise = max(1, round(RISE * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def rows_of_step(step: int, batch: int, count: int, seed: int) -> list[int]:
+    """The rows that a step trains on: each epoch takes all ``count`` rows in an order of its own."""
+    orders: dict[int, list[int]] = {}
+
+    def at(place: int) -> int:
+        epoch, number = divmod(place, count)
+        if epoch not in orders:
+            orders[epoch] = np.random.default_rng((seed, epoch)).permutation(count).tolist()
+        return orders[epoch][number]
+
+    return [at(place) for place in range(step * batch, (step + 1) * batch)]
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The ``mean`` loss of a step, in nats, over so many ``tokens``."""
+
+    mean: float
+    tokens: int
+
+
+def train_step(
+    setting: Setting, optimizer: torch.optim.Optimizer, step: int, steps: int
+) -> StepLoss:
+    """The loss of a step that was made.
+
+    Raises:
+        NumericalError: the loss is not finite; nothing was changed.
+    """
+    rows = rows_of_step(step, setting.spec.batch, len(setting.tokens.input_ids), setting.seed)
+    loss = accumulate(setting, rows)
+    if not math.isfinite(loss.mean):
+        raise NumericalError(f"the loss of step {step + 1} is not finite")
+    setting.student.take_gradients()
+    share = learning_rate(step, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+    optimizer.step()
+    setting.student.clamp_()
+    setting.student.write()
+    return loss
+
+
+def accumulate(setting: Setting, rows: list[int]) -> StepLoss:
+    """The mean loss over ``rows``, whose gradients are left in the student's weights."""
+    batches = list(_batches(setting.tokens, rows, setting.together))
+    count = sum(batch.input_ids[:, 1:].numel() for batch in batches)
+    loss = LOSSES[setting.spec.loss]
+    total = 0.0
+    for batch in batches:
+        teacher = setting.teacher.predict(setting.tokens.sha256, batch)
+        with torch.autocast(
+            teacher.input_ids.device.type, setting.precision, setting.precision != torch.float32
+        ):
+            total += _backward(setting.student, teacher, loss, count)
+    return StepLoss(total / count, count)
+
+
+def _batches(tokens: Tokens, rows: list[int], together: int) -> Iterator[Batch]:
+    """The rows in batches of one length and at most ``together`` tokens, numbered as in ``tokens``."""
+    selected = torch.tensor(rows)
+    lengths = tokens.row_lengths[selected]
+    for length in sorted(set(lengths.tolist()), reverse=True):
+        same = selected[lengths == length]
+        for part in torch.split(same, max(1, together // length)):
+            yield Batch(part, tokens.input_ids[part, :length])
+
+
+def _backward(student: Student, teacher: Predictions, loss: Loss, count: int) -> float:
+    """Adds the gradients of a batch's loss, divided by ``count``; the sum of the loss over its positions.
+
+    The logits of a piece of the positions at a time: only the gradient of what they are made of is kept.
+    """
+    ids = teacher.input_ids
+    predictions = predict(student.model, ids, in_pieces=teacher.whole is None)
+    source = predictions.whole
+    if source is None:
+        source = predictions.output.last_hidden_state
+    leaf = source.detach().requires_grad_()
+    if predictions.whole is not None:
+        predictions = replace(predictions, whole=leaf)
+    else:
+        predictions = replace(predictions, output=with_states(predictions.output, leaf))
+    total = 0.0
+    for start, stop in _pieces(student, ids):
+        expected, given = _log_probabilities(teacher, predictions, start, stop)
+        value = loss(expected, given).sum()
+        (value / count).backward()  # type: ignore[no-untyped-call]
+        total += float(value.detach())
+    source.backward(leaf.grad)
+    return total
+
+
+def _pieces(student: Student, ids: Tensor) -> Iterator[tuple[int, int]]:
+    """(start, stop) of pieces that cover every position whose next token is there."""
+    vocabulary = student.model.get_input_embeddings().weight.shape[0]
+    size = max(1, PIECE_LOGITS // (len(ids) * vocabulary))
+    last = ids.shape[1] - 1
+    for start in range(0, last, size):
+        yield start, min(start + size, last)
+
+
+def _log_probabilities(
+    teacher: Predictions, student: Predictions, start: int, stop: int
+) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        expected = teacher.logits(start, stop).float().log_softmax(-1)
+    return expected, student.logits(start, stop).float().log_softmax(-1)
+
+
+@torch.no_grad()
+def held_out(student: Student, teacher: Teacher, tokens: Tokens) -> npt.NDArray[np.float64]:
+    """For each row of ``tokens`` the sum of its positions' KL to the teacher and their number, [2, n]."""
+    result = np.zeros((2, len(tokens.input_ids)))
+    for batch in tokens.batches(TOGETHER):
+        expected = teacher.predict(tokens.sha256, batch)
+        given = predict(student.model, expected.input_ids, in_pieces=expected.whole is None)
+        rows = batch.rows.numpy()
+        for start, stop in _pieces(student, expected.input_ids):
+            part = forward_kl(*_log_probabilities(expected, given, start, stop))
+            result[0, rows] += part.sum(-1, dtype=torch.float64).cpu().numpy()
+            result[1, rows] += stop - start
+    return result
