@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from srcr.pipelines.recover import recover
     from srcr.pipelines.search import search
     from srcr.pipelines.sensitivity import sensitivity
+    from srcr.pipelines.training import Recovery
     from srcr.planning.space import SearchSpace
     from srcr.planning.specs import Resources, SearchSpec
     from srcr.plans.objective import Constraint, Objective
@@ -60,6 +61,7 @@ _HOMES = {
     "srcr.pipelines.recover": ("recover",),
     "srcr.pipelines.search": ("search",),
     "srcr.pipelines.sensitivity": ("sensitivity",),
+    "srcr.pipelines.training": ("Recovery",),
     "srcr.plans.objective": ("Constraint", "Objective"),
     "srcr.plans.plan": ("CompressionPlan", "LayerPlan", "Recipe", "Target"),
     "srcr.plans.recovery": ("DistillSpec",),
@@ -90,6 +92,7 @@ __all__ = [
     "PruneSpec",
     "QuantSpec",
     "Recipe",
+    "Recovery",
     "RecoveryText",
     "Resources",
     "RunOptions",

@@ -96,6 +96,7 @@ def compress(
     seq_len: given.SeqLen = None,
     format: given.Format = None,
     memory: given.Memory = None,
+    recover: given.Recover = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
@@ -115,8 +116,9 @@ def compress(
     output = Output(out, options.format, overwrite, resume)
     with interruptible():
         record = run(
-            model, options.compression(), options.data(), output, options.run(command_line())
-        )
+            model, options.compression(), options.data(), output, options.run(command_line()),
+            options.recovery(),
+        )  # fmt: skip
     if as_json:
         print_json(to_dict(record) | {"out": str(out)})
     else:

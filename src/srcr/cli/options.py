@@ -7,18 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from srcr.data.sources import Calibration
+from srcr.data.sources import Calibration, RecoveryText
 from srcr.environment import parse_size
 from srcr.errors import InputError
 from srcr.methods import get_pruner, get_quantizer
 from srcr.numerics.masks import UNSTRUCTURED, parse_structure
 from srcr.pipelines.options import RunOptions
 from srcr.plans.plan import CompressionPlan, Recipe, read_plan
+from srcr.plans.recovery import DistillSpec, parse_duration
 from srcr.plans.specs import Mode, Override, PruneSpec, QuantSpec, SolverSpec
 from srcr.plans.structures import STRUCTURES, structure_spec
 from srcr.serialize import from_dict, from_yaml
 
 if TYPE_CHECKING:
+    from srcr.pipelines.training import Recovery
     from srcr.planning.space import SearchSpace
     from srcr.planning.specs import Resources
 
@@ -58,6 +60,7 @@ class Options:
     overrides: dict[str, Override] | None = None
     embeddings: int | None = None
     remove: str | dict[str, int | float] | None = None
+    recover: str | None = None
     plan: str | None = None
     calibration: str | None = None
     samples: int | None = None
@@ -201,6 +204,20 @@ class Options:
             self.samples,
             default.seq_len if self.seq_len is None else self.seq_len,
         )
+
+    def recovery(self) -> "Recovery | None":
+        """The training that follows, on the text of the calibration; None where none is asked for.
+
+        Raises:
+            InputError: its duration is none.
+        """
+        from srcr.pipelines.training import Recovery
+
+        if self.recover is None:
+            return None
+        data = self.data()
+        spec = from_dict(DistillSpec, parse_duration(self.recover), "the options")
+        return Recovery(spec, RecoveryText((data.source,), seq_len=data.seq_len))
 
     def run(self, command: str) -> RunOptions:
         """How the run goes, whatever it does."""

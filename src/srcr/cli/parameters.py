@@ -149,6 +149,13 @@ SensitivityFile = Annotated[
 ]
 
 # Recovery
+Recover = Annotated[
+    str | None,
+    typer.Option(
+        help="Train the result against the original before it is written, so long: 10min, 1h, 500steps. "
+        "[default: no]"
+    ),
+]
 Minutes = Annotated[
     float | None, typer.Option(help="Minutes of training. [default: 10, or as --steps says]")
 ]

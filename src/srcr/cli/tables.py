@@ -39,6 +39,7 @@ def compression(record: RunRecord, out: Path) -> None:
         *_rate_rows(record.rates),
         *((each.name, each.summary) for each in record.structures or ()),
         *((each.name, f"{each.bits} bits, error {each.error:.2e}") for each in embeddings),
+        *(("trained", each.summary) for each in record.recoveries or ()),
         ("format", record.format),
         ("time", f"{record.seconds:.1f} s"),
         ("peak memory", format_bytes(record.peak_memory_bytes)),

@@ -5,41 +5,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from srcr.data.sources import Calibration, Source, calibration_request
-from srcr.data.token_ids import check_tokens
-from srcr.data.tokens import Tokens, context_length
-from srcr.engine.memory import MemoryPolicy, choose_policy, estimate_memory, token_batches
+from srcr.data.sources import Calibration, Source
+from srcr.data.tokens import Tokens
+from srcr.engine.memory import token_batches
 from srcr.environment import (
-    format_megabytes,
-    parse_size,
     peak_memory,
-    resident_memory,
-    select_device,
     versions,
 )
 from srcr.errors import InputError
-from srcr.formats import Format, get_format
-from srcr.formats.checkpoint import Contents, planned_contents
-from srcr.formats.verify import Walked, logits_fit, verify_logits, verify_tensors
+from srcr.formats.checkpoint import Checkpoint
+from srcr.formats.verify import (
+    Walked,
+    compare_logits,
+    logits_fit,
+    verify_logits,
+    verify_tensors,
+)
 from srcr.metrics.rates import compressed_rates
-from srcr.models.blockwise import BlockwiseModel
-from srcr.models.checkpoint import ModelLike, OpenModel
+from srcr.models.checkpoint import ModelLike
 from srcr.numerics.paths import compute_paths
 from srcr.pipelines.blocks import Streams, compress_blocks, journaled_checkpoint
 from srcr.pipelines.embeddings import RoundedModel, round_embeddings
-from srcr.pipelines.notes import left_alone, left_out, quantized_already
-from srcr.pipelines.opening import (
-    TextModel,
-    load_text,
-    open_for,
-    writes_itself,
-    writing_memory,
-)
 from srcr.pipelines.options import Output, RunOptions
+from srcr.pipelines.preparing import Work, choose_memory, count_dense_batches, prepare
 from srcr.pipelines.progress import console, say, stage
-from srcr.pipelines.resolving import pick_format, resolve_plan, sizes_of_plan
 from srcr.pipelines.structures import (
     Setting,
     SmallerModel,
@@ -47,45 +37,20 @@ from srcr.pipelines.structures import (
     removal_method,
     remove_structures,
 )
+from srcr.pipelines.training import (
+    Recovery,
+    Trained,
+    drop_state,
+    measured_layers,
+    train,
+)
 from srcr.plans.plan import CompressionPlan, Recipe
 from srcr.records.card import model_card
 from srcr.records.run import LayerRecord, RunRecord, Verification
 from srcr.serialize import from_yaml, to_json, to_yaml
-from srcr.storage.atomic import atomic_output, partial_path
+from srcr.storage.atomic import atomic_output
 from srcr.storage.journal import Journal
 from srcr.storage.layout import CARD, PLAN, RECORD
-from srcr.structure.sizes import StructureSize, planned_smaller, resolved
-
-
-@dataclass(frozen=True, eq=False)
-class _Work:
-    """A run under way: the ``opened`` model, the same on its device (``blocks``) and its hash, how many of
-    its structures go (``sizes``), the resolved ``plan``, the format and what a checkpoint in it holds, the
-    calibration data, ``notes`` for the record."""
-
-    opened: OpenModel
-    blocks: BlockwiseModel
-    base_sha256: str
-    sizes: tuple[StructureSize, ...]
-    plan: CompressionPlan
-    fmt: Format
-    contents: Contents
-    tokens: Tokens
-    notes: tuple[str, ...]
-    options: RunOptions
-    started: float
-
-    def fingerprint(self) -> dict[str, str]:
-        """Everything that decides the result."""
-        return {
-            "plan": self.plan.fingerprint(),
-            "calibration": self.tokens.sha256,
-            "base": self.base_sha256,
-            "format": self.fmt.name,
-            "device": self.blocks.device.type,
-            "precision": str(self.blocks.running),
-            **versions(),
-        }
 
 
 @torch.no_grad()
@@ -95,10 +60,12 @@ def compress(
     calibration: Calibration | Tokens | Source,
     output: Output | str | Path,
     options: RunOptions = RunOptions(),
+    recovery: Recovery | None = None,
 ) -> RunRecord:
     """Compress ``model`` (a folder, a hub id, "bundled", a transformers model alone or with its tokenizer, or
     an open model) by ``plan`` into the folder ``output``. ``calibration``: a source by name, a list of
     strings, a ``datasets.Dataset``, or token ids; or a :class:`Calibration`, which also says how much of it.
+    ``recovery``: how the result is trained against the original before it is written.
 
     Returns the record that is also written there as ``srcr.json``. The folder appears only when it is whole
     and has been read back.
@@ -114,15 +81,15 @@ def compress(
     0.8125
     """
     output = Output.of(output)
-    work = _prepare(model, plan, calibration, output, options)
+    work = prepare(model, plan, calibration, output, options, recovery)
     fingerprint = work.fingerprint()
     if output.resume and (record := _finished(output, fingerprint)):
         if not options.quiet:
             console().print(f"already done: {output.folder}")
         return record
     batches = token_batches(work.tokens)
-    dense_batches = _dense_batches(work, batches)
-    policy = _choose_policy(work, batches, dense_batches, output)
+    dense_batches = count_dense_batches(work, batches)
+    policy = choose_memory(work, batches, dense_batches, output)
     folder = work.opened.folder
     with atomic_output(output.folder, folder, output.overwrite, output.resume) as journal:
         journal.begin(fingerprint)
@@ -142,85 +109,8 @@ def compress(
         layers, walked = compress_blocks(
             streams, work.plan, batches, dense_batches, policy, journal, options.quiet
         )
-        return _write(_Finished(work, smaller, rounded, layers, walked), journal)
-
-
-def _prepare(
-    model: ModelLike,
-    plan: CompressionPlan | Recipe,
-    calibration: Calibration | Tokens | Source,
-    output: Output,
-    options: RunOptions,
-) -> _Work:
-    """Everything that can be refused, before any work is done: what is cheap to check first."""
-    started = time.monotonic()
-    if output.format is not None:
-        get_format(output.format)
-    device = select_device(options.device)
-    budget = None if options.memory is None else parse_size(options.memory)
-    opened = open_for(output, model, options)
-    sizes = sizes_of_plan(plan, opened)
-    smaller = planned_smaller(opened, sizes)
-    plan, grouping = resolve_plan(plan, smaller.topology, options.seed)
-    plan = replace(plan, structures=resolved(sizes) if sizes else None)
-    contents = planned_contents(plan, smaller.topology)
-    fmt, fallback = pick_format(output.format, contents)
-    aloud = (
-        quantized_already(opened),
-        f"structures: {', '.join(map(str, sizes))} are left" if sizes else None,
-        grouping,
-        fallback,
-        *fmt.notes(contents),
-        left_alone(smaller, plan),
-        left_out(opened),
-    )
-    notes = tuple(note for note in aloud if note)
-    for note in notes:
-        say(note, options.quiet)
-    blocks = opened.blockwise.on(device)
-    base_sha256 = _hash_weights(opened, options)
-    if isinstance(calibration, Tokens):
-        tokens = check_tokens(calibration, opened)
-    else:
-        calibration = Calibration.of(calibration)
-        if budget is not None and writes_itself(calibration):
-            _check_whole(opened, calibration, budget, device)
-        request = calibration_request(calibration, plan.seed)
-        tokens = load_text(request, TextModel(opened, device.type), "calibrate", options)
-    notes = (*notes, *tokens.notes)
-    return _Work(
-        opened, blocks, base_sha256, sizes, plan, fmt, contents, tokens, notes, options, started
-    )
-
-
-def _hash_weights(opened: OpenModel, options: RunOptions) -> str:
-    """The hash of the weights, each of which is checked on the way."""
-    with stage("check", 1, options.quiet) as bar:
-        bar.note("weights")
-        sha256 = opened.sha256
-        bar.note("weights", advance=1)
-    return sha256
-
-
-def _check_whole(
-    opened: OpenModel, calibration: Calibration, budget: int, device: torch.device
-) -> None:
-    """Refuse to load a model whole that does not fit the budget.
-
-    Raises:
-        InputError: says how much it takes.
-    """
-    if opened.blockwise.in_memory:
-        return
-    writer = TextModel(opened, device.type)
-    length = min(calibration.seq_len, context_length(opened.config) or calibration.seq_len)
-    size = resident_memory(device) + writing_memory(writer, max(1, length))
-    if size > budget:
-        raise InputError(
-            f"--memory {format_megabytes(budget)} is too little for calibration 'self': the model writes it, "
-            f"and has to be loaded whole for that; use at least {format_megabytes(1.02 * size)}, or another "
-            "--calibration"
-        )
+        finished = _Finished(work, smaller, rounded, layers, walked)
+        return _write(_recovered(finished, journal), journal)
 
 
 def _finished(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:
@@ -249,60 +139,81 @@ def _finished(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:
     )
 
 
-def _dense_batches(work: _Work, batches: tuple[Tensor, ...]) -> int:
-    """On how many of the batches the dense model runs as well."""
-    widest = max(cols for _, cols in work.opened.topology.shapes.values())
-    return work.plan.solver.dense_batches(len(batches), sum(ids.numel() for ids in batches), widest)
-
-
-def _choose_policy(
-    work: _Work, batches: tuple[Tensor, ...], dense_batches: int, output: Output
-) -> MemoryPolicy:
-    """How the walk uses the memory that it may take."""
-    memory = work.options.memory
-    estimate = estimate_memory(work.opened.topology, batches, dense_batches, work.blocks.running)
-    budget = None if memory is None else parse_size(memory)
-    policy, note = choose_policy(estimate, budget, work.blocks.device, partial_path(output.folder))
-    say(note, work.options.quiet)
-    return policy
-
-
 @dataclass(frozen=True, eq=False)
 class _Finished:
     """What a run has computed: the model without the structures that went (``smaller``), the same with its
-    embeddings ``rounded``, a record of every compressed layer, and what the blocks gave for the first row."""
+    embeddings ``rounded``, a record of every compressed layer, and what the blocks gave for the first row;
+    and what came of training, where there was any."""
 
-    work: _Work
+    work: Work
     smaller: SmallerModel
     rounded: RoundedModel
     layers: list[LayerRecord]
     walked: Walked
+    trained: Trained | None = None
+
+    def files(self, journal: Journal) -> list[Path]:
+        """Where the compressed weights lie."""
+        return [*journal.files(), *([self.rounded.file] if self.rounded.file else [])]
+
+    def checkpoint(self, journal: Journal) -> Checkpoint:
+        """What is written: what training came to, else what compression did."""
+        if self.trained is not None:
+            return self.trained.checkpoint
+        return journaled_checkpoint(
+            self.smaller.opened, self.work.contents, journal.folder, self.files(journal)
+        )
+
+
+def _recovered(finished: _Finished, journal: Journal) -> _Finished:
+    """The same after training, where that is asked for."""
+    work = finished.work
+    if work.recovery is None or work.texts is None:
+        return finished
+    checkpoint = finished.checkpoint(journal)
+    with torch.enable_grad():
+        trained = train(
+            work.opened, checkpoint, work.recovery.spec, work.texts, journal, work.blocks.device,
+            work.options,
+        )  # fmt: skip
+    say(trained.record.summary, work.options.quiet)
+    return replace(
+        finished, trained=trained, layers=measured_layers(finished.layers, trained.checkpoint)
+    )
 
 
 def _write(finished: _Finished, journal: Journal) -> RunRecord:
     """Write the checkpoint from the journal, read it back, and record the run."""
-    work, rounded, folder = finished.work, finished.rounded, journal.folder
-    files = [*journal.files(), *([rounded.file] if rounded.file else [])]
-    checkpoint = journaled_checkpoint(finished.smaller.opened, work.contents, folder, files)
+    work, folder, files = finished.work, journal.folder, finished.files(journal)
+    checkpoint = finished.checkpoint(journal)
     with stage("write", 3, work.options.quiet) as bar:
         bar.note("weights")
         work.fmt.write(checkpoint, folder)
         bar.note("verify", advance=1)
         written = verify_tensors(work.fmt, checkpoint, folder)
-        streamed = not logits_fit(finished.smaller.opened, work.blocks.running)
-        verification = verify_logits(
-            rounded.opened, work.fmt, folder, written, finished.walked, streamed
-        )
+        verification = _verified(finished, folder, written)
         bar.note("record", advance=1)
         for path in files:
             path.unlink()
         record = _record(finished, verification, folder)
         drop_work(folder)
+        drop_state(folder)
         (folder / PLAN).write_text(to_yaml(work.plan), encoding="utf-8")
         (folder / RECORD).write_text(to_json(record), encoding="utf-8")
         (folder / CARD).write_text(model_card(record, work.plan), encoding="utf-8")
         bar.note("done", advance=1)
     return record
+
+
+def _verified(finished: _Finished, folder: Path, written: Checkpoint) -> Verification:
+    """The logits of what was written beside those of the model as it was computed."""
+    work, trained = finished.work, finished.trained
+    if trained is not None:
+        return compare_logits(work.fmt, folder, trained.ids, trained.logits)
+    streamed = not logits_fit(finished.smaller.opened, work.blocks.running)
+    return verify_logits(
+        finished.rounded.opened, work.fmt, folder, written, finished.walked, streamed
+    )
 
 
 def _record(finished: _Finished, verification: Verification, folder: Path) -> RunRecord:
@@ -326,4 +237,5 @@ def _record(finished: _Finished, verification: Verification, folder: Path) -> Ru
         notes=work.notes,
         compute=compute_paths(work.blocks.device, work.blocks.running),
         structures=smaller.records or None,
+        recoveries=None if finished.trained is None else (finished.trained.record,),
     )

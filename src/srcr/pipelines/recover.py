@@ -15,7 +15,6 @@ from srcr.errors import InputError
 from srcr.formats import Format, detect
 from srcr.formats.checkpoint import Checkpoint, Contents
 from srcr.formats.verify import compare_logits, verify_tensors
-from srcr.metrics.rates import count_zeros, entropy_bits
 from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.models.load import load_tokenizer, resolve
 from srcr.numerics.compressed import CompressedWeight
@@ -24,7 +23,15 @@ from srcr.pipelines.candidates import check_vocabulary
 from srcr.pipelines.opening import open_for, read_records
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
-from srcr.pipelines.training import Texts, Trained, load_texts, train
+from srcr.pipelines.training import (
+    Texts,
+    Trained,
+    check_memory,
+    drop_state,
+    load_texts,
+    measured_layers,
+    train,
+)
 from srcr.plans.plan import CompressionPlan
 from srcr.plans.recovery import DistillSpec
 from srcr.records.card import model_card
@@ -133,6 +140,7 @@ def _prepare(
     opened = open_for(output, base, options)
     checkpoint = trainable(fmt.read(folder), plan, folder)
     check_vocabulary(opened, str(compressed), checkpoint.vocabulary, load_tokenizer(folder))
+    check_memory(opened, spec, device, options)
     texts = load_texts(text, opened, device, options)
     return _Work(
         opened, folder, record, plan, fmt, checkpoint, texts, spec, device, options, started
@@ -206,8 +214,7 @@ def _write(work: _Work, trained: Trained, folder: Path) -> RunRecord:
     """Write what training came to, or what it began with, and record it."""
     with stage("write", 2, work.options.quiet) as bar:
         bar.note("weights")
-        for path in folder.glob("recovery.safetensors*"):
-            path.unlink()
+        drop_state(folder)
         if trained.record.accepted:
             work.fmt.write(trained.checkpoint, folder)
             bar.note("verify", advance=1)
@@ -216,7 +223,7 @@ def _write(work: _Work, trained: Trained, folder: Path) -> RunRecord:
             _copy(work.folder, folder)
         verification = compare_logits(work.fmt, folder, trained.ids, trained.logits)
         record = replace(
-            recovered(work.record, trained, _linear_weights(work.opened)),
+            _updated(work.record, trained.checkpoint, _linear_weights(work.opened)),
             command=work.options.command,
             versions=versions(),
             seconds=round(time.monotonic() - work.started, 3),
@@ -244,11 +251,10 @@ def _copy(source: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def recovered(record: RunRecord, trained: Trained, total: int) -> RunRecord:
+def _updated(record: RunRecord, checkpoint: Checkpoint, total: int) -> RunRecord:
     """The record of a compression with the zeros and the entropy of what training came to: sparsity, bits and
     bytes are as they were. ``total``: weights of the original's linears."""
-    checkpoint, rates = trained.checkpoint, record.rates
-    layers = [_measured(layer, checkpoint) for layer in record.layers]
+    rates, layers = record.rates, measured_layers(record.layers, checkpoint)
     present = sum(rows * cols for rows, cols in checkpoint.contents.topology.shapes.values())
     zeros = sum(_change(record.layers, layers, "zeros")) / present
     entropy = rates.entropy_bits
@@ -264,11 +270,3 @@ def _change(before: Sequence[LayerRecord], after: Sequence[LayerRecord], what: s
         math.prod(old.shape) * (getattr(new, what) - getattr(old, what))
         for old, new in zip(before, after, strict=True)
     ]
-
-
-def _measured(layer: LayerRecord, checkpoint: Checkpoint) -> LayerRecord:
-    """The record of a layer with zeros and entropy as they are now."""
-    weight = checkpoint.read(layer.name)
-    zeros = count_zeros([weight.dequantize().to(checkpoint.dtype)])
-    entropy = layer.entropy_bits if weight.codes is None else entropy_bits(weight)
-    return replace(layer, zeros=zeros, entropy_bits=entropy)

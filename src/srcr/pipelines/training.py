@@ -1,7 +1,7 @@
 """Train a compressed model against its original, and keep what training came to where it is a gain."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,10 +12,12 @@ from srcr.data.sources import RecoveryText, held_out_request, recovery_requests
 from srcr.data.splits import check_disjoint
 from srcr.data.tokens import Tokens
 from srcr.engine.activations import ActivationFile
+from srcr.environment import available_memory, format_megabytes, parse_size, resident_memory
 from srcr.errors import InputError
 from srcr.formats.checkpoint import Checkpoint, Tensors
 from srcr.metrics.intervals import ratio_interval
 from srcr.metrics.predictions import has_pieces
+from srcr.metrics.rates import count_zeros, entropy_bits
 from srcr.models.blockwise import copy_on, running_precision
 from srcr.models.checkpoint import OpenModel
 from srcr.numerics.compressed import CompressedWeight
@@ -24,8 +26,10 @@ from srcr.pipelines.options import RunOptions
 from srcr.pipelines.progress import Bar, say, stage
 from srcr.plans.recovery import DistillSpec
 from srcr.records.recovery import RecoveryRecord
+from srcr.records.run import LayerRecord
 from srcr.recovery.distill import Distillation, State, TrainedWeights
 from srcr.recovery.latent import LatentWeight
+from srcr.recovery.memory import training_memory
 from srcr.recovery.step import Setting, held_out
 from srcr.recovery.student import Student
 from srcr.recovery.teacher import Teacher
@@ -38,6 +42,18 @@ STATE = "recovery.safetensors"
 SAVING_SHARE = 0.05
 #: Rows that the best state is chosen by, and that it is measured on, at least.
 FEWEST = 2
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A recovery that follows a compression: how and on what is trained.
+
+    >>> Recovery(DistillSpec(minutes=10)).text.sources
+    ('self',)
+    """
+
+    spec: DistillSpec
+    text: RecoveryText = RecoveryText()
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +84,7 @@ class Trained:
 def load_texts(
     text: RecoveryText, opened: OpenModel, device: torch.device, options: RunOptions
 ) -> Texts:
-    """The texts of a recovery, which share no sequence.
+    """The texts of a recovery, which share no sequence among training, choice and measurement.
 
     Raises:
         InputError: a source cannot be used, or is too short; two share a sequence.
@@ -156,6 +172,29 @@ def train(
     )
     result = trained_checkpoint(checkpoint, best) if accepted else checkpoint
     return Trained(record, result, ids, logits)
+
+
+def check_memory(
+    opened: OpenModel, spec: DistillSpec, device: torch.device, options: RunOptions
+) -> None:
+    """Refuse a training that takes more memory than there is, or than it may take.
+
+    Raises:
+        InputError: says how much it takes.
+    """
+    linears = sum(rows * cols for rows, cols in opened.topology.shapes.values())
+    needed = training_memory(opened.parameters, linears, spec.train)
+    size = needed + resident_memory(torch.device("cpu"))
+    if options.memory is not None and size > parse_size(options.memory):
+        raise InputError(
+            f"--memory {options.memory} is too little to train {opened.name} whole: use at least "
+            f"{format_megabytes(1.02 * size)}"
+        )
+    if needed > available_memory(device):
+        raise InputError(
+            f"training {opened.name} takes {format_megabytes(needed)} beside activations, more than is free: "
+            "use a machine with more memory, or train scales only (--train scales), which takes less"
+        )
 
 
 def make_student(opened: OpenModel, checkpoint: Checkpoint, device: torch.device) -> Student:
@@ -255,3 +294,23 @@ def trained_checkpoint(checkpoint: Checkpoint, trained: TrainedWeights) -> Check
         return weights[name] if name in weights else checkpoint.read(name)
 
     return replace(checkpoint, tensors=_ChangedTensors(checkpoint.tensors, plain), read=read)
+
+
+def drop_state(folder: Path) -> None:
+    """Remove what training has left in a folder."""
+    for path in folder.glob(f"{STATE}*"):
+        path.unlink()
+
+
+def measured_layers(layers: Sequence[LayerRecord], checkpoint: Checkpoint) -> list[LayerRecord]:
+    """The records of layers with zeros and entropy as they are in a checkpoint; what else they say stays,
+    such as the error that compression left."""
+    return [_measured(layer, checkpoint) for layer in layers]
+
+
+def _measured(layer: LayerRecord, checkpoint: Checkpoint) -> LayerRecord:
+    """The record of a layer with zeros and entropy as they are now."""
+    weight = checkpoint.read(layer.name)
+    zeros = count_zeros([weight.dequantize().to(checkpoint.dtype)])
+    entropy = layer.entropy_bits if weight.codes is None else entropy_bits(weight)
+    return replace(layer, zeros=zeros, entropy_bits=entropy)

@@ -1,9 +1,13 @@
 """How a compressed model is trained: what, by which loss, how long."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from srcr.errors import InputError
+
+#: What ends training, by its unit: "10min", "2h", "500steps".
+_UNITS = {"s": 1 / 60, "min": 1.0, "h": 60.0}
 
 Trained = Literal["codes", "scales"]
 LossName = Literal["kl", "cakld"]
@@ -44,3 +48,23 @@ class DistillSpec:
         for name in ("lr", "value_lr", "scale_lr", "plain_lr"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} {getattr(self, name):g} must not be negative")
+
+
+def parse_duration(text: str) -> dict[str, float | int]:
+    """The ``minutes`` or the ``steps`` of a :class:`DistillSpec`: "10min", "90s", "1.5h", "500steps".
+
+    Raises:
+        InputError: it is neither.
+
+    >>> parse_duration("1.5h")
+    {'minutes': 90.0}
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(s|min|h|steps)", text.strip())
+    if match is None:
+        raise InputError(f"duration {text!r}: use 10min, 90s, 1.5h or 500steps")
+    number, unit = match.groups()
+    if unit != "steps":
+        return {"minutes": float(number) * _UNITS[unit]}
+    if "." in number:
+        raise InputError(f"duration {text!r}: steps are whole")
+    return {"steps": int(number)}

@@ -5,12 +5,10 @@ from contextlib import contextmanager
 
 import torch
 
-from srcr.recovery.student import Student
+from srcr.plans.recovery import Trained
 
 #: What torch's allocator for CPUs says when the system refuses.
 REFUSED = "can't allocate memory"
-#: Numbers in float32 for each that is trained: itself, its gradient, two moments, and the best state so far.
-PER_TRAINED = 5
 
 
 class OutOfMemoryError(Exception):
@@ -34,12 +32,8 @@ def noticed() -> Iterator[None]:
         raise OutOfMemoryError from error
 
 
-def training_memory(parameters: int, trained: int) -> int:
-    """Bytes that training takes beside activations: teacher and student in float32, what is trained."""
-    return 4 * (2 * parameters + PER_TRAINED * trained)
-
-
-def trained_numbers(student: Student) -> int:
-    """How many numbers of a student are trained."""
-    latents = sum(latent.steps.numel() for latent in student.latents.values())
-    return latents + sum(tensor.latent.numel() for tensor in student.plain.values())
+def training_memory(parameters: int, trained: int, train: Trained) -> int:
+    """Bytes that training takes beside activations: teacher and student in float32; and of each of so many
+    ``trained`` numbers of the linears the latent one, its gradient, and where it changes two moments."""
+    per_trained = 4 if train == "codes" else 2
+    return 4 * (2 * parameters + per_trained * trained) + trained
