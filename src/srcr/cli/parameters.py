@@ -173,7 +173,10 @@ Loss = Annotated[
 ]
 LearningRate = Annotated[
     float | None,
-    typer.Option("--lr", help="Learning rate, in steps of the grid. [default: 0.01]"),
+    typer.Option(
+        "--lr",
+        help="Learning rate, in steps of the grid, for rows of 1024 inputs. [default: 0.001]",
+    ),
 ]
 Sources = Annotated[
     list[str] | None,

@@ -20,9 +20,9 @@ class DistillSpec:
     ``steps`` of ``batch`` sequences each; None: as many as ``minutes`` allow, measured on the first.
     ``train``: "codes" (the numbers behind them, scales, norms and biases) or "scales" (codes stay as they
     are). ``lr``: learning rate of the numbers behind codes, in steps of their grid; ``value_lr``: of weights
-    that are not quantized, as a share of the root mean square of their row; ``scale_lr``: of the logarithm of
-    scales; ``plain_lr``: of norms and biases, as a share of their own root mean square. All rise shortly,
-    then fall to 0 as a cosine.
+    that are not quantized, as a share of the root mean square of their row; both for rows of 1024 inputs, of
+    fewer they are larger in proportion. ``scale_lr``: of the logarithm of scales; ``plain_lr``: of norms and
+    biases, as a share of their own root mean square. All rise shortly, then fall to 0 as a cosine.
 
     >>> DistillSpec(minutes=10).loss
     'kl'
@@ -33,10 +33,10 @@ class DistillSpec:
     batch: int = 8
     train: Trained = "codes"
     loss: LossName = "kl"
-    lr: float = 0.01
+    lr: float = 1e-3
     value_lr: float = 1e-3
-    scale_lr: float = 1e-3
-    plain_lr: float = 1e-3
+    scale_lr: float = 5e-4
+    plain_lr: float = 5e-4
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:

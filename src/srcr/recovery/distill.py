@@ -24,8 +24,8 @@ MEASURED = 3
 #: How often held-out text is looked at: so many times, fewer where that took more than this share of the
 #: time.
 CHECKS, CHECK_SHARE = 20, 0.1
-#: Looks without a new best after which training stops.
-PATIENCE = 8
+#: Looks, each worse than the one before, after which training stops.
+PATIENCE = 5
 #: Stands for a number of steps that is not known yet.
 MANY = 1 << 20
 
@@ -194,10 +194,11 @@ class Distillation:
         seconds = round(time.monotonic() - started, 3)
         state.curve.append(TrainingPoint(state.step, loss, value, seconds))
         state.losses = []
-        since = len(state.curve) - 1 - state.curve.index(state.best)
+        last = [point.kl for point in state.curve[-PATIENCE - 1 :]]
+        rises = len(last) > PATIENCE and last == sorted(last)
         # In the first half high learning rates may cost before they pay.
-        if since >= PATIENCE and 2 * state.step > (state.steps or 0):
-            state.stopped = f"the KL on held-out text did not fall in {PATIENCE} looks"
+        if rises and 2 * state.step > (state.steps or 0):
+            state.stopped = f"the KL on held-out text rose from look to look, {PATIENCE} times"
 
     def _results(self) -> dict[str, Tensor]:
         student = self.setting.student

@@ -16,7 +16,7 @@ from srcr.numerics.grid import Grid, code_range, round_product, round_to_storage
 from srcr.numerics.tensors import row_chunks
 
 #: How far, in steps of the grid, a latent number may begin from its code.
-WITHIN = 0.49
+WITHIN = 0.4
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,8 @@ from srcr.recovery.teacher import Teacher, with_states
 RISE = 0.05
 #: Logits that are compared at a time, and tokens that go through the student together.
 PIECE_LOGITS, TOGETHER = 1 << 24, 4096
+#: Inputs of a layer whose learning rate is what a spec says.
+WIDTH = 1024
 #: Adam's moments.
 BETAS = (0.9, 0.95)
 
@@ -41,14 +43,16 @@ class Setting:
 
 def optimizer_of(student: Student, spec: DistillSpec) -> torch.optim.AdamW:
     """The optimizer of everything that the spec trains, each group with its own learning rate."""
-    latents = list(student.latents.values())
-    quantized = [latent for latent in latents if latent.compressed.grid is not None]
-    values = [latent for latent in latents if latent.compressed.grid is None]
-    groups = [
-        ([latent.steps for latent in quantized] if spec.train == "codes" else [], spec.lr),
-        ([latent.log_gain for latent in quantized], spec.scale_lr),
-        ([latent.steps for latent in values], spec.value_lr),
-    ]
+    groups: list[tuple[list[Tensor], float]] = []
+    for latent in student.latents.values():
+        # Wider rows add up more changes of one sign (arXiv 2203.03466, table 3).
+        width = latent.steps.shape[1] / WIDTH
+        if latent.compressed.grid is None:
+            groups.append(([latent.steps], spec.value_lr / width))
+            continue
+        if spec.train == "codes":
+            groups.append(([latent.steps], spec.lr / width))
+        groups.append(([latent.log_gain], spec.scale_lr))
     for tensor in student.plain.values():
         size = float(tensor.latent.square().mean().sqrt()) or 1.0
         groups.append(([tensor.latent], spec.plain_lr * size))

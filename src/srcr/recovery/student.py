@@ -44,21 +44,20 @@ class Student:
         latents: Mapping[str, LatentWeight],
         dtype: torch.dtype,
     ) -> "Student":
-        """The student of a model of its own, ``dtype`` what it is stored in. Every vector of it is trained
+        """The student of a model, ``dtype`` what it is stored in. Every vector of it is trained
         too; embeddings, and linears without latent numbers, stay as they are."""
         parameters = dict(model.named_parameters())
         for parameter in parameters.values():
             parameter.requires_grad_(False)
         for name in latents:
-            parameter = parameters[topology.matrix(name).parameter]
-            parameter.requires_grad_(True)
+            _own(parameters[topology.matrix(name).parameter])
         plain = {
             name: PlainTensor(parameter, parameter.detach().clone(), dtype)
             for name, parameter in parameters.items()
             if parameter.dim() == 1
         }
         for tensor in plain.values():
-            tensor.parameter.requires_grad_(True)
+            _own(tensor.parameter)
         return cls(model, topology, latents, plain)
 
     @torch.no_grad()
@@ -113,3 +112,9 @@ class Student:
 
     def _view(self, name: str, tensor: Tensor) -> Tensor:
         return self.topology.matrix(name).view(tensor)
+
+
+def _own(parameter: nn.Parameter) -> None:
+    """Let a parameter be trained in memory of its own: that of a model in memory may be somebody's."""
+    parameter.data = parameter.data.clone()
+    parameter.requires_grad_(True)

@@ -1,0 +1,328 @@
+"""A compressed model that is trained: same format, zeros, bits, bytes; never worse; killed and resumed."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from srcr.data.sources import RecoveryText
+from srcr.errors import InputError
+from srcr.formats import detect
+from srcr.pipelines.compress import compress
+from srcr.pipelines.evaluate import evaluate
+from srcr.pipelines.export import export
+from srcr.pipelines.options import Output, RunOptions
+from srcr.pipelines.recover import recover
+from srcr.pipelines.training import Recovery
+from srcr.plans.plan import Recipe
+from srcr.plans.recovery import DistillSpec
+from srcr.plans.specs import PruneSpec, QuantSpec
+from srcr.plans.structures import StructureSpec
+from srcr.recovery import distill
+from srcr.serialize import from_yaml
+from srcr.storage.layout import RECORD
+from srcr.testing import save_tiny_model
+
+QUIET = RunOptions(quiet=True)
+SPEC = DistillSpec(steps=40, batch=16, lr=2e-3, scale_lr=3e-3)
+
+
+def ids(path, rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    save_file({"input_ids": torch.randint(3, 96, (rows, 24), generator=generator)}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Token ids to train on, to choose by, and to calibrate."""
+    folder = tmp_path_factory.mktemp("texts")
+    train = ids(folder / "train.safetensors", 320, 0)
+    return RecoveryText((train,), held_out=ids(folder / "held.safetensors", 48, 1))
+
+
+def compressed(base, texts, out, prune=0.25, bits=3, symmetric=True, structures=None, **output):
+    quant = None if bits is None else QuantSpec("rtn", bits, 8, symmetric)
+    recipe = Recipe(PruneSpec("magnitude", prune) if prune else None, quant, structures=structures)
+    compress(str(base), recipe, texts.sources[0], Output(out, **output), QUIET)
+    return out
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, texts):
+    """A tiny Llama and what 25 % and 3 bits leave of it."""
+    folder = tmp_path_factory.mktemp("small")
+    base = save_tiny_model(folder / "base", "llama")
+    return base, compressed(base, texts, folder / "compressed")
+
+
+@pytest.fixture(scope="module")
+def better(small, texts, tmp_path_factory):
+    """The same after training."""
+    out = tmp_path_factory.mktemp("better") / "out"
+    return out, recover(str(small[0]), small[1], out, SPEC, texts, QUIET)
+
+
+def test_training_gives_back_and_the_record_says_what(small, better, texts):
+    out, record = better
+    (recovery,) = record.recoveries
+    assert recovery.accepted
+    assert recovery.after.value < 0.8 * recovery.before.value
+    assert recovery.change.high < 0
+    assert (recovery.steps, recovery.source) == (40, str(small[1]))
+    assert recovery.tokens == 40 * 16 * 23
+    assert recovery.text.source == texts.sources[0]
+    assert [point.step for point in recovery.curve] == list(range(0, 41, 2))
+    assert recovery.best_step == min(recovery.curve, key=lambda p: p.kl).step
+    assert from_yaml(type(record), out / RECORD) == record
+    assert record.verification.difference < 1e-4
+    assert record.plan_fingerprint == from_yaml(type(record), small[1] / RECORD).plan_fingerprint
+
+
+def test_an_evaluation_sees_the_gain(small, better, tmp_path):
+    text = ids(tmp_path / "text.safetensors", 16, 2)
+    before, after = evaluate(str(small[0]), [small[1], better[0]], text, options=QUIET)
+    assert after.divergence.kl.value < 0.85 * before.divergence.kl.value
+    assert after.rates.tcr == before.rates.tcr
+    assert after.rates.stored_bytes == before.rates.stored_bytes
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"symmetric": False}),
+        ("llama", {"prune": 0.5, "bits": None, "format": "dense"}),
+        ("gemma3", {"bits": 2}),
+        ("phi3", {"prune": 0}),
+        ("opt", {}),
+    ],
+)
+def test_format_zeros_bits_and_bytes_stay(family, options, tmp_path, texts):
+    base = save_tiny_model(tmp_path / "base", family, torch.bfloat16)
+    before = compressed(base, texts, tmp_path / "before", **options)
+    recover(str(base), before, tmp_path / "after", SPEC, texts, QUIET)
+    after = tmp_path / "after"
+    assert {p.name for p in before.iterdir()} == {p.name for p in after.iterdir()}
+    sizes = [(f / "model.safetensors").stat().st_size for f in (before, after)]
+    assert sizes[0] == sizes[1]
+    assert json.loads((before / "config.json").read_text()) == json.loads(
+        (after / "config.json").read_text()
+    )
+    assert weights(before) != weights(after)
+    old, new = (detect(folder).read(folder) for folder in (before, after))
+    record = from_yaml(type(_record(before)), after / RECORD)
+    for layer in record.layers:
+        was, now = old.weight(layer.name), new.weight(layer.name)
+        if layer.sparsity:
+            assert not now[was == 0].any()
+        assert float((now == 0).float().mean()) == pytest.approx(layer.zeros)
+    zeros = np.average(
+        [layer.zeros for layer in record.layers],
+        weights=[np.prod(layer.shape) for layer in record.layers],
+    )
+    assert record.rates.zeros == pytest.approx(zeros)
+    loaded = AutoModelForCausalLM.from_pretrained(after, dtype=torch.float32)
+    assert torch.isfinite(loaded(torch.arange(3, 20)[None]).logits).all()
+
+
+def _record(folder):
+    from srcr.records.run import RunRecord
+
+    return from_yaml(RunRecord, folder / RECORD)
+
+
+def test_structures_are_trained_too(tmp_path, texts):
+    base = save_tiny_model(tmp_path / "base", "llama")
+    before = compressed(
+        base, texts, tmp_path / "before", 0, None, structures=StructureSpec(channels=0.34, layers=1)
+    )
+    spec = DistillSpec(steps=40, batch=16, value_lr=5e-4)
+    record = recover(str(base), before, tmp_path / "after", spec, texts, QUIET)
+    assert record.recoveries[-1].accepted
+    assert record.structures is not None
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "after").config.num_hidden_layers == 1
+
+
+def test_where_training_does_not_help_the_input_comes_back_byte_for_byte(small, texts, tmp_path):
+    spec = DistillSpec(steps=3, batch=2, lr=1.0, scale_lr=1.0)
+    record = recover(str(small[0]), small[1], tmp_path / "out", spec, texts, QUIET)
+    assert not record.recoveries[-1].accepted
+    assert weights(tmp_path / "out") == weights(small[1])
+    before = _record(small[1])
+    assert record.layers == before.layers
+    assert record.rates == before.rates
+    assert "no gain" in record.recoveries[-1].summary
+
+
+def test_training_again_keeps_the_record_of_both(better, small, texts, tmp_path):
+    spec = DistillSpec(steps=5, batch=4, lr=1e-3)
+    record = recover(str(small[0]), better[0], tmp_path / "again", spec, texts, QUIET)
+    assert [each.steps for each in record.recoveries] == [40, 5]
+    assert record.recoveries[1].source == str(better[0])
+
+
+def test_a_run_is_repeated_to_the_byte_and_what_is_finished_is_known(
+    better, small, texts, tmp_path
+):
+    out, record = better
+    recover(str(small[0]), small[1], tmp_path / "again", SPEC, texts, QUIET)
+    assert weights(tmp_path / "again") == weights(out)
+    known = recover(str(small[0]), small[1], Output(out, resume=True), SPEC, texts, QUIET)
+    assert known == record
+    other = DistillSpec(steps=3)
+    with pytest.raises(InputError, match="is finished, and not what"):
+        recover(str(small[0]), small[1], Output(out, resume=True), other, texts, QUIET)
+    with pytest.raises(InputError, match="exists"):
+        recover(str(small[0]), small[1], out, SPEC, texts, QUIET)
+
+
+def interrupted_at(monkeypatch, number):
+    """Ctrl-C in so many steps."""
+    train_step = distill.train_step
+
+    def step(setting, optimizer, step, steps):
+        if step == number:
+            raise KeyboardInterrupt
+        return train_step(setting, optimizer, step, steps)
+
+    monkeypatch.setattr(distill, "train_step", step)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(better, small, texts, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 19)
+        with pytest.raises(KeyboardInterrupt, match="--resume continues"):
+            recover(str(small[0]), small[1], out, SPEC, texts, QUIET)
+    assert (tmp_path / "out.partial").is_dir()
+    with pytest.raises(InputError, match="another training"):
+        recover(
+            str(small[0]), small[1], Output(out, resume=True), DistillSpec(steps=3), texts, QUIET
+        )
+    record = recover(str(small[0]), small[1], Output(out, resume=True), SPEC, texts, QUIET)
+    assert weights(out) == weights(better[0])
+    assert not (tmp_path / "out.partial").exists()
+    assert [p.kl for p in record.recoveries[0].curve] == [
+        p.kl for p in better[1].recoveries[0].curve
+    ]
+
+
+def test_minutes_become_steps_that_can_be_repeated(small, texts, tmp_path):
+    spec = DistillSpec(minutes=0.05, batch=16, lr=2e-3)
+    record = recover(str(small[0]), small[1], tmp_path / "timed", spec, texts, QUIET)
+    (recovery,) = record.recoveries
+    assert recovery.steps > 3
+    assert recovery.seconds < 30
+
+
+def test_compress_trains_before_it_writes(small, texts, tmp_path, monkeypatch):
+    recipe = Recipe(PruneSpec("magnitude", 0.25), QuantSpec("rtn", 3, 8))
+
+    def run(out, **output):
+        return compress(
+            str(small[0]),
+            recipe,
+            texts.sources[0],
+            Output(out, **output),
+            QUIET,
+            Recovery(SPEC, texts),
+        )
+
+    record = run(tmp_path / "out")
+    (recovery,) = record.recoveries
+    assert recovery.accepted
+    assert recovery.source is None
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in small[1].iterdir()}
+    assert record.rates.sparsity == _record(small[1]).rates.sparsity
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 12)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "again")
+    run(tmp_path / "again", resume=True)
+    assert weights(tmp_path / "again") == weights(tmp_path / "out")
+
+
+def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_is_kept(
+    small, texts, tmp_path, monkeypatch
+):
+    accumulate = distill.train_step.__globals__["accumulate"]
+    calls = []
+
+    def broken(setting, rows):
+        calls.append(rows)
+        loss = accumulate(setting, rows)
+        return loss if len(calls) < 15 else type(loss)(float("nan"), loss.tokens)
+
+    monkeypatch.setitem(distill.train_step.__globals__, "accumulate", broken)
+    record = recover(str(small[0]), small[1], tmp_path / "out", SPEC, texts, QUIET)
+    (recovery,) = record.recoveries
+    assert recovery.stopped == "the loss of step 15 is not finite"
+    assert recovery.steps == 14
+    assert recovery.accepted
+
+
+def test_fewer_rows_together_where_memory_runs_out(better, small, texts, tmp_path, monkeypatch):
+    predict = distill.train_step.__globals__["predict"]
+
+    def small_memory(model, input_ids, in_pieces=True):
+        if len(input_ids) > 1 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("no")
+        return predict(model, input_ids, in_pieces)
+
+    monkeypatch.setitem(distill.train_step.__globals__, "predict", small_memory)
+    record = recover(str(small[0]), small[1], tmp_path / "out", SPEC, texts, QUIET)
+    (recovery,), (whole,) = record.recoveries, better[1].recoveries
+    assert recovery.steps == whole.steps
+    assert recovery.after.value == pytest.approx(whole.after.value, rel=0.1)
+
+
+def test_bad_input_is_refused_and_nothing_is_left(small, texts, tmp_path):
+    base, folder = small
+    other = save_tiny_model(tmp_path / "other", "llama", vocab_size=97)
+    out = tmp_path / "out"
+
+    def refused(match, *arguments, spec=SPEC, text=texts, options=QUIET):
+        with pytest.raises(InputError, match=match):
+            recover(*arguments, out, spec, text, options)
+        assert not out.exists()
+        assert not (tmp_path / "out.partial").exists()
+
+    refused("vocabulary of 96", str(other), folder)
+    refused("no srcr.json", str(base), base)
+    refused("give steps or minutes", str(base), folder, spec=DistillSpec())
+    dense = tmp_path / "dense"
+    export(folder, Output(dense, "dense"), QUIET)
+    refused("not the codes", str(base), dense)
+    same = RecoveryText(texts.sources, held_out=texts.sources[0])
+    refused("share sequences", str(base), folder, text=same)
+    short = RecoveryText(texts.sources, held_out=torch.arange(3, 51).view(2, 24).tolist())
+    refused("2 held-out sequences", str(base), folder, text=short)
+    refused("too little to train", str(base), folder, options=RunOptions(quiet=True, memory="1MB"))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / "model.safetensors").write_bytes(weights(folder)[:100])
+    refused("", str(base), damaged)
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"steps": 0}, "steps 0"),
+        ({"minutes": 0}, "minutes 0"),
+        ({"batch": 0}, "batch 0"),
+        ({"lr": -1}, "lr -1"),
+        ({"lr": float("nan")}, "lr nan"),
+    ],
+)
+def test_specs_that_cannot_be(values, match):
+    with pytest.raises(InputError, match=match):
+        DistillSpec(**values)
