@@ -98,7 +98,6 @@ def test_an_evaluation_sees_the_gain(small, better, tmp_path):
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        ("llama", {}),
         ("llama", {"symmetric": False}),
         ("llama", {"prune": 0.5, "bits": None, "format": "dense"}),
         ("gemma3", {"bits": 2}),
@@ -270,7 +269,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_is_kept(
     assert recovery.accepted
 
 
-def test_fewer_rows_together_where_memory_runs_out(better, small, texts, tmp_path, monkeypatch):
+def test_fewer_rows_together_where_memory_runs_out(small, texts, tmp_path, monkeypatch):
     predict = distill.train_step.__globals__["predict"]
 
     def small_memory(model, input_ids, in_pieces=True):
@@ -278,11 +277,12 @@ def test_fewer_rows_together_where_memory_runs_out(better, small, texts, tmp_pat
             raise torch.OutOfMemoryError("no")
         return predict(model, input_ids, in_pieces)
 
+    spec = DistillSpec(steps=3, batch=4, lr=2e-3)
+    whole = recover(str(small[0]), small[1], tmp_path / "whole", spec, texts, QUIET)
     monkeypatch.setitem(distill.train_step.__globals__, "predict", small_memory)
-    record = recover(str(small[0]), small[1], tmp_path / "out", SPEC, texts, QUIET)
-    (recovery,), (whole,) = record.recoveries, better[1].recoveries
-    assert recovery.steps == whole.steps
-    assert recovery.after.value == pytest.approx(whole.after.value, rel=0.1)
+    record = recover(str(small[0]), small[1], tmp_path / "out", spec, texts, QUIET)
+    looks = [[point.kl for point in each.recoveries[0].curve] for each in (record, whole)]
+    assert looks[0] == pytest.approx(looks[1], rel=0.02)
 
 
 def test_bad_input_is_refused_and_nothing_is_left(small, texts, tmp_path):
@@ -310,7 +310,7 @@ def test_bad_input_is_refused_and_nothing_is_left(small, texts, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
     (damaged / "model.safetensors").write_bytes(weights(folder)[:100])
-    refused("", str(base), damaged)
+    refused("damaged", str(base), damaged)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def model_card(record: RunRecord, plan: CompressionPlan) -> str:
     entropy = "unknown" if rates.entropy_bits is None else f"{rates.entropy_bits:.2f}"
     text = record.calibration
     structures = "".join(f"| {s.name} | {s.summary} |\n" for s in record.structures or ())
+    recoveries = "".join(f"| trained | {r.summary} |\n" for r in record.recoveries or ())
     embeddings = "".join(f"| {e.name} | {e.bits} bits |\n" for e in record.embeddings or ())
     return f"""---
 {header}---
@@ -94,7 +95,7 @@ stored in {rates.bits:g} bits on average ({" + ".join(methods) or "nothing"}, {p
 | weights in memory ({rates.engine}) | {format_bytes(rates.loaded_bytes)} |
 {structures}{embeddings}| entropy of the codes, the bound that storage can reach | {entropy} bits a weight |
 | calibration | {_plain(text.source)}, {text.size} |
-| time, peak memory | {record.seconds:.1f} s, {format_bytes(record.peak_memory_bytes)} |
+{recoveries}| time, peak memory | {record.seconds:.1f} s, {format_bytes(record.peak_memory_bytes)} |
 
 TCr counts neither scales nor embeddings; the byte counts include everything. `plan.yaml` holds the plan and
 `srcr.json` the whole record.

@@ -239,7 +239,7 @@ def _environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     shown = (
         table.percent, table.percents, table.number, table.numbers, table.smaller, table.structure,
-        plots.mode, plots.method, format_bytes, short, clip, word_diff, evaluate_command,
+        plots.mode, plots.method, plots.curve_points, format_bytes, short, clip, word_diff, evaluate_command,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in shown}
     return environment

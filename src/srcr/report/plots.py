@@ -19,6 +19,7 @@ from plotly.subplots import make_subplots
 from srcr.environment import format_bytes
 from srcr.records.estimate import Interval
 from srcr.records.evaluation import TaskScore
+from srcr.records.recovery import RecoveryRecord
 from srcr.records.run import Rates
 from srcr.report.runs import Run
 
@@ -232,6 +233,16 @@ def task_figure(tasks: Mapping[str, TaskScore]) -> dict[str, Any]:
         name="retention", showlegend=False, meta={"series": 0}, width=0.4, xaxis="x2", yaxis="y2",
     )  # fmt: skip
     return _plain(figure)
+
+
+def curve_points(recovery: RecoveryRecord) -> str:
+    """Points "x,y" of the KL at each look at the held-out text, in a box of 600 x 160 whose 0 lies at 150."""
+    steps = max(1, recovery.curve[-1].step)
+    highest = max(point.kl for point in recovery.curve) or 1.0
+    return " ".join(
+        f"{600 * point.step / steps:.1f},{150 - 140 * point.kl / highest:.1f}"
+        for point in recovery.curve
+    )
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:
