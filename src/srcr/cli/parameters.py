@@ -188,6 +188,14 @@ Sources = Annotated[
 RecoverySamples = Annotated[
     int | None, typer.Option("--samples", help="Sequences in all. [default: 512]")
 ]
+ProcessCount = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        min=1,
+        help="Processes that train together, one on each GPU; or see torchrun.",
+    ),
+]
 HeldOut = Annotated[
     str,
     typer.Option(

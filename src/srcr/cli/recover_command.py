@@ -1,6 +1,8 @@
 """The command that trains what was compressed."""
 
-from typing import Annotated, Any
+import os
+import sys
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -25,6 +27,7 @@ def recover(
     samples: given.RecoverySamples = None,
     seq_len: given.TextLength = 512,
     held_out: given.HeldOut = "self",
+    processes: given.ProcessCount = 1,
     memory: given.Memory = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -35,6 +38,8 @@ def recover(
 ) -> None:
     """Repair a compressed model by distillation: same format, same zeros, same bits, same bytes."""
     arguments = locals()
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        _start(processes)
     from srcr.cli import tables
     from srcr.data.sources import RecoveryText
     from srcr.pipelines.options import Output, RunOptions
@@ -48,10 +53,20 @@ def recover(
     output = Output(out, None, overwrite, resume)
     with interruptible():
         record = run(base, compressed, output, _spec(arguments), text, options)
+    if os.environ.get("RANK", "0") != "0":  # another process speaks
+        return
     if as_json:
         print_json(to_dict(record) | {"out": str(out)})
     else:
         tables.recovery(record, out)
+
+
+def _start(processes: int) -> NoReturn:
+    """Run the same command in so many processes that train together, in place of this one."""
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    os.environ.setdefault("OMP_NUM_THREADS", threads)
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    os.execv(sys.executable, [sys.executable, *command, "-m", "srcr", *sys.argv[1:]])
 
 
 def _spec(arguments: dict[str, Any]) -> Any:

@@ -40,6 +40,7 @@ from srcr.pipelines.structures import (
 from srcr.pipelines.training import (
     Recovery,
     Trained,
+    Workplace,
     drop_state,
     measured_layers,
     train,
@@ -171,11 +172,11 @@ def _recovered(finished: _Finished, journal: Journal) -> _Finished:
     if work.recovery is None or work.texts is None:
         return finished
     checkpoint = finished.checkpoint(journal)
+    place = Workplace(work.blocks.device, journal.folder, journal)
     with torch.enable_grad():
         trained = train(
-            work.opened, checkpoint, work.recovery.spec, work.texts, journal, work.blocks.device,
-            work.options,
-        )  # fmt: skip
+            work.opened, checkpoint, work.recovery.spec, work.texts, place, work.options
+        )
     say(trained.record.summary, work.options.quiet)
     return replace(
         finished, trained=trained, layers=measured_layers(finished.layers, trained.checkpoint)

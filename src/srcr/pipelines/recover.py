@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from srcr.pipelines.progress import console, say, stage
 from srcr.pipelines.training import (
     Texts,
     Trained,
+    Workplace,
     check_memory,
     drop_state,
     load_texts,
@@ -36,6 +38,7 @@ from srcr.plans.plan import CompressionPlan
 from srcr.plans.recovery import DistillSpec
 from srcr.records.card import model_card
 from srcr.records.run import LayerRecord, RunRecord
+from srcr.recovery.processes import Processes, current_processes
 from srcr.serialize import digest, from_yaml, to_json, to_yaml
 from srcr.storage.atomic import atomic_output
 from srcr.storage.index import weight_files
@@ -107,16 +110,21 @@ def recover(
     True
     """
     output = Output.of(output)
-    work = _prepare(base, compressed, output, spec, RecoveryText.of(text), options)
+    processes = current_processes(select_device(options.device))
+    options = replace(options, quiet=options.quiet or not processes.is_main)
+    with processes.main_first():
+        work = _prepare(base, compressed, output, spec, RecoveryText.of(text), options)
+    if not processes.is_main:
+        return _follow(work, processes)
     if output.resume and (record := _finished(output, work)):
         if not options.quiet:
             console().print(f"already done: {output.folder}")
         return record
     with atomic_output(output.folder, work.folder, output.overwrite, output.resume) as journal:
         journal.begin(work.fingerprint())
-        trained = train(
-            work.opened, work.checkpoint, spec, work.texts, journal, work.device, options
-        )
+        place = Workplace(work.device, journal.folder, journal, processes)
+        trained = train(work.opened, work.checkpoint, spec, work.texts, place, options)
+        processes.part()
         say(trained.record.summary, options.quiet)
         return _write(work, trained, journal.folder)
 
@@ -145,6 +153,15 @@ def _prepare(
     return _Work(
         opened, folder, record, plan, fmt, checkpoint, texts, spec, device, options, started
     )  # fmt: skip
+
+
+def _follow(work: _Work, processes: Processes) -> RunRecord:
+    """Train with the process that writes; the record of what is trained."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Workplace(work.device, Path(folder), None, processes)
+        train(work.opened, work.checkpoint, work.spec, work.texts, place, work.options)
+        processes.part()
+    return work.record
 
 
 def trainable(checkpoint: Checkpoint, plan: CompressionPlan, folder: Path) -> Checkpoint:

@@ -30,6 +30,7 @@ from srcr.records.run import LayerRecord
 from srcr.recovery.distill import Distillation, State, TrainedWeights
 from srcr.recovery.latent import LatentWeight
 from srcr.recovery.memory import training_memory
+from srcr.recovery.processes import ALONE, Processes
 from srcr.recovery.step import Setting, held_out
 from srcr.recovery.student import Student
 from srcr.recovery.teacher import Teacher
@@ -68,6 +69,17 @@ class Texts:
     def held_out(self) -> Tokens:
         """All that is not trained on."""
         return Tokens.joined([self.choice, self.test])
+
+
+@dataclass(frozen=True, eq=False)
+class Workplace:
+    """Where training goes on: on a ``device``, in a ``folder`` for what does not stay in memory, with a
+    ``journal`` there (None: another process keeps it), among ``processes``."""
+
+    device: torch.device
+    folder: Path
+    journal: Journal | None
+    processes: Processes = ALONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +129,7 @@ def train(
     checkpoint: Checkpoint,
     spec: DistillSpec,
     texts: Texts,
-    journal: Journal,
-    device: torch.device,
+    place: Workplace,
     options: RunOptions,
 ) -> Trained:
     """Train the compressed weights of ``checkpoint``, norms and biases against the ``opened`` original.
@@ -128,23 +139,26 @@ def train(
         OSError: the disk refuses.
     """
     with (
-        ActivationFile(journal.folder, device) as states,
-        stage("recover", 1, options.quiet) as bar,
+        ActivationFile(place.folder, place.device) as states,
+        stage("recover", 1, options.quiet or not place.processes.is_main) as bar,
     ):
         bar.note("load")
+        device, processes = place.device, place.processes
         model = copy_on(opened.loaded(torch.float32), device.type)
         teacher = Teacher(model, has_pieces(model, texts.choice.input_ids), states)
         student = make_student(opened, checkpoint, device)
         precision = running_precision(opened.dtype, device)
-        setting = Setting(student, teacher, texts.train, spec, precision, options.seed or 0)
+        setting = Setting(
+            student, teacher, texts.train, spec, precision, options.seed or 0, processes=processes
+        )
         student.write()
-        before = held_out(student, teacher, texts.test)
+        before = held_out(student, teacher, texts.test, processes)
         distillation = Distillation(setting, texts.choice)
-        saver = _Saver(journal)
+        saver = _Saver(place)
         saver.take_up(distillation)
         best = distillation.run(_Watch(bar).on_step, saver.on_check)
         student.hold(best.weights, best.plain)
-        after = held_out(student, teacher, texts.test)
+        after = held_out(student, teacher, texts.test, processes)
         change = ratio_interval(after[0] - before[0], before[1])
         accepted = change.high < 0
         if not accepted:
@@ -235,32 +249,35 @@ class _Watch:
 class _Saver:
     """Keeps where training stands in the folder of a run, as often as that costs little."""
 
-    journal: Journal
+    place: Workplace
     saved: float = field(default_factory=time.monotonic)
     cost: float = 0.0
 
     @property
     def path(self) -> Path:
         """Where it lies."""
-        return self.journal.folder / STATE
+        return self.place.folder / STATE
 
     def take_up(self, distillation: Distillation) -> None:
         """Go on where an earlier run was."""
+        tensors: dict[str, Tensor] | None = None
         if self.path.is_file():
-            files = TensorFiles(self.journal.folder, [self.path])
+            files = TensorFiles(self.place.folder, [self.path])
             tensors = {name: files.get(name) for name in files.entries}
+        tensors = self.place.processes.agree(tensors)
+        if tensors is not None:
             distillation.restore(tensors, str(self.path))
 
     def on_check(self, distillation: Distillation) -> None:
         """After a look at the held-out text."""
-        started = time.monotonic()
-        if self.cost > SAVING_SHARE * (started - self.saved):
+        started, journal = time.monotonic(), self.place.journal
+        if journal is None or self.cost > SAVING_SHARE * (started - self.saved):
             return
         partial = self.path.with_name(self.path.name + ".partial")
         tensors = {name: t.cpu().contiguous() for name, t in distillation.tensors().items()}
         save_tensors(tensors, partial)
         partial.replace(self.path)
-        self.journal.retain()
+        journal.retain()
         self.saved = time.monotonic()
         self.cost = self.saved - started
 

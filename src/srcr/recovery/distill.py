@@ -157,8 +157,10 @@ class Distillation:
         """Let half as many tokens go through the student together: the step is made again.
 
         Raises:
-            SrcrError: it was a single row already.
+            SrcrError: it was a single row already, or other processes wait for this one.
         """
+        if self.setting.processes.count > 1:
+            raise SrcrError("a step does not fit into memory: use a smaller --batch") from error
         self.setting.student.drop_gradients()
         together, longest = self.setting.together, int(self.setting.tokens.row_lengths.max())
         rows = min(self.setting.spec.batch, max(1, together // longest))
@@ -176,12 +178,14 @@ class Distillation:
         left = 60 * minutes - check - state.seconds
         state.checks = max(2, min(CHECKS, int(CHECK_SHARE * left / max(check, 1e-9))))
         more = int((left - state.checks * check) * state.step / state.seconds)
-        state.steps = state.step + max(1, more)
+        planned = state.checks, state.step + max(1, more)
+        state.checks, state.steps = self.setting.processes.agree(planned)
 
     def _check(self) -> None:
         """Look at the held-out text; keep the state where it is the best so far."""
         state, started = self.state, time.monotonic()
-        kl, tokens = held_out(self.setting.student, self.setting.teacher, self.held)
+        setting = self.setting
+        kl, tokens = held_out(setting.student, setting.teacher, self.held, setting.processes)
         value = float(kl.sum() / tokens.sum())
         if not math.isfinite(value):
             if not state.curve:

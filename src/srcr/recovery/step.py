@@ -14,6 +14,7 @@ from srcr.errors import NumericalError
 from srcr.metrics.predictions import Predictions, predict
 from srcr.plans.recovery import DistillSpec
 from srcr.recovery.losses import LOSSES, Loss, forward_kl
+from srcr.recovery.processes import ALONE, Processes
 from srcr.recovery.student import Student
 from srcr.recovery.teacher import Teacher, with_states
 
@@ -30,7 +31,8 @@ BETAS = (0.9, 0.95)
 @dataclass(frozen=True, eq=False)
 class Setting:
     """Who learns from whom, by what: the ``tokens`` to train on; the ``precision`` that matrices are
-    multiplied in; how many tokens go through the student ``together``."""
+    multiplied in; how many tokens go through the student ``together``; the ``processes`` that share
+    the rows."""
 
     student: Student
     teacher: Teacher
@@ -39,6 +41,7 @@ class Setting:
     precision: torch.dtype
     seed: int = 0
     together: int = TOGETHER
+    processes: Processes = ALONE
 
 
 def optimizer_of(student: Student, spec: DistillSpec) -> torch.optim.AdamW:
@@ -117,17 +120,18 @@ def train_step(
 
 def accumulate(setting: Setting, rows: list[int]) -> StepLoss:
     """The mean loss over ``rows``, whose gradients are left in the student's weights."""
-    batches = list(_batches(setting.tokens, rows, setting.together))
-    count = sum(batch.input_ids[:, 1:].numel() for batch in batches)
+    count = int((setting.tokens.row_lengths[rows] - 1).sum())
+    mine = setting.processes.share(rows)
     loss = LOSSES[setting.spec.loss]
-    total = 0.0
-    for batch in batches:
+    total = torch.zeros((), dtype=torch.float64)
+    for batch in _batches(setting.tokens, mine, setting.together):
         teacher = setting.teacher.predict(setting.tokens.sha256, batch)
         with torch.autocast(
             teacher.input_ids.device.type, setting.precision, setting.precision != torch.float32
         ):
             total += _backward(setting.student, teacher, loss, count)
-    return StepLoss(total / count, count)
+    setting.processes.sum_([total, *setting.student.gradients()])
+    return StepLoss(float(total) / count, count)
 
 
 def _batches(tokens: Tokens, rows: list[int], together: int) -> Iterator[Batch]:
@@ -183,10 +187,12 @@ def _log_probabilities(
 
 
 @torch.no_grad()
-def held_out(student: Student, teacher: Teacher, tokens: Tokens) -> npt.NDArray[np.float64]:
+def held_out(
+    student: Student, teacher: Teacher, tokens: Tokens, processes: Processes = ALONE
+) -> npt.NDArray[np.float64]:
     """For each row of ``tokens`` the sum of its positions' KL to the teacher and their number, [2, n]."""
     result = np.zeros((2, len(tokens.input_ids)))
-    for batch in tokens.batches(TOGETHER):
+    for batch in processes.share(list(tokens.batches(TOGETHER))):
         expected = teacher.predict(tokens.sha256, batch)
         given = predict(student.model, expected.input_ids, in_pieces=expected.whole is None)
         rows = batch.rows.numpy()
@@ -194,4 +200,5 @@ def held_out(student: Student, teacher: Teacher, tokens: Tokens) -> npt.NDArray[
             part = forward_kl(*_log_probabilities(expected, given, start, stop))
             result[0, rows] += part.sum(-1, dtype=torch.float64).cpu().numpy()
             result[1, rows] += stop - start
+    processes.sum_([torch.from_numpy(result)])
     return result

@@ -76,6 +76,14 @@ class Student:
         for name, tensor in plain.items():
             self.plain[name].parameter.copy_(tensor)
 
+    def gradients(self) -> list[Tensor]:
+        """The gradient of everything that is trained, zeros where no token came through."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [p.grad for p in parameters if p.grad is not None]
+
     def drop_gradients(self) -> None:
         """Forget what a step has gathered so far."""
         self.model.zero_grad(set_to_none=True)
@@ -86,8 +94,7 @@ class Student:
         for name, latent in self.latents.items():
             parameter = self._parameter(name)
             gradient = parameter.grad
-            if gradient is None:  # no token came through, as in an expert
-                gradient = torch.zeros_like(parameter)
+            assert gradient is not None
             latent.gradients(self._view(name, gradient).contiguous())
             parameter.grad = None
         for tensor in self.plain.values():
