@@ -63,7 +63,7 @@ def main() -> None:
         tuple(options.train), options.train_samples, options.seq_len, options.held_out
     )
     given = {"lr": options.lr} if options.lr is not None else {}
-    spec = srcr.DistillSpec(
+    spec = srcr.RecoverySpec(
         options.steps, options.minutes, options.batch, options.train_what, options.loss, **given
     )
     tasks = None if options.tasks is None else TaskSpec(tuple(options.tasks.split(",")))

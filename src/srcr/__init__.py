@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from srcr.planning.specs import Resources, SearchSpec
     from srcr.plans.objective import Constraint, Objective
     from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe, Target
-    from srcr.plans.recovery import DistillSpec
+    from srcr.plans.recovery import RecoverySpec
     from srcr.plans.specs import CompressionLevel, Override, PruneSpec, QuantSpec, SolverSpec
     from srcr.plans.structures import StructureSpec
     from srcr.records.evaluation import Evaluation
@@ -64,7 +64,7 @@ _HOMES = {
     "srcr.pipelines.training": ("Recovery",),
     "srcr.plans.objective": ("Constraint", "Objective"),
     "srcr.plans.plan": ("CompressionPlan", "LayerPlan", "Recipe", "Target"),
-    "srcr.plans.recovery": ("DistillSpec",),
+    "srcr.plans.recovery": ("RecoverySpec",),
     "srcr.plans.specs": ("CompressionLevel", "Override", "PruneSpec", "QuantSpec", "SolverSpec"),
     "srcr.plans.structures": ("StructureSpec",),
     "srcr.records.evaluation": ("Evaluation",),
@@ -81,7 +81,6 @@ __all__ = [
     "CompressionLevel",
     "CompressionPlan",
     "Constraint",
-    "DistillSpec",
     "Evaluation",
     "EvaluationText",
     "LayerPlan",
@@ -93,6 +92,7 @@ __all__ = [
     "QuantSpec",
     "Recipe",
     "Recovery",
+    "RecoverySpec",
     "RecoveryText",
     "Resources",
     "RunOptions",

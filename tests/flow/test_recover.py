@@ -1,7 +1,10 @@
 """A compressed model that is trained: same format, zeros, bits, bytes; never worse; killed and resumed."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.recover import recover
 from srcr.pipelines.training import Recovery
 from srcr.plans.plan import Recipe
-from srcr.plans.recovery import DistillSpec
+from srcr.plans.recovery import RecoverySpec
 from srcr.plans.specs import PruneSpec, QuantSpec
 from srcr.plans.structures import StructureSpec
 from srcr.recovery import distill
@@ -28,7 +31,7 @@ from srcr.storage.layout import RECORD
 from srcr.testing import save_tiny_model
 
 QUIET = RunOptions(quiet=True)
-SPEC = DistillSpec(steps=40, batch=16, lr=2e-3, scale_lr=3e-3)
+SPEC = RecoverySpec(steps=40, batch=16, lr=2e-3, scale_lr=3e-3)
 
 
 def ids(path, rows, seed):
@@ -144,15 +147,26 @@ def test_structures_are_trained_too(tmp_path, texts):
     before = compressed(
         base, texts, tmp_path / "before", 0, None, structures=StructureSpec(channels=0.34, layers=1)
     )
-    spec = DistillSpec(steps=40, batch=16, value_lr=5e-4)
+    spec = RecoverySpec(steps=40, batch=16, value_lr=5e-4)
     record = recover(str(base), before, tmp_path / "after", spec, texts, QUIET)
     assert record.recoveries[-1].accepted
     assert record.structures is not None
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "after").config.num_hidden_layers == 1
 
 
+@pytest.mark.parametrize("stage", ["blockwise", "both"])
+def test_blocks_are_tuned_where_that_lowers_kl(stage, small, texts, tmp_path):
+    spec = RecoverySpec(stage, steps=10, batch=16, lr=1e-3, block_steps=30)
+    record = recover(str(small[0]), small[1], tmp_path / "out", spec, texts, QUIET)
+    (recovery,) = record.recoveries
+    assert any(recovery.blocks)
+    assert recovery.accepted
+    assert recovery.steps == (10 if stage == "both" else 0)
+    assert len(recovery.curve) == (11 if stage == "both" else 1)
+
+
 def test_where_training_does_not_help_the_input_comes_back_byte_for_byte(small, texts, tmp_path):
-    spec = DistillSpec(steps=3, batch=2, lr=1.0, scale_lr=1.0)
+    spec = RecoverySpec(steps=3, batch=2, lr=1.0, scale_lr=1.0)
     record = recover(str(small[0]), small[1], tmp_path / "out", spec, texts, QUIET)
     assert not record.recoveries[-1].accepted
     assert weights(tmp_path / "out") == weights(small[1])
@@ -163,7 +177,7 @@ def test_where_training_does_not_help_the_input_comes_back_byte_for_byte(small, 
 
 
 def test_training_again_keeps_the_record_of_both(better, small, texts, tmp_path):
-    spec = DistillSpec(steps=5, batch=4, lr=1e-3)
+    spec = RecoverySpec(steps=5, batch=4, lr=1e-3)
     record = recover(str(small[0]), better[0], tmp_path / "again", spec, texts, QUIET)
     assert [each.steps for each in record.recoveries] == [40, 5]
     assert record.recoveries[1].source == str(better[0])
@@ -177,7 +191,7 @@ def test_a_run_is_repeated_to_the_byte_and_what_is_finished_is_known(
     assert weights(tmp_path / "again") == weights(out)
     known = recover(str(small[0]), small[1], Output(out, resume=True), SPEC, texts, QUIET)
     assert known == record
-    other = DistillSpec(steps=3)
+    other = RecoverySpec(steps=3)
     with pytest.raises(InputError, match="is finished, and not what"):
         recover(str(small[0]), small[1], Output(out, resume=True), other, texts, QUIET)
     with pytest.raises(InputError, match="exists"):
@@ -205,7 +219,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(better, small, texts, tmp_
     assert (tmp_path / "out.partial").is_dir()
     with pytest.raises(InputError, match="another training"):
         recover(
-            str(small[0]), small[1], Output(out, resume=True), DistillSpec(steps=3), texts, QUIET
+            str(small[0]), small[1], Output(out, resume=True), RecoverySpec(steps=3), texts, QUIET
         )
     record = recover(str(small[0]), small[1], Output(out, resume=True), SPEC, texts, QUIET)
     assert weights(out) == weights(better[0])
@@ -216,7 +230,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(better, small, texts, tmp_
 
 
 def test_minutes_become_steps_that_can_be_repeated(small, texts, tmp_path):
-    spec = DistillSpec(minutes=0.05, batch=16, lr=2e-3)
+    spec = RecoverySpec(minutes=0.05, batch=16, lr=2e-3)
     record = recover(str(small[0]), small[1], tmp_path / "timed", spec, texts, QUIET)
     (recovery,) = record.recoveries
     assert recovery.steps > 3
@@ -277,7 +291,7 @@ def test_fewer_rows_together_where_memory_runs_out(small, texts, tmp_path, monke
             raise torch.OutOfMemoryError("no")
         return predict(model, input_ids, in_pieces)
 
-    spec = DistillSpec(steps=3, batch=4, lr=2e-3)
+    spec = RecoverySpec(steps=3, batch=4, lr=2e-3)
     whole = recover(str(small[0]), small[1], tmp_path / "whole", spec, texts, QUIET)
     monkeypatch.setitem(distill.train_step.__globals__, "predict", small_memory)
     record = recover(str(small[0]), small[1], tmp_path / "out", spec, texts, QUIET)
@@ -298,7 +312,7 @@ def test_bad_input_is_refused_and_nothing_is_left(small, texts, tmp_path):
 
     refused("vocabulary of 96", str(other), folder)
     refused("no srcr.json", str(base), base)
-    refused("give steps or minutes", str(base), folder, spec=DistillSpec())
+    refused("give steps or minutes", str(base), folder, spec=RecoverySpec())
     dense = tmp_path / "dense"
     export(folder, Output(dense, "dense"), QUIET)
     refused("not the codes", str(base), dense)
@@ -325,4 +339,26 @@ def test_bad_input_is_refused_and_nothing_is_left(small, texts, tmp_path):
 )
 def test_specs_that_cannot_be(values, match):
     with pytest.raises(InputError, match=match):
-        DistillSpec(**values)
+        RecoverySpec(**values)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(small, texts, tmp_path):
+    """By gloo, each with half of the rows."""
+    arguments = [
+        "recover", str(small[0]), str(small[1]), "--calibration", texts.sources[0],
+        "--held-out", texts.held_out, "--steps", "6", "--batch", "5", "--lr", "0.002",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    records = []
+    for count in (1, 2):
+        out = tmp_path / f"by-{count}"
+        command = [sys.executable, "-m", "srcr", *arguments, "-o", out, "--processes", str(count)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.count("KL on held-out text, after") == 1
+        records.append(_record(out).recoveries[0])
+    alone, together = records
+    assert alone.tokens == together.tokens
+    for field in ("kl", "loss"):
+        pairs = [[getattr(point, field) or 0.0 for point in each.curve] for each in records]
+        assert pairs[0] == pytest.approx(pairs[1], rel=1e-3)

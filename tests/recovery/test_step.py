@@ -10,7 +10,7 @@ from srcr.engine.activations import ActivationFile
 from srcr.models.checkpoint import open_model
 from srcr.pipelines.training import make_student
 from srcr.plans.plan import Recipe
-from srcr.plans.recovery import DistillSpec
+from srcr.plans.recovery import RecoverySpec
 from srcr.plans.specs import PruneSpec, QuantSpec
 from srcr.recovery.losses import LOSSES, cakld, forward_kl
 from srcr.recovery.step import (
@@ -44,7 +44,7 @@ def setting(tmp_path):
     with ActivationFile(tmp_path, CPU) as states:
         teacher = Teacher(opened.loaded(torch.float32), True, states)
         tokens = rows([24, 24, 12, 24, 12, 24])
-        yield Setting(student, teacher, tokens, DistillSpec(steps=4, batch=3), torch.float32)
+        yield Setting(student, teacher, tokens, RecoverySpec(steps=4, batch=3), torch.float32)
 
 
 def test_every_epoch_takes_every_row_once_in_another_order():

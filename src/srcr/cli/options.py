@@ -14,7 +14,7 @@ from srcr.methods import get_pruner, get_quantizer
 from srcr.numerics.masks import UNSTRUCTURED, parse_structure
 from srcr.pipelines.options import RunOptions
 from srcr.plans.plan import CompressionPlan, Recipe, read_plan
-from srcr.plans.recovery import DistillSpec, parse_duration
+from srcr.plans.recovery import RecoverySpec, parse_duration
 from srcr.plans.specs import Mode, Override, PruneSpec, QuantSpec, SolverSpec
 from srcr.plans.structures import STRUCTURES, structure_spec
 from srcr.serialize import from_dict, from_yaml
@@ -216,7 +216,7 @@ class Options:
         if self.recover is None:
             return None
         data = self.data()
-        spec = from_dict(DistillSpec, parse_duration(self.recover), "the options")
+        spec = from_dict(RecoverySpec, parse_duration(self.recover), "the options")
         return Recovery(spec, RecoveryText((data.source,), seq_len=data.seq_len))
 
     def run(self, command: str) -> RunOptions:

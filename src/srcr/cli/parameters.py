@@ -160,6 +160,13 @@ Minutes = Annotated[
     float | None, typer.Option(help="Minutes of training. [default: 10, or as --steps says]")
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps of training, instead of --minutes.")]
+StageName = Annotated[
+    str | None,
+    typer.Option(
+        "--stage",
+        help="distill (end to end), blockwise (each block for itself), or both. [default: distill]",
+    ),
+]
 BatchRows = Annotated[int | None, typer.Option("--batch", help="Sequences a step. [default: 8]")]
 Train = Annotated[
     str | None,

@@ -17,6 +17,7 @@ def recover(
         str, typer.Argument(help="The compressed version to train.", show_default=False)
     ],
     out: given.Out,
+    stage: given.StageName = None,
     minutes: given.Minutes = None,
     steps: given.Steps = None,
     batch: given.BatchRows = None,
@@ -71,11 +72,11 @@ def _start(processes: int) -> NoReturn:
 
 def _spec(arguments: dict[str, Any]) -> Any:
     """What the options say of training; ten minutes where they set no end."""
-    from srcr.plans.recovery import DistillSpec
+    from srcr.plans.recovery import RecoverySpec
     from srcr.serialize import from_dict
 
-    names = ("minutes", "steps", "batch", "train", "loss", "lr")
+    names = ("stage", "minutes", "steps", "batch", "train", "loss", "lr")
     values = {name: arguments[name] for name in names if arguments[name] is not None}
     if not {"minutes", "steps"} & values.keys():
         values["minutes"] = 10
-    return from_dict(DistillSpec, values, "the command line")
+    return from_dict(RecoverySpec, values, "the command line")

@@ -37,12 +37,12 @@ from srcr.pipelines.structures import (
     removal_method,
     remove_structures,
 )
+from srcr.pipelines.trained import measured_layers
 from srcr.pipelines.training import (
     Recovery,
     Trained,
     Workplace,
     drop_state,
-    measured_layers,
     train,
 )
 from srcr.plans.plan import CompressionPlan, Recipe

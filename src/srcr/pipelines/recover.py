@@ -24,6 +24,7 @@ from srcr.pipelines.candidates import check_vocabulary
 from srcr.pipelines.opening import open_for, read_records
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.trained import measured_layers
 from srcr.pipelines.training import (
     Texts,
     Trained,
@@ -31,11 +32,10 @@ from srcr.pipelines.training import (
     check_memory,
     drop_state,
     load_texts,
-    measured_layers,
     train,
 )
 from srcr.plans.plan import CompressionPlan
-from srcr.plans.recovery import DistillSpec
+from srcr.plans.recovery import RecoverySpec
 from srcr.records.card import model_card
 from srcr.records.run import LayerRecord, RunRecord
 from srcr.recovery.processes import Processes, current_processes
@@ -49,7 +49,7 @@ from srcr.storage.safetensors import hash_files
 OUTDATED = (RECORD, CARD, EVALUATION, REPORT, SEARCH)
 
 #: How long training takes where nothing else is asked for.
-TEN_MINUTES = DistillSpec(minutes=10)
+TEN_MINUTES = RecoverySpec(minutes=10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class _Work:
     fmt: Format
     checkpoint: Checkpoint
     texts: Texts
-    spec: DistillSpec
+    spec: RecoverySpec
     device: torch.device
     options: RunOptions
     started: float
@@ -87,7 +87,7 @@ def recover(
     base: ModelLike,
     compressed: str | Path,
     output: Output | str | Path,
-    spec: DistillSpec = TEN_MINUTES,
+    spec: RecoverySpec = TEN_MINUTES,
     text: RecoveryText | Source = RecoveryText(),
     options: RunOptions = RunOptions(),
 ) -> RunRecord:
@@ -106,12 +106,13 @@ def recover(
         SrcrError: the disk refuses.
         VerificationError: what was written does not read back.
 
-    >>> recover("bundled", "small", "better", DistillSpec(minutes=5)).recoveries[-1].accepted
+    >>> recover("bundled", "small", "better", RecoverySpec(minutes=5)).recoveries[-1].accepted
     True
     """
     output = Output.of(output)
     processes = current_processes(select_device(options.device))
-    options = replace(options, quiet=options.quiet or not processes.is_main)
+    if not processes.is_main:  # the main one has the output folder, and speaks
+        options, output = replace(options, quiet=True), replace(output, resume=True)
     with processes.main_first():
         work = _prepare(base, compressed, output, spec, RecoveryText.of(text), options)
     if not processes.is_main:
@@ -133,13 +134,13 @@ def _prepare(
     base: ModelLike,
     compressed: str | Path,
     output: Output,
-    spec: DistillSpec,
+    spec: RecoverySpec,
     text: RecoveryText,
     options: RunOptions,
 ) -> _Work:
     """Everything that can be refused, before any work is done."""
     started = time.monotonic()
-    if spec.steps is None and spec.minutes is None:
+    if spec.steps is None and spec.minutes is None and spec.stage != "blockwise":
         raise InputError("a recovery needs an end: give steps or minutes")
     device = select_device(options.device)
     folder = resolve(compressed)

@@ -1,8 +1,7 @@
 """Train a compressed model against its original, and keep what training came to where it is a gain."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,20 +13,19 @@ from srcr.data.tokens import Tokens
 from srcr.engine.activations import ActivationFile
 from srcr.environment import available_memory, format_megabytes, parse_size, resident_memory
 from srcr.errors import InputError
-from srcr.formats.checkpoint import Checkpoint, Tensors
+from srcr.formats.checkpoint import Checkpoint
 from srcr.metrics.intervals import ratio_interval
 from srcr.metrics.predictions import has_pieces
-from srcr.metrics.rates import count_zeros, entropy_bits
 from srcr.models.blockwise import copy_on, running_precision
-from srcr.models.checkpoint import OpenModel
-from srcr.numerics.compressed import CompressedWeight
+from srcr.models.checkpoint import OpenModel, open_model
 from srcr.pipelines.opening import TextModel, load_text
 from srcr.pipelines.options import RunOptions
 from srcr.pipelines.progress import Bar, say, stage
-from srcr.plans.recovery import DistillSpec
+from srcr.pipelines.trained import trained_checkpoint
+from srcr.plans.recovery import RecoverySpec
 from srcr.records.recovery import RecoveryRecord
-from srcr.records.run import LayerRecord
-from srcr.recovery.distill import Distillation, State, TrainedWeights
+from srcr.recovery.blockwise import tune_blocks
+from srcr.recovery.distill import Distillation, State
 from srcr.recovery.latent import LatentWeight
 from srcr.recovery.memory import training_memory
 from srcr.recovery.processes import ALONE, Processes
@@ -41,6 +39,8 @@ from srcr.storage.safetensors import TensorFiles, save_tensors
 STATE = "recovery.safetensors"
 #: Saving may take this share of the time between two savings.
 SAVING_SHARE = 0.05
+#: Rows that blocks are tuned on: their activations, before and behind a block, stay in memory.
+BLOCK_ROWS = 128
 #: Rows that the best state is chosen by, and that it is measured on, at least.
 FEWEST = 2
 
@@ -49,11 +49,11 @@ FEWEST = 2
 class Recovery:
     """A recovery that follows a compression: how and on what is trained.
 
-    >>> Recovery(DistillSpec(minutes=10)).text.sources
+    >>> Recovery(RecoverySpec(minutes=10)).text.sources
     ('self',)
     """
 
-    spec: DistillSpec
+    spec: RecoverySpec
     text: RecoveryText = RecoveryText()
 
 
@@ -127,7 +127,7 @@ def load_texts(
 def train(
     opened: OpenModel,
     checkpoint: Checkpoint,
-    spec: DistillSpec,
+    spec: RecoverySpec,
     texts: Texts,
     place: Workplace,
     options: RunOptions,
@@ -153,9 +153,9 @@ def train(
         )
         student.write()
         before = held_out(student, teacher, texts.test, processes)
-        distillation = Distillation(setting, texts.choice)
-        saver = _Saver(place)
-        saver.take_up(distillation)
+        distillation, saver = Distillation(setting, texts.choice), _Saver(place)
+        if not saver.take_up(distillation) and spec.stage != "distill":
+            distillation.state.blocks = _tune_blocks(setting, texts, bar)
         best = distillation.run(_Watch(bar).on_step, saver.on_check)
         student.hold(best.weights, best.plain)
         after = held_out(student, teacher, texts.test, processes)
@@ -183,13 +183,28 @@ def train(
         accepted=accepted,
         curve=tuple(state.curve),
         stopped=state.stopped,
+        blocks=None if state.blocks is None else tuple(state.blocks),
     )
     result = trained_checkpoint(checkpoint, best) if accepted else checkpoint
     return Trained(record, result, ids, logits)
 
 
+def _tune_blocks(setting: Setting, texts: Texts, bar: Bar) -> list[bool]:
+    """Which blocks were changed, each for itself, before everything is trained together."""
+    original = open_model(setting.teacher.model).blockwise
+    count = len(original.topology.blocks)
+
+    def on_block(index: int, before: float, after: float) -> None:
+        kept = "" if after < before else ", left as it was"
+        bar.note(f"block {index + 1}/{count} KL {before:.4f} to {after:.4f}{kept}")
+
+    rows = list(range(min(BLOCK_ROWS, len(texts.train.input_ids))))
+    tokens = texts.train.select(rows)
+    return tune_blocks(setting, original, tokens, texts.choice, setting.spec.block_steps, on_block)
+
+
 def check_memory(
-    opened: OpenModel, spec: DistillSpec, device: torch.device, options: RunOptions
+    opened: OpenModel, spec: RecoverySpec, device: torch.device, options: RunOptions
 ) -> None:
     """Refuse a training that takes more memory than there is, or than it may take.
 
@@ -258,8 +273,8 @@ class _Saver:
         """Where it lies."""
         return self.place.folder / STATE
 
-    def take_up(self, distillation: Distillation) -> None:
-        """Go on where an earlier run was."""
+    def take_up(self, distillation: Distillation) -> bool:
+        """Go on where an earlier run was; whether there was one."""
         tensors: dict[str, Tensor] | None = None
         if self.path.is_file():
             files = TensorFiles(self.place.folder, [self.path])
@@ -267,6 +282,7 @@ class _Saver:
         tensors = self.place.processes.agree(tensors)
         if tensors is not None:
             distillation.restore(tensors, str(self.path))
+        return tensors is not None
 
     def on_check(self, distillation: Distillation) -> None:
         """After a look at the held-out text."""
@@ -282,52 +298,7 @@ class _Saver:
         self.cost = self.saved - started
 
 
-@dataclass(frozen=True, eq=False)
-class _ChangedTensors:
-    """:class:`~srcr.formats.checkpoint.Tensors` of which some are others."""
-
-    below: Tensors
-    changed: Mapping[str, Tensor]
-
-    def names(self) -> list[str]:
-        """Every tensor's name."""
-        return list(self.below.names())
-
-    def meta(self, name: str) -> Tensor:
-        """A tensor's shape and precision."""
-        return self.below.meta(name)
-
-    def tensor(self, name: str) -> Tensor:
-        """A tensor."""
-        return self.changed[name] if name in self.changed else self.below.tensor(name)
-
-
-def trained_checkpoint(checkpoint: Checkpoint, trained: TrainedWeights) -> Checkpoint:
-    """The checkpoint with what training came to; what else is compressed, as embeddings, stays."""
-    plain = {name: tensor.cpu() for name, tensor in trained.plain.items()}
-    weights = {name: weight.cpu() for name, weight in trained.weights.items()}
-
-    def read(name: str) -> CompressedWeight:
-        return weights[name] if name in weights else checkpoint.read(name)
-
-    return replace(checkpoint, tensors=_ChangedTensors(checkpoint.tensors, plain), read=read)
-
-
 def drop_state(folder: Path) -> None:
     """Remove what training has left in a folder."""
     for path in folder.glob(f"{STATE}*"):
         path.unlink()
-
-
-def measured_layers(layers: Sequence[LayerRecord], checkpoint: Checkpoint) -> list[LayerRecord]:
-    """The records of layers with zeros and entropy as they are in a checkpoint; what else they say stays,
-    such as the error that compression left."""
-    return [_measured(layer, checkpoint) for layer in layers]
-
-
-def _measured(layer: LayerRecord, checkpoint: Checkpoint) -> LayerRecord:
-    """The record of a layer with zeros and entropy as they are now."""
-    weight = checkpoint.read(layer.name)
-    zeros = count_zeros([weight.dequantize().to(checkpoint.dtype)])
-    entropy = layer.entropy_bits if weight.codes is None else entropy_bits(weight)
-    return replace(layer, zeros=zeros, entropy_bits=entropy)

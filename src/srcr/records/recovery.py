@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from srcr.plans.recovery import DistillSpec
+from srcr.plans.recovery import RecoverySpec
 from srcr.records.estimate import Estimate
 from srcr.records.text import TextRecord
 
@@ -26,10 +26,11 @@ class RecoveryRecord:
     what it was trained on; ``held_out``: by what half its best state was chosen, and on what half measured;
     ``steps``, ``tokens`` and ``seconds`` of training, and the ``best_step`` that was kept; ``before`` and
     ``after``: KL to the original there, nats a token, ``change`` their paired difference; ``accepted``:
-    whether that is a gain beyond doubt, else the model is as it came; ``stopped``: why training ended early.
+    whether that is a gain beyond doubt, else the model is as it came; ``stopped``: why training ended early;
+    ``blocks``: which blocks were changed one by one before, in order (None: none was tried).
     """
 
-    spec: DistillSpec
+    spec: RecoverySpec
     source: str | None
     text: TextRecord
     held_out: TextRecord
@@ -43,6 +44,7 @@ class RecoveryRecord:
     accepted: bool
     curve: tuple[TrainingPoint, ...]
     stopped: str | None = None
+    blocks: tuple[bool, ...] | None = None
 
     @property
     def summary(self) -> str:

@@ -41,8 +41,8 @@ class TrainedWeights:
 @dataclass
 class State:
     """Where training stands. ``steps``: how many there will be (None: not known yet), ``checks``: how often
-    the held-out text is looked at; ``curve``: what it said; ``losses``: those of the steps since;
-    ``tokens`` and ``seconds`` so far; ``stopped``: why it ended early."""
+    the held-out text is looked at; ``curve``: what it said; ``losses``: those of the steps since; ``tokens``
+    and ``seconds`` so far; ``stopped``: why it ended early; ``blocks``: which were changed before."""
 
     step: int = 0
     steps: int | None = None
@@ -52,6 +52,7 @@ class State:
     tokens: int = 0
     seconds: float = 0.0
     stopped: str | None = None
+    blocks: list[bool] | None = None
 
     @property
     def due(self) -> bool:
@@ -77,7 +78,8 @@ class Distillation:
     def __init__(self, setting: Setting, held: Tokens) -> None:
         self.setting = setting
         self.held = held
-        self.state = State(steps=setting.spec.steps)
+        steps = 0 if setting.spec.stage == "blockwise" else setting.spec.steps
+        self.state = State(steps=steps)
         self.best: dict[str, Tensor] = {}
         self._optimizer = optimizer_of(setting.student, setting.spec)
         setting.student.write()
@@ -91,6 +93,7 @@ class Distillation:
         state = self.state
         if not state.curve:
             self._check()
+            on_check(self)
         while state.stopped is None and (state.steps is None or state.step < state.steps):
             self._step()
             if state.stopped is None and state.due and state.losses:

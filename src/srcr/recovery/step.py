@@ -12,7 +12,7 @@ from torch import Tensor
 from srcr.data.tokens import Batch, Tokens
 from srcr.errors import NumericalError
 from srcr.metrics.predictions import Predictions, predict
-from srcr.plans.recovery import DistillSpec
+from srcr.plans.recovery import RecoverySpec
 from srcr.recovery.losses import LOSSES, Loss, forward_kl
 from srcr.recovery.processes import ALONE, Processes
 from srcr.recovery.student import Student
@@ -37,14 +37,14 @@ class Setting:
     student: Student
     teacher: Teacher
     tokens: Tokens
-    spec: DistillSpec
+    spec: RecoverySpec
     precision: torch.dtype
     seed: int = 0
     together: int = TOGETHER
     processes: Processes = ALONE
 
 
-def optimizer_of(student: Student, spec: DistillSpec) -> torch.optim.AdamW:
+def optimizer_of(student: Student, spec: RecoverySpec) -> torch.optim.AdamW:
     """The optimizer of everything that the spec trains, each group with its own learning rate."""
     groups: list[tuple[list[Tensor], float]] = []
     for latent in student.latents.values():

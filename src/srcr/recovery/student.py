@@ -1,7 +1,7 @@
 """The compressed model while it is trained: whole, in float32, with latent numbers behind its weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,12 @@ class Student:
         for tensor in plain.values():
             _own(tensor.parameter)
         return cls(model, topology, latents, plain)
+
+    def part(self, prefix: str) -> "Student":
+        """The same model, of which only what lies in the module ``prefix`` is trained."""
+        latents = {n: each for n, each in self.latents.items() if n.startswith(f"{prefix}.")}
+        plain = {n: each for n, each in self.plain.items() if n.startswith(f"{prefix}.")}
+        return replace(self, latents=latents, plain=plain)
 
     @torch.no_grad()
     def write(self) -> None:
