@@ -14,7 +14,13 @@ from tokenizers.processors import TemplateProcessing
 from srcr.data import sampling
 from srcr.data.decoding import cache_width
 from srcr.data.sampling import TextPlan, draw, sampling_rows, write_text
-from srcr.data.sources import TextRequest, load_tokens
+from srcr.data.sources import (
+    RecoveryText,
+    TextRequest,
+    held_out_request,
+    load_tokens,
+    recovery_requests,
+)
 from srcr.data.tokens import Tokens, seed_stream
 from srcr.errors import InputError, NumericalError
 from srcr.models.checkpoint import open_model
@@ -737,3 +743,20 @@ class TestMemory:
 def test_counts_that_cannot_be(tiny, settings, message):
     with pytest.raises(InputError, match=message):
         tokens(tiny, "self", **settings)
+
+
+def test_a_recovery_takes_an_equal_part_of_each_source():
+    text = RecoveryText(("self", "a.txt", "b.txt"), samples=10, seq_len=64)
+    requests = recovery_requests(text, 3)
+    assert [each.source for each in requests] == ["self", "a.txt", "b.txt"]
+    assert sorted(each.samples for each in requests) == [3, 3, 4]
+    assert {(each.seq_len, each.purpose, each.seed) for each in requests} == {(64, "recovery", 3)}
+    assert [each.default_samples for each in recovery_requests(RecoveryText(("self", "a.txt")), 0)] == [
+        256, 256,
+    ]  # fmt: skip
+    held = held_out_request(text, 3)
+    assert (held.source, held.purpose, held.samples, held.default_samples) == (
+        "self", "held-out", None, 64,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="samples 2 must be at least 3"):
+        recovery_requests(replace(text, samples=2), 0)

@@ -18,10 +18,11 @@ from srcr.planning.space import SearchSpace, level_grid
 from srcr.planning.specs import Resources, SearchSpec
 from srcr.plans.objective import Constraint, Objective
 from srcr.plans.plan import Recipe, Target
-from srcr.plans.specs import QuantSpec
+from srcr.plans.recovery import RecoverySpec
+from srcr.plans.specs import PruneSpec, QuantSpec
 from srcr.records.run import RunRecord
 from srcr.records.search import SearchResult
-from srcr.serialize import from_dict, read_json, to_json
+from srcr.serialize import from_dict, from_yaml, read_json, to_json
 from srcr.storage.safetensors import TensorFiles
 from srcr.testing import save_tiny_model, tiny_model
 
@@ -256,3 +257,35 @@ def test_an_open_model_is_taken_as_it_is(folder, finished, tmp_path):
     opened = open_model(folder)
     result = search(opened, TARGET, SPACE, DATA, Output(tmp_path / "out"), SPEC, QUIET)
     assert result.measured == finished[1].measured
+
+
+def test_what_was_chosen_is_trained_and_measured_as_the_others(tmp_path):
+    base = save_tiny_model(tmp_path / "base", "llama")
+    rows = torch.randint(3, 96, (400, 24), generator=torch.Generator().manual_seed(1))
+    space = SearchSpace(
+        level_grid([0.0, 0.25], [2, 3]), PruneSpec("magnitude"), QuantSpec("rtn", group_size=-1)
+    )
+    spec = SearchSpec(trials=4, recovery=RecoverySpec(steps=40, batch=16, lr=2e-3, scale_lr=3e-3))
+    out = tmp_path / "out"
+    result = search(base, Target(tcr=0.85), space, Calibration(rows), Output(out), spec, QUIET)
+    assert result.chosen.endswith(", trained")
+    after = result.finalists[-1]
+    plain = result.chosen.removesuffix(", trained")
+    before = next(each for each in result.finalists if each.compressed == plain)
+    assert after.compressed == result.chosen
+    assert after.divergence.kl.value < before.divergence.kl.value
+    assert after.plan == before.plan
+    assert result.choice[result.chosen].kl.value < result.choice[plain].kl.value
+    assert from_yaml(RunRecord, out / "srcr.json").recoveries[0].accepted
+    assert not (out / "trained").exists()
+    untrained = replace(spec, recovery=None)
+    with pytest.raises(InputError, match="another training"):
+        search(
+            base,
+            Target(tcr=0.85),
+            space,
+            Calibration(rows),
+            Output(out, resume=True),
+            untrained,
+            QUIET,
+        )

@@ -169,6 +169,7 @@ def search(
     database: given.Database = None,
     database_limit: given.DatabaseLimit = None,
     ray: given.Ray = None,
+    recover: given.Recover = None,
     memory: given.Memory = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -194,7 +195,11 @@ def search(
     options = Options.of(arguments, config)
     output = Output(out, options.format, overwrite, resume)
     trials = SearchSpec.trials if trials is None else trials
-    spec = SearchSpec(trials, storage, study, resources(database, database_limit, ray), aim)
+    recovery = options.recovery()
+    spec = SearchSpec(
+        trials, storage, study, resources(database, database_limit, ray), aim,
+        recovery=None if recovery is None else recovery.spec,
+    )  # fmt: skip
     with interruptible():
         result = run(
             model, size, options.space(), options.data(), output, spec, options.run(command_line())

@@ -173,10 +173,7 @@ def _recovered(finished: _Finished, journal: Journal) -> _Finished:
         return finished
     checkpoint = finished.checkpoint(journal)
     place = Workplace(work.blocks.device, journal.folder, journal)
-    with torch.enable_grad():
-        trained = train(
-            work.opened, checkpoint, work.recovery.spec, work.texts, place, work.options
-        )
+    trained = train(work.opened, checkpoint, work.recovery.spec, work.texts, place, work.options)
     say(trained.record.summary, work.options.quiet)
     return replace(
         finished, trained=trained, layers=measured_layers(finished.layers, trained.checkpoint)

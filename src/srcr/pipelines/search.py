@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from srcr.data.sources import Calibration, Source
+from srcr.data.sources import Calibration, RecoveryText, Source
 from srcr.environment import release_memory
 from srcr.errors import InputError
 from srcr.formats import get_format
@@ -25,12 +25,14 @@ from srcr.pipelines.levels import fill_database, open_context, open_evaluator
 from srcr.pipelines.opening import open_for
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, stage
+from srcr.pipelines.recover import recover
 from srcr.planning.bisect import smallest_plan
 from srcr.planning.costs import SizeBudget, check_reachable
 from srcr.planning.evaluators.ray import check_ray, connected
 from srcr.planning.finalists import (
     Decision,
     FinalistRunner,
+    choice_score,
     decide,
     searched_finalists,
     uniform_finalists,
@@ -106,7 +108,7 @@ def search(
         work = _Work(problem, spec, policy, journal.folder, options)
         explored = _explore(work)
         release_memory()
-        decision = _decide(work, explored)
+        decision = _train(work, _decide(work, explored))
         result = _result(work, explored, decision, time.monotonic() - started)
         _install(work, decision, result)
     return result
@@ -271,6 +273,35 @@ def _runner(work: _Work) -> FinalistRunner:
         compress_finalist,
         evaluate_finalists,
         announce,
+    )
+
+
+def _train(work: _Work, decision: Decision) -> Decision:
+    """The decision after the chosen model was trained, where that is asked for and a gain: another finalist
+    then, measured as all are. Its best state is chosen on the choice text."""
+    spec, context, chosen = work.spec.recovery, work.problem.context, decision.winner
+    if spec is None:
+        return decision
+    splits, folder = context.splits, work.folder / "trained"
+    written = splits.calibration.source == "self"
+    length = splits.calibration.input_ids.shape[1]
+    source = "self" if written else splits.calibration
+    text = RecoveryText((source,), seq_len=length, held_out=splits.choice)
+    options = replace(work.options, seed=context.seed)
+    output = Output(folder, resume=True)
+    record = recover(context.opened, decision.folder, output, spec, text, options)
+    if not (record.recoveries or ())[-1].accepted:
+        return decision
+    runner = _runner(work)
+    choice, test = (
+        runner.evaluate([folder], data)[0] for data in (work.problem.choice, work.problem.test)
+    )
+    name = f"{decision.chosen}, trained"
+    return Decision(
+        name,
+        folder,
+        decision.choice | {name: choice_score(work.problem.objective, choice)},
+        (*decision.finalists, replace(test, compressed=name, plan=chosen.plan)),
     )
 
 

@@ -124,6 +124,7 @@ def load_texts(
     return texts
 
 
+@torch.enable_grad()
 def train(
     opened: OpenModel,
     checkpoint: Checkpoint,

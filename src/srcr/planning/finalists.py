@@ -103,7 +103,7 @@ def decide(
     return Decision(
         winner,
         runner.place(winner, plans[winner]),
-        {name: _choice_score(objective, each) for name, each in chosen_on.items()},
+        {name: choice_score(objective, each) for name, each in chosen_on.items()},
         tuple(
             replace(each, compressed=name, plan=plans[name])
             for name, each in zip(names, tested, strict=True)
@@ -111,7 +111,8 @@ def decide(
     )
 
 
-def _choice_score(objective: Objective, evaluation: Evaluation) -> ChoiceScore:
+def choice_score(objective: Objective, evaluation: Evaluation) -> ChoiceScore:
+    """What an evaluation on the choice data says of a finalist."""
     assert evaluation.divergence is not None
     return ChoiceScore(evaluation.divergence.kl, objective_value(objective, evaluation))
 

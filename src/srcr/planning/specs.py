@@ -5,6 +5,7 @@ from pathlib import Path
 
 from srcr.errors import InputError
 from srcr.plans.objective import Objective
+from srcr.plans.recovery import RecoverySpec
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class SearchSpec:
     URL; None: SQLite beside the work) and its ``study`` (None: named by the settings, so that processes with
     the same ones share it); the ``resources`` it may use; the ``objective`` that finalists are chosen by;
     ``tcr_precision``: to so much of TCr the smallest model under a constraint is found, the 0.5 % by which a
-    target may be missed."""
+    target may be missed; ``recovery``: how the chosen model is trained."""
 
     trials: int = 200
     storage: str | None = None
@@ -74,6 +75,7 @@ class SearchSpec:
     exploration: ExplorationSpec = field(default_factory=ExplorationSpec)
     measurement: MeasurementSpec = field(default_factory=MeasurementSpec)
     tcr_precision: float = 0.005
+    recovery: RecoverySpec | None = None
 
     def __post_init__(self) -> None:
         if self.trials < 1:
