@@ -158,7 +158,7 @@ def _finished(output: Output, problem: SearchProblem) -> SearchResult | None:
         if result.fingerprint == problem.fingerprint:
             return result
         settings, known = problem.settings, result.settings
-        differing = [key for key in settings if known.get(key) != settings[key]]
+        differing = [key for key in settings | known if known.get(key) != settings.get(key)]
         differing = differing if known else ["version of srcr"]  # which did not write them
     if output.overwrite:
         return None
