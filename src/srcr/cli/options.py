@@ -205,18 +205,23 @@ class Options:
             default.seq_len if self.seq_len is None else self.seq_len,
         )
 
-    def recovery(self) -> "Recovery | None":
-        """The training that follows, on the text of the calibration; None where none is asked for.
+    def training(self) -> RecoverySpec | None:
+        """How the result is trained; None where that is not asked for.
 
         Raises:
             InputError: its duration is none.
         """
-        from srcr.pipelines.training import Recovery
-
         if self.recover is None:
             return None
-        data = self.data()
-        spec = from_dict(RecoverySpec, parse_duration(self.recover), "the options")
+        return from_dict(RecoverySpec, parse_duration(self.recover), "the options")
+
+    def recovery(self) -> "Recovery | None":
+        """The training that follows a compression, on the text of the calibration."""
+        from srcr.pipelines.training import Recovery
+
+        spec, data = self.training(), self.data()
+        if spec is None:
+            return None
         return Recovery(spec, RecoveryText((data.source,), seq_len=data.seq_len))
 
     def run(self, command: str) -> RunOptions:

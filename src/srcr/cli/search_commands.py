@@ -1,7 +1,7 @@
 """The commands that choose a configuration: sensitivity, plan, search."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -133,14 +133,24 @@ def _named(target: str | None) -> str:
     return target
 
 
-def _check_one(target: str | None, constraint: str | None) -> None:
-    """Refuse both, and neither.
+def _size(
+    target: str | None, constraint: str | None, objective: str, tasks: str, limit: int | None
+) -> tuple[Any, Any]:
+    """What a search looks for, and what its finalists are compared by.
 
     Raises:
-        InputError: names the options.
+        InputError: neither a target nor a constraint was given, or both.
     """
-    if (target is None) == (constraint is None):
-        raise InputError("a search needs either --target tcr=0.8125 or --constraint semantic>=0.98")
+    from srcr.cli.options import split_names
+    from srcr.planning.costs import parse_target
+    from srcr.plans.objective import Objective, parse_constraint
+
+    aim = Objective(objective, split_names(tasks), limit)
+    if target is not None and constraint is None:
+        return parse_target(target), aim
+    if target is None and constraint is not None:
+        return parse_constraint(constraint, aim), aim
+    raise InputError("a search needs either --target tcr=0.8125 or --constraint semantic>=0.98")
 
 
 @app.command()
@@ -181,24 +191,18 @@ def search(
     """Find the best configuration at a size, measured, never worse than uniform."""
     arguments = locals()
     from srcr.cli import tables
-    from srcr.cli.options import Options, resources, split_names
+    from srcr.cli.options import Options, resources
     from srcr.pipelines.options import Output
     from srcr.pipelines.search import search as run
-    from srcr.planning.costs import parse_target
     from srcr.planning.specs import SearchSpec
-    from srcr.plans.objective import Objective, parse_constraint
     from srcr.serialize import to_dict
 
-    _check_one(target, constraint)
-    aim = Objective(objective, split_names(tasks), limit)
-    size = parse_target(target) if target is not None else parse_constraint(str(constraint), aim)
+    size, aim = _size(target, constraint, objective, tasks, limit)
     options = Options.of(arguments, config)
     output = Output(out, options.format, overwrite, resume)
-    trials = SearchSpec.trials if trials is None else trials
-    recovery = options.recovery()
     spec = SearchSpec(
-        trials, storage, study, resources(database, database_limit, ray), aim,
-        recovery=None if recovery is None else recovery.spec,
+        SearchSpec.trials if trials is None else trials, storage, study,
+        resources(database, database_limit, ray), aim, recovery=options.training(),
     )  # fmt: skip
     with interruptible():
         result = run(

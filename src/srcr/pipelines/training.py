@@ -1,7 +1,7 @@
 """Train a compressed model against its original, and keep what training came to where it is a gain."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from srcr.data.sources import RecoveryText, held_out_request, recovery_requests
 from srcr.data.splits import check_disjoint
 from srcr.data.tokens import Tokens
-from srcr.engine.activations import ActivationFile
+from srcr.engine.activations import ActivationFile, HiddenStates
 from srcr.environment import available_memory, format_megabytes, parse_size, resident_memory
 from srcr.errors import InputError
 from srcr.formats.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ from srcr.recovery.distill import Distillation, State
 from srcr.recovery.latent import LatentWeight
 from srcr.recovery.memory import training_memory
 from srcr.recovery.processes import ALONE, Processes
-from srcr.recovery.step import Setting, held_out
+from srcr.recovery.step import KlSums, Setting, held_out
 from srcr.recovery.student import Student
 from srcr.recovery.teacher import Teacher
 from srcr.storage.journal import Journal
@@ -144,32 +144,50 @@ def train(
         stage("recover", 1, options.quiet or not place.processes.is_main) as bar,
     ):
         bar.note("load")
-        device, processes = place.device, place.processes
-        model = copy_on(opened.loaded(torch.float32), device.type)
-        teacher = Teacher(model, has_pieces(model, texts.choice.input_ids), states)
-        student = make_student(opened, checkpoint, device)
-        precision = running_precision(opened.dtype, device)
-        setting = Setting(
-            student, teacher, texts.train, spec, precision, options.seed or 0, processes=processes
-        )
+        setting = _setting(opened, checkpoint, spec, texts, place, states)
+        setting = replace(setting, seed=options.seed or 0)
+        student, test = setting.student, texts.test
         student.write()
-        before = held_out(student, teacher, texts.test, processes)
+        before = held_out(student, setting.teacher, test, place.processes)
         distillation, saver = Distillation(setting, texts.choice), _Saver(place)
         if not saver.take_up(distillation) and spec.stage != "distill":
             distillation.state.blocks = _tune_blocks(setting, texts, bar)
         best = distillation.run(_Watch(bar).on_step, saver.on_check)
         student.hold(best.weights, best.plain)
-        after = held_out(student, teacher, texts.test, processes)
-        change = ratio_interval(after[0] - before[0], before[1])
-        accepted = change.high < 0
-        if not accepted:
-            student = make_student(opened, checkpoint, device)
+        after = held_out(student, setting.teacher, test, place.processes)
+        record = _record(spec, texts, distillation.state, before, after)
+        if not record.accepted:
+            student = make_student(opened, checkpoint, place.device)
             student.write()
-        ids = texts.test.input_ids[:1, : int(texts.test.row_lengths[0])]
+        ids = test.input_ids[:1, : int(test.row_lengths[0])]
         with torch.no_grad():
-            logits = student.model(ids.to(device), use_cache=False).logits
-    state = distillation.state
-    record = RecoveryRecord(
+            logits = student.model(ids.to(place.device), use_cache=False).logits
+    result = trained_checkpoint(checkpoint, best) if record.accepted else checkpoint
+    return Trained(record, result, ids, logits)
+
+
+def _setting(
+    opened: OpenModel,
+    checkpoint: Checkpoint,
+    spec: RecoverySpec,
+    texts: Texts,
+    place: Workplace,
+    states: HiddenStates,
+) -> Setting:
+    """The student and its teacher, both on the device."""
+    model = copy_on(opened.loaded(torch.float32), place.device.type)
+    teacher = Teacher(model, has_pieces(model, texts.choice.input_ids), states)
+    student = make_student(opened, checkpoint, place.device)
+    precision = running_precision(opened.dtype, place.device)
+    return Setting(student, teacher, texts.train, spec, precision, processes=place.processes)
+
+
+def _record(
+    spec: RecoverySpec, texts: Texts, state: State, before: KlSums, after: KlSums
+) -> RecoveryRecord:
+    """The record of a training, whose gain has to be beyond doubt."""
+    change = ratio_interval(after[0] - before[0], before[1])
+    return RecoveryRecord(
         spec=spec,
         source=None,
         text=texts.train.record(),
@@ -181,13 +199,11 @@ def train(
         before=ratio_interval(*before),
         after=ratio_interval(*after),
         change=change,
-        accepted=accepted,
+        accepted=change.high < 0,
         curve=tuple(state.curve),
         stopped=state.stopped,
         blocks=None if state.blocks is None else tuple(state.blocks),
     )
-    result = trained_checkpoint(checkpoint, best) if accepted else checkpoint
-    return Trained(record, result, ids, logits)
 
 
 def _tune_blocks(setting: Setting, texts: Texts, bar: Bar) -> list[bool]:

@@ -24,6 +24,8 @@ RISE = 0.05
 PIECE_LOGITS, TOGETHER = 1 << 24, 4096
 #: Inputs of a layer whose learning rate is what a spec says.
 WIDTH = 1024
+#: For each row of a text the sum of its positions' KL and their number, [2, n].
+KlSums = npt.NDArray[np.float64]
 #: Adam's moments.
 BETAS = (0.9, 0.95)
 
@@ -189,7 +191,7 @@ def _log_probabilities(
 @torch.no_grad()
 def held_out(
     student: Student, teacher: Teacher, tokens: Tokens, processes: Processes = ALONE
-) -> npt.NDArray[np.float64]:
+) -> KlSums:
     """For each row of ``tokens`` the sum of its positions' KL to the teacher and their number, [2, n]."""
     result = np.zeros((2, len(tokens.input_ids)))
     for batch in processes.share(list(tokens.batches(TOGETHER))):
