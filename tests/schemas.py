@@ -81,12 +81,30 @@ LAYER = record({
 VERIFICATION = record({
     "tokens": COUNT, "difference": NUMBER, "tolerance": NUMBER, "loaded_by": TEXT, "precision": TEXT,
 })  # fmt: skip
+STRUCTURE = record(
+    {"kind": TEXT, "before": COUNT, "after": COUNT},
+    {"removed": items_of(COUNT), "folded": FLAG, "errors": items_of(NUMBER)},
+)
+RECOVERY_SPEC = record(
+    {
+        "stage": TEXT, "batch": COUNT, "train": TEXT, "loss": TEXT, "lr": NUMBER, "value_lr": NUMBER,
+        "scale_lr": NUMBER, "plain_lr": NUMBER, "block_steps": COUNT,
+    },
+    {"steps": COUNT, "minutes": NUMBER},
+)  # fmt: skip
+LOOK = record({"step": COUNT, "loss": nullable(NUMBER), "kl": NUMBER, "seconds": NUMBER})
+RECOVERY = record({
+    "spec": RECOVERY_SPEC, "source": nullable(TEXT), "text": SOURCE, "held_out": SOURCE, "steps": COUNT,
+    "best_step": COUNT, "tokens": COUNT, "seconds": NUMBER, "before": ESTIMATE, "after": ESTIMATE,
+    "change": ESTIMATE, "accepted": FLAG, "curve": items_of(LOOK),
+}, {"stopped": TEXT, "blocks": items_of(FLAG)})  # fmt: skip
 RUN = record({
     "base": TEXT, "base_sha256": TEXT, "command": TEXT, "format": TEXT, "rates": RATES,
     "plan_fingerprint": TEXT, "calibration": SOURCE, "layers": items_of(LAYER),
     "versions": by_name(TEXT), "seconds": NUMBER, "peak_memory_bytes": COUNT,
     "notes": items_of(TEXT), "compute": by_name(TEXT), "loader": TEXT,
-}, {"out": TEXT, "verification": VERIFICATION, "embeddings": items_of(LAYER)})  # fmt: skip
+}, {"out": TEXT, "verification": VERIFICATION, "embeddings": items_of(LAYER),
+    "structures": items_of(STRUCTURE), "recoveries": items_of(RECOVERY)})  # fmt: skip
 LOSS = record({"sparsity": NUMBER, "num_bits": COUNT, "error": NUMBER}, {"kl": NUMBER})
 TABLE = record({
     "base": TEXT, "base_sha256": TEXT, "calibration": SOURCE,

@@ -8,6 +8,7 @@ import pytest
 import schemas
 from srcr.plans.objective import Constraint, Objective
 from srcr.plans.plan import CompressionPlan, LayerPlan, Target
+from srcr.plans.recovery import RecoverySpec
 from srcr.plans.specs import PruneSpec, QuantSpec, SolverSpec
 from srcr.records.estimate import Estimate
 from srcr.records.evaluation import (
@@ -21,7 +22,8 @@ from srcr.records.evaluation import (
     TaskScore,
 )
 from srcr.records.inspection import InspectedBlock, InspectedEmbedding, InspectedGroup, Inspection
-from srcr.records.run import LayerRecord, Rates, RunRecord, Verification
+from srcr.records.recovery import RecoveryRecord, TrainingPoint
+from srcr.records.run import LayerRecord, Rates, RunRecord, StructureRecord, Verification
 from srcr.records.search import ChoiceScore, Measurement, SearchResult
 from srcr.records.sensitivity import GroupLosses, LevelLoss, SensitivityTable
 from srcr.records.text import TextRecord
@@ -37,6 +39,11 @@ PLAN = CompressionPlan(
     solver=SolverSpec(dense_share=0.5),
     embeddings=(LayerPlan("e", None, QuantSpec(num_bits=8)),),
 )
+RECOVERY = RecoveryRecord(
+    RecoverySpec("both", 3, 1.5), "small", TEXT, TEXT, 3, 2, 48, 1.5, ESTIMATE, ESTIMATE,
+    Estimate(-0.1, (-0.2, -0.05)), True,
+    (TrainingPoint(0, None, 0.2, 0.1), TrainingPoint(2, 0.1, 0.1, 0.1)), "no memory", (True, False),
+)  # fmt: skip
 RUN = RunRecord(
     base="base", base_sha256="00", command="srcr compress", format="dense", rates=RATES,
     plan_fingerprint="11", calibration=TEXT,
@@ -45,6 +52,8 @@ RUN = RunRecord(
     verification=Verification(16, 2e-4, 1e-3, "transformers", "float32"), notes=("a note",),
     compute={"blocks": "float32"},
     embeddings=(LayerRecord("e", (4, 3), 0.0, 8, 0.5, 0.1, 7.5, 1e-5),),
+    structures=(StructureRecord("layers", 4, 3, (1,), True, (0.1,)),),
+    recoveries=(RECOVERY,),
 )  # fmt: skip
 EVALUATION = Evaluation(
     base="base", compressed="small", rates=RATES, plan_fingerprint="11",

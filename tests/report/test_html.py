@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 
 from srcr.errors import InputError
+from srcr.plans.recovery import RecoverySpec
+from srcr.records.estimate import Estimate
+from srcr.records.recovery import RecoveryRecord, TrainingPoint
+from srcr.records.run import StructureRecord
+from srcr.records.text import TextRecord
 from srcr.report import build_report, load_runs, write_report
 from srcr.report.html import evaluate_command, headline, word_diff
 from srcr.report.plots import mode
@@ -247,3 +252,26 @@ def test_the_command_measures_again_what_was_there(runs: list[Run]) -> None:
     assert command.endswith("--report --overwrite")
     bare = replace(run, evaluation=None, folder="runs/w4")
     assert evaluate_command(bare, "--tasks bundled").endswith("runs/w4 --tasks bundled --report")
+
+
+def test_training_and_what_was_removed_are_shown(runs: list[Run]) -> None:
+    text = TextRecord("wiki <b>", 2, 8, "ff", tokens=16)
+    recovery = RecoveryRecord(
+        RecoverySpec(steps=4), "small", text, text, 4, 4, 64, 60.0,
+        Estimate(0.4, (0.3, 0.5)), Estimate(0.2, (0.1, 0.3)), Estimate(-0.2, (-0.25, -0.15)), True,
+        (TrainingPoint(0, None, 0.4, 0.1), TrainingPoint(2, 0.5, 0.3, 0.1), TrainingPoint(4, 0.3, 0.2, 0.1)),
+    )  # fmt: skip
+    structures = (StructureRecord("channels", 128, 96, errors=(0.1,)),)
+    (run,) = (run for run in runs[:1] if run.record)
+    record = replace(run.record, recoveries=(recovery,), structures=structures)
+    page = build_report([replace(run, record=record)])
+    assert 'points="0.0,10.0 300.0,45.0 600.0,80.0"' in page
+    assert "KL 0.4 to 0.2 on held-out text; 4 steps, 64 tokens, 1.0 minutes." in page
+    assert "[-0.25, -0.15]" in page
+    assert "wiki &lt;b&gt;" in page
+    assert "96 of 128 left" in page
+    refused = replace(recovery, accepted=False, stopped="the loss of step 3 is not finite")
+    page = build_report([replace(run, record=replace(record, recoveries=(recovery, refused)))])
+    assert "no gain on held-out text" in page
+    assert "Training 2 of 2" in page
+    assert "Stopped: the loss of step 3 is not finite." in page
