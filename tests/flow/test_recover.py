@@ -262,6 +262,10 @@ def test_compress_trains_before_it_writes(small, texts, tmp_path, monkeypatch):
             run(tmp_path / "again")
     run(tmp_path / "again", resume=True)
     assert weights(tmp_path / "again") == weights(tmp_path / "out")
+    assert run(tmp_path / "out", resume=True) == record
+    untrained = Output(small[1], resume=True)
+    with pytest.raises(InputError, match="with another training and training text"):
+        compress(str(small[0]), recipe, texts.sources[0], untrained, QUIET, Recovery(SPEC, texts))
 
 
 def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_is_kept(

@@ -20,7 +20,8 @@ from srcr.testing import save_tiny_model
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("SRCR_KILLS", "1"))
 
-SMALL = ("--trials", 40, "--sparsities", "0,0.2,0.4", "--widths", "3,4,5")
+LEVELS = ("--sparsities", "0,0.2,0.4", "--widths", "3,4,5")
+SMALL = ("--trials", 40, *LEVELS)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_a_killed_search_goes_on_to_the_same_end(base, text, tmp_path):
     def command(out, *more):
         return [
             sys.executable, "-m", "srcr", "search", str(base), "--target", "tcr=0.8", "-o", str(out),
-            "--calibration", str(text), *map(str, SMALL), *more,
+            "--calibration", str(text), "--trials", "16", *LEVELS, *more,
         ]  # fmt: skip
 
     began = time.monotonic()
@@ -166,6 +167,7 @@ def test_the_smallest_that_keeps_enough(srcr, base, text, tmp_path):
         text,
         "--trials",
         4,
+        *LEVELS,
         "--json",
     )
     assert result.code == 0, result.err
@@ -174,7 +176,7 @@ def test_the_smallest_that_keeps_enough(srcr, base, text, tmp_path):
     assert data["finalists"][0]["rates"]["tcr"] > 0.6
     tight = srcr(
         "search", base, "--constraint", "kl<=1e-9", "-o", tmp_path / "no", "--calibration", text,
-        "--trials", 4,
+        "--trials", 4, *LEVELS,
     )  # fmt: skip
     assert tight.code == 1
     assert "no plan meets kl<=1e-09" in tight.error()

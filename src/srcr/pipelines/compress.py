@@ -48,7 +48,7 @@ from srcr.pipelines.training import (
 from srcr.plans.plan import CompressionPlan, Recipe
 from srcr.records.card import model_card
 from srcr.records.run import LayerRecord, RunRecord, Verification
-from srcr.serialize import from_yaml, to_json, to_yaml
+from srcr.serialize import digest, from_yaml, to_json, to_yaml
 from srcr.storage.atomic import atomic_output
 from srcr.storage.journal import Journal
 from srcr.storage.layout import CARD, PLAN, RECORD
@@ -129,7 +129,11 @@ def _finished(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:
         "base": record.base_sha256,
         "format": record.format,
     }
-    differing = [key for key, value in made.items() if value != fingerprint[key]]
+    if record.recoveries:
+        last = record.recoveries[-1]
+        made |= {"training": digest(last.spec), "training text": last.text.sha256}
+    keys = [*made, *(key for key in ("training", "training text") if key not in made)]
+    differing = [key for key in keys if made.get(key) != fingerprint.get(key)]
     if not differing:
         return record
     if output.overwrite:
