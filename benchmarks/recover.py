@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("-o", "--work", type=Path, required=True)
     parser.add_argument("--configs", default="0.25+4,0+3,0+2a,0.5+4")
     parser.add_argument("--group-size", type=int, default=-1)
+    parser.add_argument("--stage", default="distill", choices=["distill", "blockwise", "both"])
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, default=8)
@@ -64,8 +65,9 @@ def main() -> None:
     )
     given = {"lr": options.lr} if options.lr is not None else {}
     spec = srcr.RecoverySpec(
-        options.steps, options.minutes, options.batch, options.train_what, options.loss, **given
-    )
+        options.stage, options.steps, options.minutes, options.batch, options.train_what,
+        options.loss, **given,
+    )  # fmt: skip
     tasks = None if options.tasks is None else TaskSpec(tuple(options.tasks.split(",")))
     unseen = srcr.EvaluationText(options.text, options.eval_samples, options.seq_len)
     print("| configuration | TCr | KL before | KL after | ratio | steps, tokens | stored |")
