@@ -84,7 +84,6 @@ def main() -> None:
     )
     whole = opened.loaded(torch.float32)
     teacher = Teacher(whole, has_pieces(whole, held.input_ids), [])
-    original = open_model(teacher.model).blockwise
     spec = RecoverySpec(steps=options.steps, lr=options.lr)
     for name in ("straight-through Adam", "SignRound"):
         student = make_student(opened, checkpoint, torch.device("cpu"))
@@ -96,9 +95,10 @@ def main() -> None:
             blockwise.learning_rate = lambda step, steps: 1 - step / steps
         student.write()
         setting = Setting(student, teacher, train, spec, torch.float32)
+        models = tuple(open_model(m).blockwise for m in (teacher.model, student.model))
         before, started = _kl(setting, unseen), time.monotonic()
         changed = blockwise.tune_blocks(
-            setting, original, train, held, options.steps, lambda *_: None
+            setting, models, train, held, options.steps, lambda *_: None
         )
         print(
             f"{name}: KL {before:.4f} -> {_kl(setting, unseen):.4f}, {sum(changed)} of {len(changed)} blocks "

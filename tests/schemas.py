@@ -97,7 +97,7 @@ RECOVERY = record({
     "spec": RECOVERY_SPEC, "source": nullable(TEXT), "text": SOURCE, "held_out": SOURCE, "steps": COUNT,
     "best_step": COUNT, "tokens": COUNT, "seconds": NUMBER, "before": ESTIMATE, "after": ESTIMATE,
     "change": ESTIMATE, "accepted": FLAG, "curve": items_of(LOOK),
-}, {"stopped": TEXT, "blocks": items_of(FLAG)})  # fmt: skip
+}, {"stopped": TEXT, "blocks": items_of(FLAG), "fingerprint": TEXT})  # fmt: skip
 RUN = record({
     "base": TEXT, "base_sha256": TEXT, "command": TEXT, "format": TEXT, "rates": RATES,
     "plan_fingerprint": TEXT, "calibration": SOURCE, "layers": items_of(LAYER),

@@ -23,7 +23,7 @@ from srcr.pipelines.recover import recover
 from srcr.pipelines.training import Recovery
 from srcr.plans.plan import Recipe
 from srcr.plans.recovery import RecoverySpec
-from srcr.plans.specs import PruneSpec, QuantSpec
+from srcr.plans.specs import Override, PruneSpec, QuantSpec
 from srcr.plans.structures import StructureSpec
 from srcr.recovery import distill
 from srcr.serialize import from_yaml
@@ -80,7 +80,7 @@ def test_training_gives_back_and_the_record_says_what(small, better, texts):
     assert recovery.accepted
     assert recovery.after.value < 0.8 * recovery.before.value
     assert recovery.change.high < 0
-    assert (recovery.steps, recovery.source) == (40, str(small[1]))
+    assert (recovery.steps, recovery.source) == (40, small[1].name)
     assert recovery.tokens == 40 * 16 * 23
     assert recovery.text.source == texts.sources[0]
     assert [point.step for point in recovery.curve] == list(range(0, 41, 2))
@@ -180,7 +180,7 @@ def test_training_again_keeps_the_record_of_both(better, small, texts, tmp_path)
     spec = RecoverySpec(steps=5, batch=4, lr=1e-3)
     record = recover(str(small[0]), better[0], tmp_path / "again", spec, texts, QUIET)
     assert [each.steps for each in record.recoveries] == [40, 5]
-    assert record.recoveries[1].source == str(better[0])
+    assert record.recoveries[1].source == better[0].name
 
 
 def test_a_run_is_repeated_to_the_byte_and_what_is_finished_is_known(
@@ -211,12 +211,14 @@ def interrupted_at(monkeypatch, number):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(better, small, texts, tmp_path, monkeypatch):
+    """At its first step, later, and once more before anything new was kept."""
     out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        interrupted_at(patch, 19)
-        with pytest.raises(KeyboardInterrupt, match="--resume continues"):
-            recover(str(small[0]), small[1], out, SPEC, texts, QUIET)
-    assert (tmp_path / "out.partial").is_dir()
+    for step in (0, 19, 20):
+        with monkeypatch.context() as patch:
+            interrupted_at(patch, step)
+            with pytest.raises(KeyboardInterrupt, match="--resume continues"):
+                recover(str(small[0]), small[1], Output(out, resume=step > 0), SPEC, texts, QUIET)
+        assert (tmp_path / "out.partial").is_dir()
     with pytest.raises(InputError, match="another training"):
         recover(
             str(small[0]), small[1], Output(out, resume=True), RecoverySpec(steps=3), texts, QUIET
@@ -227,6 +229,38 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(better, small, texts, tmp_
     assert [p.kl for p in record.recoveries[0].curve] == [
         p.kl for p in better[1].recoveries[0].curve
     ]
+
+
+def test_what_was_only_pruned_is_trained_beside_what_has_codes(small, texts, tmp_path):
+    recipe = Recipe(
+        PruneSpec("magnitude", 0.25),
+        QuantSpec("rtn", 3, 8),
+        overrides={"*.down_proj": Override(bits=16)},
+    )
+    before = tmp_path / "before"
+    compress(str(small[0]), recipe, texts.sources[0], Output(before), QUIET)
+    record = recover(str(small[0]), before, tmp_path / "after", SPEC, texts, QUIET)
+    assert record.recoveries[-1].accepted
+    old, new = (detect(folder).read(folder) for folder in (before, tmp_path / "after"))
+    for name in (layer.name for layer in record.layers):
+        was, now = old.weight(name), new.weight(name)
+        assert not now[was == 0].any()
+        assert not torch.equal(was, now)
+
+
+def test_another_original_is_said_aloud_and_recorded(small, texts, tmp_path):
+    other = save_tiny_model(tmp_path / "other", "llama", seed=1)
+    spec = RecoverySpec(steps=2, batch=4)
+    record = recover(str(other), small[1], tmp_path / "out", spec, texts, QUIET)
+    assert "not the file that was compressed" in record.notes[-1]
+
+
+def test_blocks_that_the_original_has_not_are_not_tuned(tmp_path, texts):
+    base = save_tiny_model(tmp_path / "base", "llama")
+    before = compressed(base, texts, tmp_path / "b", 0, 3, structures=StructureSpec(layers=1))
+    spec = RecoverySpec("both", steps=2)
+    with pytest.raises(InputError, match="which has 2, and 1 are left"):
+        recover(str(base), before, tmp_path / "out", spec, texts, QUIET)
 
 
 def test_minutes_become_steps_that_can_be_repeated(small, texts, tmp_path):
@@ -351,7 +385,7 @@ def test_two_processes_train_as_one_does(small, texts, tmp_path):
     """By gloo, each with half of the rows."""
     arguments = [
         "recover", str(small[0]), str(small[1]), "--calibration", texts.sources[0],
-        "--held-out", texts.held_out, "--steps", "6", "--batch", "5", "--lr", "0.002",
+        "--held-out", texts.held_out, "--steps", "6", "--batch", "1", "--lr", "0.002",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     records = []

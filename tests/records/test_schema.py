@@ -42,7 +42,7 @@ PLAN = CompressionPlan(
 RECOVERY = RecoveryRecord(
     RecoverySpec("both", 3, 1.5), "small", TEXT, TEXT, 3, 2, 48, 1.5, ESTIMATE, ESTIMATE,
     Estimate(-0.1, (-0.2, -0.05)), True,
-    (TrainingPoint(0, None, 0.2, 0.1), TrainingPoint(2, 0.1, 0.1, 0.1)), "no memory", (True, False),
+    (TrainingPoint(0, None, 0.2, 0.1), TrainingPoint(2, 0.1, 0.1, 0.1)), "no memory", (True, False), "33",
 )  # fmt: skip
 RUN = RunRecord(
     base="base", base_sha256="00", command="srcr compress", format="dense", rates=RATES,

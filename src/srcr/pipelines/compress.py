@@ -131,8 +131,13 @@ def _finished(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:
     }
     if record.recoveries:
         last = record.recoveries[-1]
-        made |= {"training": digest(last.spec), "training text": last.text.sha256}
-    keys = [*made, *(key for key in ("training", "training text") if key not in made)]
+        made |= {
+            "training": digest(last.spec),
+            "training text": last.text.sha256,
+            "held-out text": last.held_out.sha256,
+        }
+    trained = ("training", "training text", "held-out text")
+    keys = [*made, *(key for key in trained if key not in made)]
     differing = [key for key in keys if made.get(key) != fingerprint.get(key)]
     if not differing:
         return record

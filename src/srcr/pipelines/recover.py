@@ -16,6 +16,7 @@ from srcr.errors import InputError
 from srcr.formats import Format, detect
 from srcr.formats.checkpoint import Checkpoint, Contents
 from srcr.formats.verify import compare_logits, verify_tensors
+from srcr.models.blockwise import running_precision
 from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.models.load import load_tokenizer, resolve
 from srcr.numerics.compressed import CompressedWeight
@@ -30,6 +31,7 @@ from srcr.pipelines.training import (
     Trained,
     Workplace,
     check_memory,
+    check_stage,
     drop_state,
     load_texts,
     train,
@@ -75,11 +77,12 @@ class _Work:
             "base": self.opened.sha256,
             "compressed model": hash_files(weight_files(self.folder)),
             "training": digest(self.spec),
+            "plan": self.plan.fingerprint(),
             "text": self.texts.train.sha256,
             "held-out text": self.texts.held_out.sha256,
             "seed": str(self.options.seed or 0),
             "device": self.device.type,
-            **versions(),
+            "precision": str(running_precision(self.opened.dtype, self.device)),
         }
 
 
@@ -115,14 +118,15 @@ def recover(
         options, output = replace(options, quiet=True), replace(output, resume=True)
     with processes.main_first():
         work = _prepare(base, compressed, output, spec, RecoveryText.of(text), options)
-    if not processes.is_main:
-        return _follow(work, processes)
-    if output.resume and (record := _finished(output, work)):
+    known = _finished(output, work) if output.resume and processes.is_main else None
+    if (known := processes.agree(known)) is not None:
         if not options.quiet:
             console().print(f"already done: {output.folder}")
-        return record
+        return known
+    if not processes.is_main:
+        return _follow(work, processes)
     with atomic_output(output.folder, work.folder, output.overwrite, output.resume) as journal:
-        journal.begin(work.fingerprint())
+        journal.begin(work.fingerprint() | versions())
         place = Workplace(work.device, journal.folder, journal, processes)
         trained = train(work.opened, work.checkpoint, spec, work.texts, place, options)
         processes.part()
@@ -150,10 +154,14 @@ def _prepare(
     checkpoint = trainable(fmt.read(folder), plan, folder)
     check_vocabulary(opened, str(compressed), checkpoint.vocabulary, load_tokenizer(folder))
     check_memory(opened, spec, device, options)
+    check_stage(spec, opened, checkpoint)
     texts = load_texts(text, opened, device, options)
-    return _Work(
+    work = _Work(
         opened, folder, record, plan, fmt, checkpoint, texts, spec, device, options, started
-    )  # fmt: skip
+    )
+    for note in _notes(work):
+        say(note, options.quiet)
+    return work
 
 
 def _follow(work: _Work, processes: Processes) -> RunRecord:
@@ -175,22 +183,33 @@ def trainable(checkpoint: Checkpoint, plan: CompressionPlan, folder: Path) -> Ch
     """
     layers = plan.by_name()
     pruned = {name for name, layer in layers.items() if layer.prune is not None}
-    if checkpoint.contents.schemes:
-        return replace(checkpoint, read=_masked(checkpoint.read, pruned))
+    contents = checkpoint.contents
+    if contents.schemes:
+        names = {*contents.compressed, *pruned}
+        ordered = [*contents.topology.linears(), *contents.topology.embeddings]
+        contents = replace(contents, compressed=tuple(name for name in ordered if name in names))
+        return replace(checkpoint, contents=contents, read=_masked(_read_all(checkpoint), pruned))
     if any(layer.quant is not None for layer in plan.layers):
         raise InputError(
             f"{folder} holds dense weights of a quantized model, not the codes that training has to keep: "
             "compress the base again with --recover, or in a format with codes"
         )
-    topology, dtype = checkpoint.contents.topology, checkpoint.dtype
+    contents = Contents(contents.topology, {}, tuple(contents.topology.linears()))
+    return replace(checkpoint, contents=contents, read=_masked(_read_all(checkpoint), pruned))
+
+
+def _read_all(checkpoint: Checkpoint) -> Callable[[str], CompressedWeight]:
+    """Reads every linear of a checkpoint, those too that are stored as plain tensors."""
+    contents, dtype = checkpoint.contents, checkpoint.dtype
 
     def read(name: str) -> CompressedWeight:
-        ref = topology.matrix(name)
+        if name in contents.schemes:
+            return checkpoint.read(name)
+        ref = contents.topology.matrix(name)
         values = ref.view(checkpoint.tensors.tensor(ref.parameter)).to(dtype).contiguous()
         return CompressedWeight(None, float("nan"), values=values)
 
-    contents = Contents(topology, {}, tuple(topology.linears()))
-    return replace(checkpoint, contents=contents, read=_masked(read, pruned))
+    return read
 
 
 def _masked(
@@ -215,11 +234,8 @@ def _finished(output: Output, work: _Work) -> RunRecord | None:
         return None
     record = from_yaml(RunRecord, output.folder / RECORD)
     last = record.recoveries[-1] if record.recoveries else None
-    if last is not None and record.base_sha256 == work.record.base_sha256:
-        texts = (last.text.sha256, last.held_out.sha256)
-        expected = (work.texts.train.sha256, work.texts.held_out.sha256)
-        if (last.spec, last.source, *texts) == (work.spec, str(work.folder), *expected):
-            return record
+    if last is not None and last.fingerprint == digest(work.fingerprint()):
+        return record
     if output.overwrite:
         return None
     raise InputError(
@@ -248,8 +264,11 @@ def _write(work: _Work, trained: Trained, folder: Path) -> RunRecord:
             peak_memory_bytes=peak_memory(),
             verification=verification,
             compute=compute_paths(work.device, torch.float32),
+            notes=(*work.record.notes, *_notes(work)),
         )
-        recovery = replace(trained.record, source=str(work.folder))
+        recovery = replace(
+            trained.record, source=work.folder.name, fingerprint=digest(work.fingerprint())
+        )
         record = replace(record, recoveries=(*(work.record.recoveries or ()), recovery))
         (folder / PLAN).write_text(to_yaml(work.plan), encoding="utf-8")
         (folder / RECORD).write_text(to_json(record), encoding="utf-8")
@@ -260,6 +279,16 @@ def _write(work: _Work, trained: Trained, folder: Path) -> RunRecord:
 
 def _linear_weights(opened: OpenModel) -> int:
     return sum(rows * cols for rows, cols in opened.topology.shapes.values())
+
+
+def _notes(work: _Work) -> list[str]:
+    """What people should know of the models."""
+    if work.opened.sha256 == work.record.base_sha256:
+        return []
+    return [
+        f"trained against {work.opened.name}, which by its hash is not the file that was compressed: another "
+        "model, or the same in other files"
+    ]
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -26,6 +26,7 @@ from srcr.pipelines.opening import open_for
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, stage
 from srcr.pipelines.recover import recover
+from srcr.pipelines.training import check_held_out, check_memory
 from srcr.planning.bisect import smallest_plan
 from srcr.planning.costs import SizeBudget, check_reachable
 from srcr.planning.evaluators.ray import check_ray, connected
@@ -38,7 +39,7 @@ from srcr.planning.finalists import (
     uniform_finalists,
 )
 from srcr.planning.memory import SearchPolicy
-from srcr.planning.objective import EvaluationData, check_objective
+from srcr.planning.objective import EvaluationData, check_objective, objective_score
 from srcr.planning.problem import SearchProblem, search_problem
 from srcr.planning.proposals import Explorer, Observations, SearchDomain
 from srcr.planning.space import Assignment, SearchSpace
@@ -97,6 +98,9 @@ def search(
     finalists = OTHER_FINALISTS + spec.exploration.joint_uniform
     context, policy = open_context(opened, calibration, spec.measurement, finalists, options)
     problem = search_problem(context, target, space, format_name, spec)
+    if spec.recovery is not None:
+        check_memory(opened, spec.recovery, context.blocks.device, options)
+        check_held_out(context.splits.choice)
     done = _finished(output, problem)
     if done is not None:
         if not options.quiet:
@@ -283,9 +287,8 @@ def _train(work: _Work, decision: Decision) -> Decision:
     if spec is None:
         return decision
     splits, folder = context.splits, work.folder / "trained"
-    written = splits.calibration.source == "self"
+    source = "self" if splits.calibration.source == "self" else splits.calibration
     length = splits.calibration.input_ids.shape[1]
-    source = "self" if written else splits.calibration
     text = RecoveryText((source,), seq_len=length, held_out=splits.choice)
     options = replace(work.options, seed=context.seed)
     output = Output(folder, resume=True)
@@ -296,11 +299,15 @@ def _train(work: _Work, decision: Decision) -> Decision:
     choice, test = (
         runner.evaluate([folder], data)[0] for data in (work.problem.choice, work.problem.test)
     )
+    objective = work.problem.objective
+    untrained = runner.evaluate([decision.folder], work.problem.choice)[0]
+    if objective_score(objective, choice) > objective_score(objective, untrained):
+        return decision
     name = f"{decision.chosen}, trained"
     return Decision(
         name,
         folder,
-        decision.choice | {name: choice_score(work.problem.objective, choice)},
+        decision.choice | {name: choice_score(objective, choice)},
         (*decision.finalists, replace(test, compressed=name, plan=chosen.plan)),
     )
 

@@ -106,12 +106,8 @@ def load_texts(
         load_text(request, writer, "text", options) for request in recovery_requests(text, seed)
     ]
     held = load_text(held_out_request(text, seed), writer, "held out", options)
+    check_held_out(held)
     count = len(held.input_ids)
-    if count < 2 * FEWEST:
-        raise InputError(
-            f"{held.source} gives {count} held-out sequences, and {2 * FEWEST} are needed: half to choose "
-            "by, half to measure on; give more text, or a shorter --seq-len"
-        )
     halves = [list(range(0, count, 2)), list(range(1, count, 2))]
     texts = Texts(Tokens.joined(parts), *(held.select(half) for half in halves))
     check_disjoint([texts.train, texts.choice, texts.test])
@@ -122,6 +118,20 @@ def load_texts(
             options.quiet,
         )
     return texts
+
+
+def check_held_out(held: Tokens) -> None:
+    """Refuse too little text to choose and to measure by.
+
+    Raises:
+        InputError: says how much there is.
+    """
+    count = len(held.input_ids)
+    if count < 2 * FEWEST:
+        raise InputError(
+            f"{held.source} gives {count} held-out sequences, and {2 * FEWEST} are needed: half to choose "
+            "by, half to measure on; give more text, or a shorter --seq-len"
+        )
 
 
 @torch.enable_grad()
@@ -157,8 +167,8 @@ def train(
         after = held_out(student, setting.teacher, test, place.processes)
         record = _record(spec, texts, distillation.state, before, after)
         if not record.accepted:
-            student = make_student(opened, checkpoint, place.device)
-            student.write()
+            plain = {name: checkpoint.tensors.tensor(name) for name in student.plain}
+            student.hold({name: checkpoint.read(name) for name in student.latents}, plain)
         ids = test.input_ids[:1, : int(test.row_lengths[0])]
         with torch.no_grad():
             logits = student.model(ids.to(place.device), use_cache=False).logits
@@ -208,7 +218,10 @@ def _record(
 
 def _tune_blocks(setting: Setting, texts: Texts, bar: Bar) -> list[bool]:
     """Which blocks were changed, each for itself, before everything is trained together."""
-    original = open_model(setting.teacher.model).blockwise
+    original, student = (
+        open_model(model).blockwise.on(setting.teacher.model.device)
+        for model in (setting.teacher.model, setting.student.model)
+    )
     count = len(original.topology.blocks)
 
     def on_block(index: int, before: float, after: float) -> None:
@@ -217,7 +230,22 @@ def _tune_blocks(setting: Setting, texts: Texts, bar: Bar) -> list[bool]:
 
     rows = list(range(min(BLOCK_ROWS, len(texts.train.input_ids))))
     tokens = texts.train.select(rows)
-    return tune_blocks(setting, original, tokens, texts.choice, setting.spec.block_steps, on_block)
+    steps = setting.spec.block_steps
+    return tune_blocks(setting, (original, student), tokens, texts.choice, steps, on_block)
+
+
+def check_stage(spec: RecoverySpec, opened: OpenModel, checkpoint: Checkpoint) -> None:
+    """Refuse to tune blocks of which the original has others.
+
+    Raises:
+        InputError: says how many there are.
+    """
+    ours, theirs = (len(t.blocks) for t in (checkpoint.contents.topology, opened.topology))
+    if spec.stage != "distill" and ours != theirs:
+        raise InputError(
+            f"stage {spec.stage} tunes blocks by the original's, which has {theirs}, and {ours} are left: "
+            "use --stage distill"
+        )
 
 
 def check_memory(
@@ -255,7 +283,7 @@ def make_student(opened: OpenModel, checkpoint: Checkpoint, device: torch.device
         original = opened.blockwise.matrix(name).to(device, torch.float32) if same else None
         latents[name] = LatentWeight.of(checkpoint.read(name).to(device), original)
     model = checkpoint.dequantized(torch.float32).to(device)
-    return Student.of(model, topology, latents, checkpoint.dtype)
+    return Student.of(model, topology, latents, lambda name: checkpoint.meta(name).dtype)
 
 
 @dataclass

@@ -27,7 +27,8 @@ class RecoveryRecord:
     ``steps``, ``tokens`` and ``seconds`` of training, and the ``best_step`` that was kept; ``before`` and
     ``after``: KL to the original there, nats a token, ``change`` their paired difference; ``accepted``:
     whether that is a gain beyond doubt, else the model is as it came; ``stopped``: why training ended early;
-    ``blocks``: which blocks were changed one by one before, in order (None: none was tried).
+    ``blocks``: which blocks were changed one by one before, in order (None: none was tried);
+    ``fingerprint``: a hash of everything that decides the result (None: the compression's says it).
     """
 
     spec: RecoverySpec
@@ -45,6 +46,7 @@ class RecoveryRecord:
     curve: tuple[TrainingPoint, ...]
     stopped: str | None = None
     blocks: tuple[bool, ...] | None = None
+    fingerprint: str | None = None
 
     @property
     def summary(self) -> str:

@@ -30,7 +30,7 @@ class BlockProblem:
 
 def tune_blocks(
     setting: Setting,
-    original: BlockwiseModel,
+    models: tuple[BlockwiseModel, BlockwiseModel],
     tokens: Tokens,
     held: Tokens,
     steps: int,
@@ -38,15 +38,16 @@ def tune_blocks(
 ) -> list[bool]:
     """Whether each block was changed, in order: where the student's KL on ``held`` text falls by it.
 
-    ``tokens`` [n, len] go through the ``original`` and the student side by side.
+    ``models``: the original and the student, through which ``tokens`` [n, len] go side by side.
     """
+    original, same_student = models
     student, topology = setting.student, original.topology
     batches = [
         batch.input_ids for batch in tokens.batches(setting.spec.batch * tokens.input_ids.shape[1])
     ]
     embedded = list(original.embed(batches))
     dense = [hidden for hidden, _ in embedded]
-    states = list(dense)
+    states = [hidden for hidden, _ in same_student.embed(batches)]
     best = _kl(setting, held)
     changed = []
     for index, block in enumerate(topology.blocks):

@@ -5,18 +5,19 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from srcr.data.tokens import Tokens
-from srcr.errors import NumericalError, SrcrError
+from srcr.errors import InputError, NumericalError, SrcrError
 from srcr.formats import native
 from srcr.numerics.compressed import CompressedWeight
 from srcr.records.recovery import TrainingPoint
 from srcr.recovery.memory import OutOfMemoryError, noticed
-from srcr.recovery.step import Setting, held_out, optimizer_of, train_step
+from srcr.recovery.step import TOGETHER, Setting, held_out, optimizer_of, train_step
 from srcr.serialize import from_dict, to_json
 
 #: Steps whose time says how many fit into the minutes.
@@ -26,6 +27,8 @@ MEASURED = 3
 CHECKS, CHECK_SHARE = 20, 0.1
 #: Looks, each worse than the one before, after which training stops.
 PATIENCE = 5
+#: What Adam keeps of each tensor from its first step on.
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 #: Stands for a number of steps that is not known yet.
 MANY = 1 << 20
 
@@ -42,7 +45,8 @@ class TrainedWeights:
 class State:
     """Where training stands. ``steps``: how many there will be (None: not known yet), ``checks``: how often
     the held-out text is looked at; ``curve``: what it said; ``losses``: those of the steps since; ``tokens``
-    and ``seconds`` so far; ``stopped``: why it ended early; ``blocks``: which were changed before."""
+    and ``seconds`` so far; ``stopped``: why it ended early; ``blocks``: which were changed before;
+    ``together``: how many tokens go through the student at a time."""
 
     step: int = 0
     steps: int | None = None
@@ -53,13 +57,14 @@ class State:
     seconds: float = 0.0
     stopped: str | None = None
     blocks: list[bool] | None = None
+    together: int = TOGETHER
 
     @property
     def due(self) -> bool:
         """Whether the held-out text is looked at after this step."""
         if self.steps is None:
             return False
-        return self.step % max(1, self.steps // self.checks) == 0 or self.step == self.steps
+        return self.step % math.ceil(self.steps / self.checks) == 0 or self.step == self.steps
 
     @property
     def best(self) -> TrainingPoint:
@@ -118,8 +123,12 @@ class Distillation:
         Raises:
             InputError: it is damaged.
         """
+        latents = [f"latent.{number}" for number in range(len(self._trained()))]
+        if missing := [name for name in ("state", *latents) if name not in tensors]:
+            raise InputError(f"{where} lacks {missing[0]}: use --overwrite to start afresh")
         text = tensors["state"].numpy().tobytes().decode()
         self.state = from_dict(State, json.loads(text), where)
+        self.setting = replace(self.setting, together=self.state.together)
         self.best = {
             name.removeprefix("best."): tensor
             for name, tensor in tensors.items()
@@ -127,10 +136,9 @@ class Distillation:
         }
         for number, latent in enumerate(self._trained()):
             latent.copy_(tensors[f"latent.{number}"])
-            self._optimizer.state[latent] = {
-                key: tensors[f"{key}.{number}"].to(latent.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+            known = {key: tensors.get(f"{key}.{number}") for key in MOMENTS}
+            if state_of := {k: t.to(latent.device) for k, t in known.items() if t is not None}:
+                self._optimizer.state[latent] = state_of
         self.setting.student.write()
 
     def _trained(self) -> list[Tensor]:
@@ -171,7 +179,8 @@ class Distillation:
             raise SrcrError(
                 f"a sequence of {longest} tokens does not fit into memory: use shorter ones (--seq-len)"
             ) from error
-        self.setting = replace(self.setting, together=rows // 2 * longest)
+        self.state.together = rows // 2 * longest
+        self.setting = replace(self.setting, together=self.state.together)
 
     def _plan_steps(self) -> None:
         """How many steps fit into the minutes, by the time that the first ones took."""
@@ -202,7 +211,7 @@ class Distillation:
         state.curve.append(TrainingPoint(state.step, loss, value, seconds))
         state.losses = []
         last = [point.kl for point in state.curve[-PATIENCE - 1 :]]
-        rises = len(last) > PATIENCE and last == sorted(last)
+        rises = len(last) > PATIENCE and all(a < b for a, b in pairwise(last))
         # In the first half high learning rates may cost before they pay.
         if rises and 2 * state.step > (state.steps or 0):
             state.stopped = f"the KL on held-out text rose from look to look, {PATIENCE} times"

@@ -9,6 +9,8 @@ from srcr.plans.recovery import Trained
 
 #: What torch's allocator for CPUs says when the system refuses.
 REFUSED = "can't allocate memory"
+#: Bytes of a trained weight beside its numbers: its mask, and its code in the best state so far.
+MASK_AND_CODE = 2
 
 
 class OutOfMemoryError(Exception):
@@ -36,4 +38,4 @@ def training_memory(parameters: int, trained: int, train: Trained) -> int:
     """Bytes that training takes beside activations: teacher and student in float32; and of each of so many
     ``trained`` numbers of the linears the latent one, its gradient, and where it changes two moments."""
     per_trained = 4 if train == "codes" else 2
-    return 4 * (2 * parameters + per_trained * trained) + trained
+    return 4 * (2 * parameters + per_trained * trained) + MASK_AND_CODE * trained

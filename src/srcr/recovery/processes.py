@@ -12,6 +12,7 @@ from torch import Tensor
 from srcr.errors import InputError
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Processes:
 
     rank: int = 0
     count: int = 1
+    device: torch.device = CPU
 
     @property
     def is_main(self) -> bool:
@@ -35,7 +37,10 @@ class Processes:
         """Add up each tensor over all processes, in place."""
         if self.count > 1:
             for tensor in tensors:
-                torch.distributed.all_reduce(tensor)
+                moved = tensor.to(self.device)  # NCCL sums what lies on a GPU
+                torch.distributed.all_reduce(moved)
+                if moved is not tensor:
+                    tensor.copy_(moved)
 
     def agree(self, value: T) -> T:
         """The value that the main process has."""
@@ -83,4 +88,4 @@ def current_processes(device: torch.device) -> Processes:
             "training with several processes needs accelerate: pip install 'srcr[distributed]'"
         ) from None
     state = PartialState(cpu=device.type == "cpu")
-    return Processes(state.process_index, state.num_processes)
+    return Processes(state.process_index, state.num_processes, state.device)

@@ -115,6 +115,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
     optimizer.step()
+    setting.student.drop_latent_gradients()
     setting.student.clamp_()
     setting.student.write()
     return loss
@@ -138,7 +139,7 @@ def accumulate(setting: Setting, rows: list[int]) -> StepLoss:
 
 def _batches(tokens: Tokens, rows: list[int], together: int) -> Iterator[Batch]:
     """The rows in batches of one length and at most ``together`` tokens, numbered as in ``tokens``."""
-    selected = torch.tensor(rows)
+    selected = torch.tensor(rows, dtype=torch.int64)
     lengths = tokens.row_lengths[selected]
     for length in sorted(set(lengths.tolist()), reverse=True):
         same = selected[lengths == length]

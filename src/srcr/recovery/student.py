@@ -1,6 +1,6 @@
 """The compressed model while it is trained: whole, in float32, with latent numbers behind its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,17 +42,17 @@ class Student:
         model: Any,
         topology: Topology,
         latents: Mapping[str, LatentWeight],
-        dtype: torch.dtype,
+        dtype_of: Callable[[str], torch.dtype],
     ) -> "Student":
-        """The student of a model, ``dtype`` what it is stored in. Every vector of it is trained
-        too; embeddings, and linears without latent numbers, stay as they are."""
+        """The student of a model, ``dtype_of`` a parameter what it is stored in. Every vector is trained too;
+        embeddings, and linears without latent numbers, stay as they are."""
         parameters = dict(model.named_parameters())
         for parameter in parameters.values():
             parameter.requires_grad_(False)
         for name in latents:
             _own(parameters[topology.matrix(name).parameter])
         plain = {
-            name: PlainTensor(parameter, parameter.detach().clone(), dtype)
+            name: PlainTensor(parameter, parameter.detach().clone(), dtype_of(name))
             for name, parameter in parameters.items()
             if parameter.dim() == 1
         }
@@ -105,6 +105,13 @@ class Student:
             parameter.grad = None
         for tensor in self.plain.values():
             tensor.latent.grad, tensor.parameter.grad = tensor.parameter.grad, None
+
+    def drop_latent_gradients(self) -> None:
+        """Forget the gradients of a step that was made: the next one has its own."""
+        for latent in self.latents.values():
+            latent.steps.grad = latent.log_gain.grad = None
+        for tensor in self.plain.values():
+            tensor.latent.grad = None
 
     def clamp_(self) -> None:
         """Keep every latent number in reach of the codes."""

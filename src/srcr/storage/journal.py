@@ -48,13 +48,14 @@ class Journal:
                     "options to continue it, or --overwrite to start afresh"
                 )
         self.entries = []
+        retained = [line for line in lines[1:] if "retained" in line][:1]
         for line in (each for each in lines[1:] if "retained" not in each):
             if line.get("block") != len(self.entries) or not self._intact(line):
                 break
             self.entries.append(line)
         self._stream.seek(0)
         self._stream.truncate()
-        for line in [{"fingerprint": dict(fingerprint)}, *self.entries]:
+        for line in [{"fingerprint": dict(fingerprint)}, *retained, *self.entries]:
             self._write(line)
 
     def retain(self) -> None:
