@@ -296,13 +296,11 @@ class _Watch:
     def on_step(self, state: State) -> None:
         """After each step."""
         rate = state.tokens / max(state.seconds, 1e-9)
-        loss = f"loss {state.losses[-1]:.4f}  " if state.losses else ""
-        kl = f"{state.curve[0].kl:.4f} -> {state.best.kl:.4f}"
+        loss = f" loss {state.losses[-1]:.3f}" if state.losses else ""
         of = "?" if state.steps is None else state.steps
-        share = 0.0 if state.steps is None else state.step / state.steps
-        self.bar.reach(
-            share, f"step {state.step}/{of}  {loss}held-out KL {kl}  {rate:.0f} tokens/s"
-        )
+        share = 0.0 if not state.steps else state.step / state.steps
+        kl = f"KL {state.curve[0].kl:.3f} -> {state.best.kl:.3f}"
+        self.bar.reach(share, f"{state.step}/{of} {kl}{loss} {rate:.0f} tok/s")
 
 
 @dataclass
