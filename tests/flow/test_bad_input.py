@@ -341,14 +341,26 @@ class TestEvaluate:
 @pytest.mark.parametrize(
     "args",
     [
-        ["recover", "BASE", "SMALL", "-o", "out", "--steps", "10"],
         ["verify", "DIR", "--engines", "vllm"],
-        ["recover"],
+        ["verify"],
     ],
     ids=" ".join,
 )
 def test_commands_of_a_later_version_say_so(args, refused):
     assert f"srcr {args[0]} is not available yet" in refused(*args)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--steps", "10"], "has no srcr.json"),
+        (["--steps", "0"], "steps 0"),
+        (["--stage", "all"], "stage"),
+        (["--loss", "mse"], "loss"),
+    ],
+)
+def test_trainings_that_cannot_be_are_refused(args, message, tiny, refused, tmp_path):
+    assert message in refused("recover", tiny, tiny, "-o", tmp_path / "out", *args)
 
 
 def test_inspect_json_and_table(srcr, tiny):
