@@ -22,7 +22,8 @@ from srcr.data.tokens import Tokens
 from srcr.formats import detect
 from srcr.metrics.predictions import has_pieces
 from srcr.models.checkpoint import open_model
-from srcr.pipelines.opening import TextModel, load_text, read_records
+from srcr.pipelines.folder import read_records
+from srcr.pipelines.opening import TextModel, load_text
 from srcr.pipelines.options import RunOptions
 from srcr.pipelines.recover import trainable
 from srcr.pipelines.training import make_student

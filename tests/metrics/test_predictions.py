@@ -6,7 +6,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from architectures import tiny_architecture
 from srcr.data.tokens import Tokens
-from srcr.metrics import divergence
+from srcr.metrics import divergence, predictions
 from srcr.metrics.divergence import measure_divergence, plan_passes
 from srcr.metrics.predictions import has_pieces, predict
 from srcr.testing import tiny_model
@@ -55,7 +55,7 @@ def test_the_size_of_pieces_makes_no_difference(pieces, monkeypatch):
     tokens = Tokens.of(ids(5, 20))
     monkeypatch.setattr(divergence, "has_pieces", lambda *_: pieces)
     (expected,) = measure_divergence(base, [model], tokens)
-    monkeypatch.setattr(divergence, "PIECE_LOGITS", 96 * 7)
+    monkeypatch.setattr(predictions, "PIECE_LOGITS", 96 * 7)
     monkeypatch.setattr(divergence, "WHOLE_LOGITS", 96 * 2 * 40)
     assert len(plan_passes([base, model], tokens).batches) == (1 if pieces else 3)
     (result,) = measure_divergence(base, [model], tokens)

@@ -72,11 +72,12 @@ def _start(processes: int) -> NoReturn:
 
 def _spec(arguments: dict[str, Any]) -> Any:
     """What the options say of training; ten minutes where they set no end."""
+    from srcr.pipelines.recover import TEN_MINUTES
     from srcr.plans.recovery import RecoverySpec
     from srcr.serialize import from_dict
 
     names = ("stage", "minutes", "steps", "batch", "train", "loss", "lr")
     values = {name: arguments[name] for name in names if arguments[name] is not None}
     if not {"minutes", "steps"} & values.keys():
-        values["minutes"] = 10
+        values["minutes"] = TEN_MINUTES.minutes
     return from_dict(RecoverySpec, values, "the command line")

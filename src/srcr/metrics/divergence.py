@@ -11,15 +11,15 @@ from torch import Tensor
 from srcr.data.tokens import Batch, Tokens
 from srcr.errors import NumericalError
 from srcr.metrics.intervals import ratio_interval
-from srcr.metrics.predictions import Predictions, has_pieces, predict
+from srcr.metrics.predictions import Predictions, has_pieces, pieces, predict
 from srcr.metrics.quantiles import Quantiles
 from srcr.records.estimate import Estimate
 from srcr.records.evaluation import Divergence, KlEstimate, Perplexity
 
 PERCENTS = (50.0, 95.0, 99.0, 99.9)
-#: At most so many tokens go through each model at a time, and so many logits through their comparison; where
-#: logits come only for whole rows, at most so many together.
-BATCH_TOKENS, PIECE_LOGITS, WHOLE_LOGITS = 4096, 1 << 24, 1 << 26
+#: At most so many tokens go through each model at a time; where logits come only for whole rows, at most so
+#: many of them together.
+BATCH_TOKENS, WHOLE_LOGITS = 4096, 1 << 26
 #: The largest logarithm whose exponential JSON can hold.
 MAX_LOG = 709
 
@@ -132,11 +132,8 @@ def measure_divergence(
 def _compared(predictions: Sequence[Predictions], ids: Tensor) -> list[Tensor]:
     """Every position [5, n, len - 1] of each of the predictions but the first, compared with those."""
     base, *others = predictions
-    size = max(1, PIECE_LOGITS // (len(ids) * _vocabulary(base.model)))
     parts: list[list[Tensor]] = [[] for _ in others]
-    last = ids.shape[1] - 1
-    for start in range(0, last, size):
-        stop = min(start + size, last)
+    for start, stop in pieces(base.model, ids):
         expected = base.logits(start, stop).float().log_softmax(-1)
         for part, other in zip(parts, others, strict=True):
             logits = other.logits(start, stop)

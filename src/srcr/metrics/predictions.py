@@ -6,7 +6,7 @@ more memory than everything else.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from srcr.models.streaming import replaced_forward
 
+#: Logits of a piece of the positions.
+PIECE_LOGITS = 1 << 24
 #: Tokens that show whether a model's logits can be had in pieces, and how far they may then be apart: as
 #: far as products of another shape are rounded otherwise.
 PROBE_TOKENS, TOLERANCE = 6, {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -34,11 +36,27 @@ class Predictions:
         """Logits [n, stop - start, vocabulary] of these positions."""
         if self.whole is not None:
             return self.whole[:, start:stop]
-        output = copy.copy(self.output)
-        output["last_hidden_state"] = self.output.last_hidden_state[:, start:stop].contiguous()
+        states = self.output.last_hidden_state[:, start:stop].contiguous()
+        output = with_states(self.output, states)
         with replaced_forward({self.model.base_model: lambda *args, **kwargs: output}):
             logits: Tensor = self.model(self.input_ids[:, start:stop], use_cache=False).logits
         return logits
+
+
+def with_states(output: Any, states: Tensor) -> Any:
+    """What a model's body returns, with other hidden states."""
+    result = copy.copy(output)
+    result["last_hidden_state"] = states
+    return result
+
+
+def pieces(model: Any, input_ids: Tensor) -> Iterator[tuple[int, int]]:
+    """(start, stop) of pieces that cover every position of ``input_ids`` [n, len] that predicts a token."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    size = max(1, PIECE_LOGITS // (len(input_ids) * vocabulary))
+    last = input_ids.shape[1] - 1
+    for start in range(0, last, size):
+        yield start, min(start + size, last)
 
 
 def predict(model: Any, input_ids: Tensor, in_pieces: bool = True) -> Predictions:
@@ -53,9 +71,7 @@ def predict(model: Any, input_ids: Tensor, in_pieces: bool = True) -> Prediction
     def kept(*args: Any, **kwargs: Any) -> Any:
         """What the body returns, of which the head is given the first position only."""
         outputs.append(forward(*args, **kwargs))
-        first = copy.copy(outputs[0])
-        first["last_hidden_state"] = first.last_hidden_state[:, :1]
-        return first
+        return with_states(outputs[0], outputs[0].last_hidden_state[:, :1])
 
     with replaced_forward({body: kept}):
         model(input_ids, use_cache=False)

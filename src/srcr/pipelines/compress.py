@@ -27,6 +27,7 @@ from srcr.models.checkpoint import ModelLike
 from srcr.numerics.paths import compute_paths
 from srcr.pipelines.blocks import Streams, compress_blocks, journaled_checkpoint
 from srcr.pipelines.embeddings import RoundedModel, round_embeddings
+from srcr.pipelines.folder import write_records
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.preparing import Work, choose_memory, count_dense_batches, prepare
 from srcr.pipelines.progress import console, say, stage
@@ -46,12 +47,11 @@ from srcr.pipelines.training import (
     train,
 )
 from srcr.plans.plan import CompressionPlan, Recipe
-from srcr.records.card import model_card
 from srcr.records.run import LayerRecord, RunRecord, Verification
-from srcr.serialize import digest, from_yaml, to_json, to_yaml
+from srcr.serialize import digest, from_yaml
 from srcr.storage.atomic import atomic_output
 from srcr.storage.journal import Journal
-from srcr.storage.layout import CARD, PLAN, RECORD
+from srcr.storage.layout import RECORD
 
 
 @torch.no_grad()
@@ -205,9 +205,7 @@ def _write(finished: _Finished, journal: Journal) -> RunRecord:
         record = _record(finished, verification, folder)
         drop_work(folder)
         drop_state(folder)
-        (folder / PLAN).write_text(to_yaml(work.plan), encoding="utf-8")
-        (folder / RECORD).write_text(to_json(record), encoding="utf-8")
-        (folder / CARD).write_text(model_card(record, work.plan), encoding="utf-8")
+        write_records(folder, record, work.plan)
         bar.note("done", advance=1)
     return record
 

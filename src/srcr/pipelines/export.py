@@ -10,15 +10,13 @@ from srcr.formats import Format, detect, get_format
 from srcr.formats.checkpoint import Checkpoint
 from srcr.formats.verify import verify_tensors
 from srcr.models.load import resolve
-from srcr.pipelines.opening import read_records
+from srcr.pipelines.folder import read_records, write_records
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import stage
-from srcr.records.card import model_card
 from srcr.records.run import RunRecord
-from srcr.serialize import to_json, to_yaml
 from srcr.storage.atomic import atomic_output, check_output
 from srcr.storage.index import file_bytes
-from srcr.storage.layout import CARD, PLAN, RECORD
+from srcr.storage.layout import PLAN
 
 
 def export(model: str | Path, output: Output, options: RunOptions = RunOptions()) -> RunRecord:
@@ -72,9 +70,7 @@ def export(model: str | Path, output: Output, options: RunOptions = RunOptions()
             loader=fmt.loader(checkpoint.contents),
             notes=(*record.notes, f"exported from {record.format}"),
         )
-        (journal.folder / PLAN).write_text(to_yaml(plan), encoding="utf-8")
-        (journal.folder / RECORD).write_text(to_json(exported), encoding="utf-8")
-        (journal.folder / CARD).write_text(model_card(exported, plan), encoding="utf-8")
+        write_records(journal.folder, exported, plan)
         bar.note("done", advance=1)
     return exported
 

@@ -13,17 +13,13 @@ from srcr.data.sources import Calibration, TextRequest, load_tokens
 from srcr.data.text_cache import TextCache
 from srcr.data.tokens import Tokens
 from srcr.environment import cache_folder, versions
-from srcr.errors import InputError, first_line
+from srcr.errors import first_line
 from srcr.models.blockwise import copy_on, running_precision
 from srcr.models.checkpoint import ModelLike, OpenModel, open_model
 from srcr.models.load import resolve
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import Bar, say, stage
-from srcr.plans.plan import CompressionPlan
-from srcr.records.run import RunRecord
-from srcr.serialize import from_yaml
 from srcr.storage.atomic import check_output
-from srcr.storage.layout import PLAN, RECORD
 
 
 def open_with_bar(model: ModelLike, options: RunOptions) -> OpenModel:
@@ -153,17 +149,3 @@ def text_cache(
         "versions": versions(),
     }
     return TextCache(folder, writer, lambda note: say(f"{request.purpose} {note}"))
-
-
-def read_records(folder: Path) -> tuple[RunRecord, CompressionPlan]:
-    """What was done to the model in a folder.
-
-    Raises:
-        InputError: srcr did not write it.
-    """
-    for name in (RECORD, PLAN):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{folder} has no {name}: srcr goes on from what it compressed, with 'srcr compress'"
-            )
-    return from_yaml(RunRecord, folder / RECORD), from_yaml(CompressionPlan, folder / PLAN)

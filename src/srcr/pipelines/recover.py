@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from srcr.models.load import load_tokenizer, resolve
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.paths import compute_paths
 from srcr.pipelines.candidates import check_vocabulary
-from srcr.pipelines.opening import open_for, read_records
+from srcr.pipelines.folder import read_records, write_records
+from srcr.pipelines.opening import open_for
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
 from srcr.pipelines.trained import measured_layers
@@ -38,13 +40,12 @@ from srcr.pipelines.training import (
 )
 from srcr.plans.plan import CompressionPlan
 from srcr.plans.recovery import RecoverySpec
-from srcr.records.card import model_card
 from srcr.records.run import LayerRecord, RunRecord
 from srcr.recovery.processes import Processes, current_processes
-from srcr.serialize import digest, from_yaml, to_json, to_yaml
+from srcr.serialize import digest, from_yaml
 from srcr.storage.atomic import atomic_output
 from srcr.storage.index import weight_files
-from srcr.storage.layout import CARD, EVALUATION, PLAN, RECORD, REPORT, SEARCH
+from srcr.storage.layout import CARD, EVALUATION, RECORD, REPORT, SEARCH
 from srcr.storage.safetensors import hash_files
 
 #: Files of a compressed model that say what it was, and not what training made of it.
@@ -71,6 +72,7 @@ class _Work:
     options: RunOptions
     started: float
 
+    @cached_property
     def fingerprint(self) -> dict[str, str]:
         """Everything that decides the result."""
         return {
@@ -119,17 +121,17 @@ def recover(
     with processes.main_first():
         work = _prepare(base, compressed, output, spec, RecoveryText.of(text), options)
     known = _finished(output, work) if output.resume and processes.is_main else None
-    if (known := processes.agree(known)) is not None:
+    if (known := processes.broadcast(known)) is not None:
         if not options.quiet:
             console().print(f"already done: {output.folder}")
         return known
     if not processes.is_main:
         return _follow(work, processes)
     with atomic_output(output.folder, work.folder, output.overwrite, output.resume) as journal:
-        journal.begin(work.fingerprint() | versions())
+        journal.begin(work.fingerprint | versions())
         place = Workplace(work.device, journal.folder, journal, processes)
         trained = train(work.opened, work.checkpoint, spec, work.texts, place, options)
-        processes.part()
+        processes.leave()
         say(trained.record.summary, options.quiet)
         return _write(work, trained, journal.folder)
 
@@ -169,7 +171,7 @@ def _follow(work: _Work, processes: Processes) -> RunRecord:
     with tempfile.TemporaryDirectory() as folder:
         place = Workplace(work.device, Path(folder), None, processes)
         train(work.opened, work.checkpoint, work.spec, work.texts, place, work.options)
-        processes.part()
+        processes.leave()
     return work.record
 
 
@@ -234,7 +236,7 @@ def _finished(output: Output, work: _Work) -> RunRecord | None:
         return None
     record = from_yaml(RunRecord, output.folder / RECORD)
     last = record.recoveries[-1] if record.recoveries else None
-    if last is not None and last.fingerprint == digest(work.fingerprint()):
+    if last is not None and last.fingerprint == digest(work.fingerprint):
         return record
     if output.overwrite:
         return None
@@ -267,12 +269,10 @@ def _write(work: _Work, trained: Trained, folder: Path) -> RunRecord:
             notes=(*work.record.notes, *_notes(work)),
         )
         recovery = replace(
-            trained.record, source=work.folder.name, fingerprint=digest(work.fingerprint())
+            trained.record, source=work.folder.name, fingerprint=digest(work.fingerprint)
         )
         record = replace(record, recoveries=(*(work.record.recoveries or ()), recovery))
-        (folder / PLAN).write_text(to_yaml(work.plan), encoding="utf-8")
-        (folder / RECORD).write_text(to_json(record), encoding="utf-8")
-        (folder / CARD).write_text(model_card(record, work.plan), encoding="utf-8")
+        write_records(folder, record, work.plan)
         bar.note("done", advance=1)
     return record
 

@@ -39,7 +39,7 @@ from srcr.planning.finalists import (
     uniform_finalists,
 )
 from srcr.planning.memory import SearchPolicy
-from srcr.planning.objective import EvaluationData, check_objective, objective_score
+from srcr.planning.objective import EvaluationData, check_objective, value_score
 from srcr.planning.problem import SearchProblem, search_problem
 from srcr.planning.proposals import Explorer, Observations, SearchDomain
 from srcr.planning.space import Assignment, SearchSpace
@@ -300,14 +300,14 @@ def _train(work: _Work, decision: Decision) -> Decision:
         runner.evaluate([folder], data)[0] for data in (work.problem.choice, work.problem.test)
     )
     objective = work.problem.objective
-    untrained = runner.evaluate([decision.folder], work.problem.choice)[0]
-    if objective_score(objective, choice) > objective_score(objective, untrained):
+    trained, untrained = choice_score(objective, choice), decision.choice[decision.chosen]
+    if value_score(objective, trained.value) > value_score(objective, untrained.value):
         return decision
     name = f"{decision.chosen}, trained"
     return Decision(
         name,
         folder,
-        decision.choice | {name: choice_score(objective, choice)},
+        decision.choice | {name: trained},
         (*decision.finalists, replace(test, compressed=name, plan=chosen.plan)),
     )
 

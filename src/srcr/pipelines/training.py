@@ -322,7 +322,7 @@ class _Saver:
         if self.path.is_file():
             files = TensorFiles(self.place.folder, [self.path])
             tensors = {name: files.get(name) for name in files.entries}
-        tensors = self.place.processes.agree(tensors)
+        tensors = self.place.processes.broadcast(tensors)
         if tensors is not None:
             distillation.restore(tensors, str(self.path))
         return tensors is not None

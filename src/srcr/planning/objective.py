@@ -93,7 +93,15 @@ def objective_score(objective: Objective, evaluation: Evaluation) -> float:
     Raises:
         InputError: it is undefined for this model (the base is at chance).
     """
-    value = objective_value(objective, evaluation)
+    return value_score(objective, objective_value(objective, evaluation))
+
+
+def value_score(objective: Objective, value: float | None) -> float:
+    """A value of the measure so that lower is better.
+
+    Raises:
+        InputError: it is undefined for this model (the base is at chance).
+    """
     if value is None:
         raise InputError(
             f"objective {objective.measure!r} is undefined here: the base model is at chance; use kl"

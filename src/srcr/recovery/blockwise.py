@@ -11,10 +11,10 @@ from srcr.data.tokens import Tokens
 from srcr.models.blockwise import Arguments, BlockwiseModel
 from srcr.models.topology import hidden_states
 from srcr.numerics.moments import token_scales
-from srcr.recovery.step import Setting, held_out, learning_rate, optimizer_of
+from srcr.recovery.step import Setting, held_out, learning_rate, optimizer_of, update
 from srcr.recovery.student import Student
 
-#: Called after each block: its number, and KL on held-out text before and after it, or None where it stays.
+#: Called after each block: its number, and KL on held-out text before and after it was tuned.
 OnBlock = Callable[[int, float, float], None]
 
 
@@ -84,12 +84,7 @@ def _tune(
         output = hidden_states(module(problem.inputs[number], *args, **kwargs))
         difference = _scaled(output - problem.targets[number], scales[number])
         (difference.square().mean() / energy).backward()  # type: ignore[no-untyped-call]
-        part.take_gradients()
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * learning_rate(step, steps)
-        optimizer.step()
-        part.clamp_()
-        part.write()
+        update(part, optimizer, learning_rate(step, steps))
 
 
 def _scaled(x: Tensor, scales: Tensor | None) -> Tensor:

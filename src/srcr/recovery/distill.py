@@ -16,7 +16,7 @@ from srcr.errors import InputError, NumericalError, SrcrError
 from srcr.formats import native
 from srcr.numerics.compressed import CompressedWeight
 from srcr.records.recovery import TrainingPoint
-from srcr.recovery.memory import OutOfMemoryError, noticed
+from srcr.recovery.memory import OutOfMemoryError, out_of_memory_raised
 from srcr.recovery.step import TOGETHER, Setting, held_out, optimizer_of, train_step
 from srcr.serialize import from_dict, to_json
 
@@ -87,7 +87,6 @@ class Distillation:
         self.state = State(steps=steps)
         self.best: dict[str, Tensor] = {}
         self._optimizer = optimizer_of(setting.student, setting.spec)
-        setting.student.write()
 
     def run(self, on_step: OnStep, on_check: OnCheck) -> TrainedWeights:
         """Train to the end; the weights of the state that was best on the held-out text.
@@ -149,7 +148,7 @@ class Distillation:
         state, started = self.state, time.monotonic()
         try:
             # Before their number is known, learning rates only rise.
-            with noticed():
+            with out_of_memory_raised():
                 loss = train_step(self.setting, self._optimizer, state.step, state.steps or MANY)
         except NumericalError as error:
             state.stopped = str(error)
@@ -191,7 +190,7 @@ class Distillation:
         state.checks = max(2, min(CHECKS, int(CHECK_SHARE * left / max(check, 1e-9))))
         more = int((left - state.checks * check) * state.step / state.seconds)
         planned = state.checks, state.step + max(1, more)
-        state.checks, state.steps = self.setting.processes.agree(planned)
+        state.checks, state.steps = self.setting.processes.broadcast(planned)
 
     def _check(self) -> None:
         """Look at the held-out text; keep the state where it is the best so far."""

@@ -80,17 +80,15 @@ class LatentWeight:
         grid = self.grid
         size = self.steps.shape[1] if grid is None else grid.group_size
         scale = self.start if grid is None else grid.scale
-        gain = torch.empty_like(self.log_gain)
+        gain = None if grid is None else torch.empty_like(self.log_gain)
         for rows in row_chunks(self.steps):
             part = gradient[rows]
             if self.compressed.mask is not None:
                 part.mul_(self.compressed.mask[rows])
             part.view(len(part), -1, size).mul_(scale[rows][..., None])
-            steps = self.steps[rows] if grid is None else self._codes(rows)
-            gain[rows] = (steps * part).view(len(part), -1, size).sum(dim=-1)
-        self.steps.grad = gradient
-        if grid is not None:
-            self.log_gain.grad = gain
+            if gain is not None:
+                gain[rows] = (self._codes(rows) * part).view(len(part), -1, size).sum(dim=-1)
+        self.steps.grad, self.log_gain.grad = gradient, gain
 
     @torch.no_grad()
     def clamp_(self) -> None:

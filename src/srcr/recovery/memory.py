@@ -18,7 +18,7 @@ class OutOfMemoryError(Exception):
 
 
 @contextmanager
-def noticed() -> Iterator[None]:
+def out_of_memory_raised() -> Iterator[None]:
     """Where memory runs out, on whatever device, one exception.
 
     Raises:

@@ -33,7 +33,7 @@ class Processes:
         """This process's part of the items that all have."""
         return items[self.rank :: self.count]
 
-    def sum_(self, tensors: Iterable[Tensor]) -> None:
+    def all_reduce_(self, tensors: Iterable[Tensor]) -> None:
         """Add up each tensor over all processes, in place."""
         if self.count > 1:
             for tensor in tensors:
@@ -42,7 +42,7 @@ class Processes:
                 if moved is not tensor:
                     tensor.copy_(moved)
 
-    def agree(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The value that the main process has."""
         if self.count == 1:
             return value
@@ -59,7 +59,7 @@ class Processes:
         if self.count > 1 and self.is_main:
             torch.distributed.barrier()
 
-    def part(self) -> None:
+    def leave(self) -> None:
         """Go on alone: libraries that see a process group wait for each other while they load."""
         if self.count > 1:
             from accelerate import PartialState

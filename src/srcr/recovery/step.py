@@ -11,22 +11,22 @@ from torch import Tensor
 
 from srcr.data.tokens import Batch, Tokens
 from srcr.errors import NumericalError
-from srcr.metrics.predictions import Predictions, predict
+from srcr.metrics.predictions import Predictions, pieces, predict, with_states
 from srcr.plans.recovery import RecoverySpec
 from srcr.recovery.losses import LOSSES, Loss, forward_kl
 from srcr.recovery.processes import ALONE, Processes
 from srcr.recovery.student import Student
-from srcr.recovery.teacher import Teacher, with_states
+from srcr.recovery.teacher import Teacher
 
 #: Share of the steps in which learning rates rise.
 RISE = 0.05
-#: Logits that are compared at a time, and tokens that go through the student together.
-PIECE_LOGITS, TOGETHER = 1 << 24, 4096
+#: Tokens that go through the student together.
+TOGETHER = 4096
 #: Inputs of a layer whose learning rate is what a spec says.
 WIDTH = 1024
 #: For each row of a text the sum of its positions' KL and their number, [2, n].
 KlSums = npt.NDArray[np.float64]
-#: Adam's moments.
+#: Decay rates of Adam's moments.
 BETAS = (0.9, 0.95)
 
 
@@ -110,15 +110,20 @@ def train_step(
     loss = accumulate(setting, rows)
     if not math.isfinite(loss.mean):
         raise NumericalError(f"the loss of step {step + 1} is not finite")
-    setting.student.take_gradients()
-    share = learning_rate(step, steps)
+    update(setting.student, optimizer, learning_rate(step, steps))
+    return loss
+
+
+def update(student: Student, optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Change what stands behind the student's weights by their gradients, at a ``share`` of the peak learning
+    rates, and the weights with it."""
+    student.take_gradients()
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
     optimizer.step()
-    setting.student.drop_latent_gradients()
-    setting.student.clamp_()
-    setting.student.write()
-    return loss
+    student.drop_latent_gradients()
+    student.clamp_()
+    student.write()
 
 
 def accumulate(setting: Setting, rows: list[int]) -> StepLoss:
@@ -133,7 +138,7 @@ def accumulate(setting: Setting, rows: list[int]) -> StepLoss:
             teacher.input_ids.device.type, setting.precision, setting.precision != torch.float32
         ):
             total += _backward(setting.student, teacher, loss, count)
-    setting.processes.sum_([total, *setting.student.gradients()])
+    setting.processes.all_reduce_([total, *setting.student.gradients()])
     return StepLoss(float(total) / count, count)
 
 
@@ -163,22 +168,13 @@ def _backward(student: Student, teacher: Predictions, loss: Loss, count: int) ->
     else:
         predictions = replace(predictions, output=with_states(predictions.output, leaf))
     total = 0.0
-    for start, stop in _pieces(student, ids):
+    for start, stop in pieces(student.model, ids):
         expected, given = _log_probabilities(teacher, predictions, start, stop)
         value = loss(expected, given).sum()
         (value / count).backward()  # type: ignore[no-untyped-call]
         total += float(value.detach())
     source.backward(leaf.grad)
     return total
-
-
-def _pieces(student: Student, ids: Tensor) -> Iterator[tuple[int, int]]:
-    """(start, stop) of pieces that cover every position whose next token is there."""
-    vocabulary = student.model.get_input_embeddings().weight.shape[0]
-    size = max(1, PIECE_LOGITS // (len(ids) * vocabulary))
-    last = ids.shape[1] - 1
-    for start in range(0, last, size):
-        yield start, min(start + size, last)
 
 
 def _log_probabilities(
@@ -199,9 +195,9 @@ def held_out(
         expected = teacher.predict(tokens.sha256, batch)
         given = predict(student.model, expected.input_ids, in_pieces=expected.whole is None)
         rows = batch.rows.numpy()
-        for start, stop in _pieces(student, expected.input_ids):
+        for start, stop in pieces(student.model, expected.input_ids):
             part = forward_kl(*_log_probabilities(expected, given, start, stop))
             result[0, rows] += part.sum(-1, dtype=torch.float64).cpu().numpy()
             result[1, rows] += stop - start
-    processes.sum_([torch.from_numpy(result)])
+    processes.all_reduce_([torch.from_numpy(result)])
     return result

@@ -1,15 +1,13 @@
 """The original model as the teacher: its last hidden states are kept, its logits made of them when needed."""
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from srcr.data.tokens import Batch
 from srcr.engine.activations import HiddenStates
-from srcr.metrics.predictions import Predictions, predict
+from srcr.metrics.predictions import Predictions, predict, with_states
 
 
 @dataclass(eq=False)
@@ -45,10 +43,3 @@ class Teacher:
 def without_states(output: Any) -> Any:
     """A model's output whose hidden states are left out: what else its head may look at."""
     return with_states(output, output.last_hidden_state[:0])
-
-
-def with_states(output: Any, states: Tensor) -> Any:
-    """A model's output with other hidden states."""
-    result = copy.copy(output)
-    result["last_hidden_state"] = states
-    return result

@@ -1,0 +1,31 @@
+"""The files of a compressed model's folder that say what was done to it."""
+
+from pathlib import Path
+
+from srcr.errors import InputError
+from srcr.plans.plan import CompressionPlan
+from srcr.records.card import model_card
+from srcr.records.run import RunRecord
+from srcr.serialize import from_yaml, to_json, to_yaml
+from srcr.storage.layout import CARD, PLAN, RECORD
+
+
+def read_records(folder: Path) -> tuple[RunRecord, CompressionPlan]:
+    """What was done to the model in a folder.
+
+    Raises:
+        InputError: srcr did not write it.
+    """
+    for name in (RECORD, PLAN):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} has no {name}: srcr goes on from what it compressed, with 'srcr compress'"
+            )
+    return from_yaml(RunRecord, folder / RECORD), from_yaml(CompressionPlan, folder / PLAN)
+
+
+def write_records(folder: Path, record: RunRecord, plan: CompressionPlan) -> None:
+    """Write the plan, the record and the model card."""
+    (folder / PLAN).write_text(to_yaml(plan), encoding="utf-8")
+    (folder / RECORD).write_text(to_json(record), encoding="utf-8")
+    (folder / CARD).write_text(model_card(record, plan), encoding="utf-8")
