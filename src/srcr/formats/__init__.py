@@ -20,10 +20,12 @@ from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
 from srcr.models.config import read_config
 from srcr.models.load import load_model, resolve
 from srcr.models.matrices import MatrixRef
+from srcr.plans.resolve import AUTO_GROUPS
+from srcr.plans.specs import ScaleDtype
 from srcr.records.run import LoadedBytes, Loader
 
 #: Formats that a later version brings.
-LATER = ("gptq", "gguf", "archive")
+LATER = ("gptq", "archive")
 
 
 #: ``(matrix, its shape [rows, cols], its scheme or None, dtype)`` -> the tensors that it is stored as, by
@@ -40,7 +42,9 @@ class Format:
     compressed linear is stored as; ``loaded_bytes``: what the engine that serves a folder of such contents
     keeps in memory; ``load``: the model in it, dequantized, on the CPU, in a precision (None: its own);
     ``notes``: what should be said aloud of contents that it holds, such as which engines do not load them;
-    ``loader``: which library opens them as a transformers model.
+    ``loader``: which library opens them as a transformers model; ``group_sizes`` stand for "auto", the first
+    that divides a width; ``scale_dtype``: what it stores scales in (None: in the model's precision);
+    ``tolerance``: how far plain tensors may read back from what was written.
     """
 
     name: str
@@ -54,6 +58,9 @@ class Format:
     load: Callable[[Path, torch.dtype | None], Any] = load_model
     notes: Callable[[Contents], Sequence[str]] = lambda contents: ()
     loader: Callable[[Contents], Loader] = lambda contents: "transformers"
+    group_sizes: tuple[int, ...] = AUTO_GROUPS
+    scale_dtype: ScaleDtype | None = None
+    tolerance: float = 0.0
 
 
 @cache

@@ -35,11 +35,12 @@ class Scheme:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What a checkpoint holds, known before any weight is: the ``topology`` of its model, the ``schemes`` of
-    its quantized linears, embeddings and heads by name, and the names of all that are ``compressed``, be it
-    pruned only."""
+    """What a checkpoint holds, known before any weight is: the ``topology`` and the transformers ``config``
+    of its model, the ``schemes`` of its quantized linears, embeddings and heads by name, and the names of all
+    that are ``compressed``, be it pruned only."""
 
     topology: Topology
+    config: Any
     schemes: Mapping[str, Scheme]
     compressed: tuple[str, ...]
 
@@ -56,13 +57,15 @@ class Contents:
         return [g for g in self.topology.groups() if len(self.group_schemes(g)) > 1]
 
 
-def planned_contents(plan: CompressionPlan, topology: Topology) -> Contents:
-    """What a checkpoint of a plan will hold; the plan's group sizes are explicit."""
+def planned_contents(plan: CompressionPlan, opened: OpenModel) -> Contents:
+    """What a checkpoint of a plan for a model will hold; the plan's group sizes are explicit."""
+    topology = opened.topology
     layers = [*plan.layers, *(plan.embeddings or ())]
     schemes = {layer.name: Scheme.of(layer.quant) for layer in layers if layer.quant is not None}
     names = {layer.name for layer in layers if layer.quant is not None or layer.prune is not None}
     ordered = [*topology.linears(), *topology.embeddings]
-    return Contents(topology, schemes, tuple(name for name in ordered if name in names))
+    compressed = tuple(name for name in ordered if name in names)
+    return Contents(topology, opened.config, schemes, compressed)
 
 
 class Tensors(Protocol):
@@ -105,7 +108,7 @@ class Checkpoint:
         """An open model, of which ``read`` gives the linears that ``contents`` says are compressed (None:
         nothing is)."""
         return cls(
-            contents or Contents(opened.topology, {}, ()),
+            contents or Contents(opened.topology, opened.config, {}, ()),
             opened.source.config_dict(),
             opened.dtype,
             opened.blockwise,

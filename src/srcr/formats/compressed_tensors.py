@@ -226,7 +226,7 @@ def _read(folder: Path) -> Checkpoint:
     ]
     schemes = {name: scheme_of(config, name) for name in [*opened.topology.linears(), *tables]}
     schemes = {name: scheme for name, scheme in schemes.items() if scheme.num_bits < FULL_BITS}
-    contents = Contents(opened.topology, schemes, tuple(schemes))
+    contents = Contents(opened.topology, opened.config, schemes, tuple(schemes))
     return Checkpoint.of(opened, contents, partial(_decode, files, contents))
 
 

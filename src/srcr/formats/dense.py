@@ -13,6 +13,7 @@ from srcr.models.checkpoint import open_model
 from srcr.models.config import is_quantized
 from srcr.models.matrices import MatrixRef
 from srcr.records.run import LoadedBytes
+from srcr.storage.index import containers
 from srcr.storage.safetensors import TensorFiles
 
 
@@ -47,7 +48,7 @@ def _read(folder: Path) -> Checkpoint:
 
 def _recognises(folder: Path) -> bool:
     """Nothing tells a dense checkpoint from any other that is not quantized."""
-    return not is_quantized(folder)
+    return not is_quantized(folder) and not containers(folder)
 
 
 def _loaded_bytes(folder: Path, _: Contents) -> LoadedBytes:

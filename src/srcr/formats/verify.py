@@ -30,9 +30,19 @@ def verify_tensors(fmt: Format, checkpoint: Checkpoint, folder: Path) -> Checkpo
     for name in checkpoint.contents.compressed:
         _verify_weight(name, checkpoint, written, folder)
     for name in checkpoint.plain_names():
-        if not torch.equal(written.tensors.tensor(name), checkpoint.tensor(name)):
+        tensor, expected = written.tensors.tensor(name), checkpoint.tensor(name)
+        if not _same(tensor, expected, fmt.tolerance):
             raise VerificationError(f"{name} in {folder} does not read back as it was written")
     return written
+
+
+def _same(tensor: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether a tensor is the expected one, to the bit or within a tolerance."""
+    if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+        return False
+    if not tolerance:
+        return torch.equal(tensor, expected)
+    return torch.allclose(tensor.float(), expected.float(), rtol=0.0, atol=tolerance)
 
 
 def _verify_weight(name: str, checkpoint: Checkpoint, written: Checkpoint, folder: Path) -> None:

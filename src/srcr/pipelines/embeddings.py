@@ -72,6 +72,7 @@ def round_to_nearest(
     other; some rows at a time. Its error is that of the weights, relative, squared."""
     scheme, cols = Scheme.of(quant), W.shape[1]
     size = cols if scheme.group_size == -1 else scheme.group_size
+    dtype = quant.scale_precision(dtype)
     spec = GridSpec(scheme.num_bits, size, scheme.symmetric, dtype)
     fit, importance = get_quantizer(quant.method).fit, torch.ones(cols, device=device)
     codes, scales, zero_points, wrong, energy = [], [], [], 0.0, 0.0

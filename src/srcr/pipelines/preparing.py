@@ -32,7 +32,7 @@ from srcr.pipelines.opening import (
 )
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import say, stage
-from srcr.pipelines.resolving import pick_format, resolve_plan, sizes_of_plan
+from srcr.pipelines.resolving import DEFAULT_FORMAT, pick_format, resolve_plan, sizes_of_plan
 from srcr.pipelines.training import (
     Recovery,
     Texts,
@@ -99,16 +99,15 @@ def prepare(
 ) -> Work:
     """Everything that can be refused, before any work is done: what is cheap to check first."""
     started = time.monotonic()
-    if output.format is not None:
-        get_format(output.format)
+    settings = get_format(output.format or DEFAULT_FORMAT)
     device = select_device(options.device)
     budget = None if options.memory is None else parse_size(options.memory)
     opened = open_for(output, model, options)
     sizes = sizes_of_plan(plan, opened)
     smaller = planned_smaller(opened, sizes)
-    plan, grouping = resolve_plan(plan, smaller.topology, options.seed)
+    plan, grouping = resolve_plan(plan, smaller.topology, options.seed, settings)
     plan = replace(plan, structures=resolved(sizes) if sizes else None)
-    contents = planned_contents(plan, smaller.topology)
+    contents = planned_contents(plan, smaller)
     fmt, fallback = pick_format(output.format, contents)
     aloud = (
         quantized_already(opened),

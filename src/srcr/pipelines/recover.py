@@ -44,7 +44,7 @@ from srcr.records.run import LayerRecord, RunRecord
 from srcr.recovery.processes import Processes, current_processes
 from srcr.serialize import digest, from_yaml
 from srcr.storage.atomic import atomic_output
-from srcr.storage.index import weight_files
+from srcr.storage.index import stored_files
 from srcr.storage.layout import CARD, EVALUATION, RECORD, REPORT, SEARCH
 from srcr.storage.safetensors import hash_files
 
@@ -77,7 +77,7 @@ class _Work:
         """Everything that decides the result."""
         return {
             "base": self.opened.sha256,
-            "compressed model": hash_files(weight_files(self.folder)),
+            "compressed model": hash_files(stored_files(self.folder)),
             "training": digest(self.spec),
             "plan": self.plan.fingerprint(),
             "text": self.texts.train.sha256,
@@ -196,7 +196,7 @@ def trainable(checkpoint: Checkpoint, plan: CompressionPlan, folder: Path) -> Ch
             f"{folder} holds dense weights of a quantized model, not the codes that training has to keep: "
             "compress the base again with --recover, or in a format with codes"
         )
-    contents = Contents(contents.topology, {}, tuple(contents.topology.linears()))
+    contents = replace(contents, schemes={}, compressed=tuple(contents.topology.linears()))
     return replace(checkpoint, contents=contents, read=_masked(_read_all(checkpoint), pruned))
 
 

@@ -9,7 +9,12 @@ from srcr.methods import check_methods
 from srcr.models.checkpoint import OpenModel
 from srcr.models.topology import Topology
 from srcr.plans.plan import CompressionPlan, Recipe
-from srcr.plans.resolve import check_plan, resolve_group_sizes, uniform_plan
+from srcr.plans.resolve import (
+    check_plan,
+    resolve_group_sizes,
+    resolve_scale_dtype,
+    uniform_plan,
+)
 from srcr.structure.sizes import StructureSize, structure_sizes
 
 #: What is written where no format is named and it can hold the plan; and where it cannot.
@@ -30,9 +35,9 @@ def sizes_of_plan(plan: CompressionPlan | Recipe, opened: OpenModel) -> tuple[St
 
 
 def resolve_plan(
-    plan: CompressionPlan | Recipe, topology: Topology, seed: int | None
+    plan: CompressionPlan | Recipe, topology: Topology, seed: int | None, fmt: Format
 ) -> tuple[CompressionPlan, str | None]:
-    """The plan made explicit and checked, and a note on its group sizes.
+    """The plan made explicit for a format and checked, and a note on its group sizes.
 
     Raises:
         InputError: it does not fit the model.
@@ -43,7 +48,8 @@ def resolve_plan(
         plan = uniform_plan(shapes, plan, tables, others)
     check_methods(plan)
     check_plan(plan, shapes, tables)
-    plan, sizes = resolve_group_sizes(plan, shapes, tables)
+    plan, sizes = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
+    plan = resolve_scale_dtype(plan, fmt.scale_dtype)
     return (plan if seed is None else replace(plan, seed=seed)), sizes
 
 

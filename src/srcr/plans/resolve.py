@@ -7,9 +7,10 @@ from srcr.errors import InputError
 from srcr.numerics.masks import parse_structure
 from srcr.plans.patterns import check_patterns, matches, matches_any
 from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe
+from srcr.plans.specs import ScaleDtype
 
-#: Group size taken where it divides a width and none was asked for.
-AUTO_GROUP = 128
+#: Group sizes where none was asked for: the first that divides the width.
+AUTO_GROUPS = (128, 64, 32)
 
 #: (out_features, in_features) of each linear layer by name.
 Shapes = Mapping[str, tuple[int, int]]
@@ -62,28 +63,46 @@ def _layer(name: str, recipe: Recipe) -> LayerPlan:
 
 
 def resolve_group_sizes(
-    plan: CompressionPlan, shapes: Shapes, embeddings: Shapes | None = None
+    plan: CompressionPlan,
+    shapes: Shapes,
+    embeddings: Shapes | None = None,
+    choices: Sequence[int] = AUTO_GROUPS,
 ) -> tuple[CompressionPlan, str | None]:
-    """The plan with every "auto" group size made explicit (128 where it divides the width, else -1),
-    and a note that says how many became which."""
+    """The plan with every "auto" group size made explicit (the first of ``choices`` that divides the width,
+    else -1), and a note that says how many became which."""
     widths = {name: width for name, (_, width) in [*shapes.items(), *(embeddings or {}).items()]}
     sizes: list[int] = []
 
     def resolved(layer: LayerPlan) -> LayerPlan:
         if layer.quant is None or layer.quant.group_size != "auto":
             return layer
-        sizes.append(AUTO_GROUP if widths[layer.name] % AUTO_GROUP == 0 else -1)
+        width = widths[layer.name]
+        sizes.append(next((size for size in choices if width % size == 0), -1))
         return replace(layer, quant=replace(layer.quant, group_size=sizes[-1]))
 
     layers = tuple(resolved(layer) for layer in plan.layers)
     tables = tuple(resolved(layer) for layer in plan.embeddings or ()) or None
     if not sizes:
         return plan, None
-    note = (
-        f"group size auto: {AUTO_GROUP} for {sizes.count(AUTO_GROUP)} of {len(sizes)} layers, channel-wise "
-        f"for the {sizes.count(-1)} whose width it does not divide"
-    )
+    counts = [f"{size} for {sizes.count(size)}" for size in choices if size in sizes]
+    if -1 in sizes:
+        counts.append(f"channel-wise for {sizes.count(-1)}, whose width none divides")
+    note = f"group size auto: of {len(sizes)} layers {', '.join(counts)}"
     return replace(plan, layers=layers, embeddings=tables), note
+
+
+def resolve_scale_dtype(plan: CompressionPlan, dtype: ScaleDtype | None) -> CompressionPlan:
+    """The plan with scales of ``dtype`` where it says nothing of them."""
+    if dtype is None:
+        return plan
+
+    def resolved(layer: LayerPlan) -> LayerPlan:
+        if layer.quant is None or layer.quant.scale_dtype is not None:
+            return layer
+        return replace(layer, quant=replace(layer.quant, scale_dtype=dtype))
+
+    tables = None if plan.embeddings is None else tuple(map(resolved, plan.embeddings))
+    return replace(plan, layers=tuple(map(resolved, plan.layers)), embeddings=tables)
 
 
 def check_plan(plan: CompressionPlan, shapes: Shapes, embeddings: Shapes | None = None) -> None:

@@ -4,10 +4,20 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from srcr.errors import InputError
 from srcr.numerics import masks
 from srcr.numerics.masks import UNSTRUCTURED, parse_structure
 from srcr.serialize import STRICT
+
+#: What scales may be stored in.
+ScaleDtype = Literal["float16", "bfloat16", "float32"]
+SCALE_DTYPES: dict[ScaleDtype, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
 
 Mode = Literal["joint", "sequential-a", "sequential-b"]
 
@@ -51,9 +61,10 @@ class PruneSpec:
 @dataclass(frozen=True)
 class QuantSpec:
     """How a layer is quantized: ``num_bits`` from 2 to 8, ``group_size`` columns sharing a scale
-    (-1: the whole row; "auto": 128 where it divides the width, else the whole row), ``symmetric``
-    around 0 or with an integer zero-point, ``actorder`` "static" (columns swept by falling ``diag(H)``,
-    groups as they stand in the file) or None."""
+    (-1: the whole row; "auto": the first of 128, 64, 32 that divides the width, else the whole row),
+    ``symmetric`` around 0 or with an integer zero-point, ``actorder`` "static" (columns swept by falling
+    ``diag(H)``, groups as they stand in the file) or None, ``scale_dtype`` what scales are stored in (None:
+    the model's own precision)."""
 
     __pydantic_config__ = STRICT
 
@@ -62,6 +73,7 @@ class QuantSpec:
     group_size: int | Literal["auto"] = "auto"
     symmetric: bool = True
     actorder: Literal["static"] | None = "static"
+    scale_dtype: ScaleDtype | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_bits <= 8:
@@ -70,6 +82,10 @@ class QuantSpec:
             )
         if isinstance(self.group_size, int) and self.group_size != -1 and self.group_size < 1:
             raise InputError(f"group_size {self.group_size} must be -1 (channel-wise) or positive")
+
+    def scale_precision(self, own: torch.dtype) -> torch.dtype:
+        """What scales are stored in, of a model whose ``own`` precision is known."""
+        return own if self.scale_dtype is None else SCALE_DTYPES[self.scale_dtype]
 
 
 @dataclass(frozen=True)

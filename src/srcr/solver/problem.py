@@ -27,7 +27,8 @@ STACKED_ELEMENTS = 1 << 20
 class LayerProblem:
     """Linears that share an input: ``weights`` [rows, cols] float32 and ``plans`` by name, the
     ``statistics`` of their input (a solver takes the cross moments out of them), and how they are solved.
-    ``dtype`` is the checkpoint's: scales and unquantized weights are rounded to it."""
+    ``dtype`` is the checkpoint's: unquantized weights are rounded to it, and scales where their plan says
+    nothing else."""
 
     weights: Mapping[str, Tensor]
     plans: Mapping[str, LayerPlan]
@@ -135,7 +136,8 @@ def _stack(names: Sequence[str], problem: LayerProblem) -> RowStack:
     size = _group_size(plan, W.shape[1])
     grid_spec = None
     if plan.quant is not None:
-        grid_spec = GridSpec(plan.quant.num_bits, size, plan.quant.symmetric, problem.dtype)
+        dtype = plan.quant.scale_precision(problem.dtype)
+        grid_spec = GridSpec(plan.quant.num_bits, size, plan.quant.symmetric, dtype)
     return RowStack(
         tuple(names), W,
         tuple(problem.weights[name].shape[0] for name in names),

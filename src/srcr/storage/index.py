@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 from srcr.errors import InputError, in_one_line
+from srcr.storage.layout import GGUF
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+#: Files that hold weights, and are no safetensors.
+CONTAINERS = (GGUF,)
 #: Safetensors files that are no transformers model: Mistral's and Meta's own format, adapters.
 FOREIGN = ("consolidated", "adapter")
 #: What a folder without a checkpoint may hold instead, by a file of it, and what to do.
@@ -67,9 +70,23 @@ def weight_files(folder: Path) -> list[Path]:
     return paths
 
 
+def stored_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, be it in a single file of another kind.
+
+    Raises:
+        InputError: as :func:`weight_files`.
+    """
+    return containers(folder) or weight_files(folder)
+
+
+def containers(folder: Path) -> list[Path]:
+    """The files in a folder that hold weights, and are no safetensors."""
+    return [folder / name for name in CONTAINERS if (folder / name).is_file()]
+
+
 def file_bytes(folder: Path) -> int:
     """Bytes of the weight files on disk."""
-    return sum(path.stat().st_size for path in weight_files(folder))
+    return sum(path.stat().st_size for path in stored_files(folder))
 
 
 def read_index(folder: Path) -> dict[str, str]:

@@ -7,5 +7,6 @@ EVALUATION = "evaluation.json"
 REPORT = "report.html"
 SEARCH = "search.json"
 CONFIG = "config.json"
+GGUF = "model.gguf"
 #: In a folder that srcr is writing: the journal, and the mark that it may be replaced.
 JOURNAL = ".srcr-in-progress"

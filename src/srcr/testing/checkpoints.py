@@ -33,4 +33,4 @@ def compressed_checkpoint(model: ModelLike, plan: CompressionPlan | Recipe) -> C
         assert layer.quant is not None
         table, cpu = opened.blockwise.matrix(layer.name), torch.device("cpu")
         weights[layer.name] = round_to_nearest(table, layer.quant, opened.dtype, cpu)
-    return Checkpoint.of(opened, planned_contents(plan, opened.topology), weights.__getitem__)
+    return Checkpoint.of(opened, planned_contents(plan, opened), weights.__getitem__)

@@ -1,0 +1,51 @@
+"""Engines that run checkpoints, one file each, looked up by name: what ``srcr verify`` asks for logits.
+
+To add one, drop a file into this folder that defines ``ENGINE``: an :class:`Engine`.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from srcr.errors import InputError
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A program that runs models. ``unavailable``: why it does not run here (None: it does); ``logits``:
+    float32 [rows, len, vocabulary] that the checkpoint in a folder gives for token ids [rows, len];
+    ``reads``: whether it loads a format, by name; ``tolerance``: how far its logits may be from those of
+    transformers, relative in norm."""
+
+    name: str
+    unavailable: Callable[[], str | None]
+    logits: Callable[[Path, Tensor], Tensor]
+    reads: Callable[[str], bool]
+    tolerance: float
+
+
+@cache
+def engines() -> dict[str, Engine]:
+    """Every engine by name."""
+    result = {}
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
+        engine = getattr(importlib.import_module(f"{__name__}.{info.name}"), "ENGINE", None)
+        if isinstance(engine, Engine):
+            result[engine.name] = engine
+    return result
+
+
+def get_engine(name: str) -> Engine:
+    """The engine called ``name``.
+
+    Raises:
+        InputError: lists the names there are.
+    """
+    if name not in engines():
+        raise InputError(f"engine {name!r} is not known: use {', '.join(engines())}")
+    return engines()[name]

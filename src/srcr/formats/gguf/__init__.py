@@ -1,0 +1,274 @@
+"""``gguf``: one file that llama.cpp runs, codes as they are.
+
+With scales for groups of 32 columns (or of a multiple) codes become blocks of Q4_0, Q5_0 and Q8_0 without
+being rounded again. Everything else stays in the model's own precision, norms in float32. The folder holds
+config.json and tokenizer as well, so that srcr reads it back.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from srcr.errors import InputError
+from srcr.formats import Format
+from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
+from srcr.formats.gguf.architectures import (
+    TensorNames,
+    architecture_of,
+    check_config,
+    rope_tensors,
+    write_metadata,
+)
+from srcr.formats.gguf.blocks import BLOCK, BY_NAME, block_type, pack_blocks, unpack_blocks
+from srcr.formats.gguf.source import OFFSET_ERROR, GgufFile, GgufSource
+from srcr.formats.gguf.vocabulary import chat_template, read_vocabulary, write_vocabulary
+from srcr.formats.shards import write_config
+from srcr.models.checkpoint import OpenModel
+from srcr.models.config import config_of
+from srcr.models.matrices import MatrixRef
+from srcr.numerics.compressed import CompressedWeight
+from srcr.records.run import LoadedBytes
+from srcr.storage.layout import GGUF
+
+#: What llama.cpp calls the kind of a file by most of its tensors.
+FILE_TYPES = {4: "MOSTLY_Q4_0", 5: "MOSTLY_Q5_0", 8: "MOSTLY_Q8_0"}
+PLAIN_FILE_TYPES = {
+    torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16",
+}  # fmt: skip
+
+
+def check(contents: Contents) -> None:
+    """Refuse what llama.cpp, or blocks of 32, cannot hold.
+
+    Raises:
+        InputError: the architecture; zero-points; a width or a group size that 32 does not divide.
+    """
+    _library()
+    check_config(contents.config)
+    for name, scheme in contents.schemes.items():
+        if not scheme.symmetric:
+            raise InputError(
+                f"gguf keeps a pruned weight exactly 0 with grids around 0 only, and {name} has zero-points: "
+                "use --symmetric"
+            )
+        width = contents.topology.shape(name)[1]
+        if width % BLOCK:
+            names = [n for n in contents.schemes if contents.topology.shape(n)[1] % BLOCK]
+            raise InputError(
+                f"gguf stores codes in blocks of {BLOCK} columns, which do not divide the {width} of {name}"
+                f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}: leave them alone (--ignore), or "
+                "use --format compressed-tensors"
+            )
+        if scheme.group_size != -1 and scheme.group_size % BLOCK:
+            raise InputError(
+                f"gguf stores a scale for {BLOCK} columns, and {name} has groups of {scheme.group_size}: use "
+                f"--group-size {BLOCK}"
+            )
+
+
+def notes(contents: Contents) -> list[str]:
+    """Where the format takes more bytes than the codes need."""
+    result = []
+    narrow = sorted({s.num_bits for s in contents.schemes.values() if _wider(s.num_bits)})
+    if narrow:
+        bits = " and ".join(map(str, narrow))
+        names = " and ".join(block_type(b).name for b in narrow)
+        result.append(
+            f"codes of {bits} bits are stored as {names}, which takes more: --format archive packs them"
+        )
+    if contents.topology.embedding not in contents.schemes:
+        result.append(
+            "the embedding stays in the model's precision: --embeddings 8 halves it (Q8_0)"
+        )
+    return result
+
+
+def _wider(num_bits: int) -> bool:
+    return block_type(num_bits).num_bits != num_bits
+
+
+def _layout(
+    ref: MatrixRef, shape: tuple[int, int], scheme: Scheme | None, dtype: torch.dtype
+) -> Mapping[str, Tensor]:
+    """Blocks, as bytes; a plain weight without a scheme."""
+    rows, cols = shape
+    if scheme is None:
+        return {ref.parameter: torch.empty(rows, cols, dtype=dtype, device="meta")}
+    size = cols // BLOCK * block_type(scheme.num_bits).size
+    return {ref.parameter: torch.empty(rows, size, dtype=torch.uint8, device="meta")}
+
+
+def _write(checkpoint: Checkpoint, folder: Path) -> None:
+    gguf = _library()
+    contents, config = checkpoint.contents, config_of(checkpoint.config)
+    check_config(config)
+    names = TensorNames(config)
+    write_config(checkpoint, folder)
+    vocabulary = read_vocabulary(folder, checkpoint.vocabulary)
+    writer = gguf.GGUFWriter(folder / GGUF, architecture_of(config.model_type).name)
+    write_metadata(writer, config)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(gguf.LlamaFileType[_file_type(checkpoint)])
+    write_vocabulary(writer, vocabulary, chat_template(folder))
+    extra, plain = rope_tensors(config), checkpoint.plain_names()
+    for name, tensor in extra.items():
+        _add(writer, gguf, name, tensor.shape, tensor.dtype)
+    for name in plain:
+        meta = checkpoint.meta(name)
+        _add(writer, gguf, names.name(name), meta.shape, _plain_dtype(meta))
+    for name in contents.compressed:
+        ref, shape = contents.topology.matrix(name), contents.topology.shape(name)
+        scheme = contents.schemes.get(name)
+        meta = _layout(ref, shape, scheme, checkpoint.dtype)[ref.parameter]
+        kind = None if scheme is None else block_type(scheme.num_bits).name
+        _add(writer, gguf, names.name(ref.parameter), meta.shape, meta.dtype, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    try:
+        for array in _arrays(checkpoint, names, [*extra.values()], plain):
+            writer.write_tensor_data(array)
+    finally:
+        writer.close()
+
+
+def _arrays(
+    checkpoint: Checkpoint, names: TensorNames, extra: Sequence[Tensor], plain: Sequence[str]
+) -> Iterator[npt.NDArray[Any]]:
+    """The data of every tensor, in the order in which they were declared."""
+    for tensor in extra:
+        yield tensor.numpy()
+    for name in plain:
+        tensor = checkpoint.tensor(name)
+        tensor = _ordered(tensor.to(_plain_dtype(tensor)), names.row_order(name))
+        yield _bytes(tensor + names.offset(name) if names.offset(name) else tensor)
+    for name in checkpoint.contents.compressed:
+        weight, ref = checkpoint.read(name), checkpoint.contents.topology.matrix(name)
+        order = names.row_order(ref.parameter)
+        if weight.codes is None:
+            yield _bytes(_ordered(weight.dequantize().to(checkpoint.dtype), order))
+            continue
+        blocks = torch.from_numpy(pack_blocks(weight, name))
+        yield _ordered(blocks, order).numpy()
+
+
+def _ordered(tensor: Tensor, order: Tensor | None) -> Tensor:
+    return tensor if order is None else tensor[order]
+
+
+def _bytes(tensor: Tensor) -> npt.NDArray[Any]:
+    """A tensor as numpy holds it, bfloat16 by its bytes."""
+    tensor = tensor.contiguous()
+    return tensor.view(torch.uint8).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _plain_dtype(tensor: Tensor) -> torch.dtype:
+    """llama.cpp wants norms and biases in float32."""
+    return torch.float32 if tensor.ndim == 1 else tensor.dtype
+
+
+def _add(
+    writer: Any,
+    gguf: Any,
+    name: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    kind: str | None = None,
+) -> None:
+    """Declare a tensor: a type of blocks by its ``kind``, or plain."""
+    if kind is None and dtype == torch.bfloat16:
+        kind, shape, dtype = "BF16", [*shape[:-1], 2 * shape[-1]], torch.uint8
+    raw = None if kind is None else gguf.GGMLQuantizationType[kind]
+    size = int(np.prod(shape)) * dtype.itemsize
+    numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
+    writer.add_tensor_info(name, list(shape), numpy_dtype, size, raw)
+
+
+def _file_type(checkpoint: Checkpoint) -> str:
+    widths = [block_type(s.num_bits).num_bits for s in checkpoint.contents.schemes.values()]
+    if not widths:
+        return PLAIN_FILE_TYPES[checkpoint.dtype]
+    return FILE_TYPES[max(set(widths), key=widths.count)]
+
+
+def _read(folder: Path) -> Checkpoint:
+    """The checkpoint: codes as stored, in the widths of their blocks, with a scale for each block."""
+    _library()
+    file = GgufFile(folder / GGUF)
+    source = GgufSource(folder, file)
+    opened = OpenModel(str(folder), source, folder)
+    topology = opened.topology
+    schemes = {}
+    for name in [*topology.linears(), *topology.embeddings]:
+        parameter = topology.matrix(name).parameter
+        if parameter in source.present:
+            kind = BY_NAME.get(file.kind(source.stored.name(parameter)))
+            if kind is not None:
+                schemes[name] = Scheme(kind.num_bits, BLOCK, True)
+    contents = Contents(topology, opened.config, schemes, tuple(schemes))
+    return Checkpoint.of(opened, contents, partial(_decode, source, contents))
+
+
+def _decode(source: GgufSource, contents: Contents, name: str) -> CompressedWeight:
+    parameter = contents.topology.matrix(name).parameter
+    stored = source.stored.name(parameter)
+    weight = unpack_blocks(source.file.data(stored), BY_NAME[source.file.kind(stored)])
+    order = source.stored.row_order(parameter)
+    if order is None:
+        return weight
+    assert weight.codes is not None and weight.grid is not None
+    back = torch.argsort(order)
+    grid = replace(weight.grid, scale=weight.grid.scale[back])
+    return CompressedWeight(None, weight.error, weight.codes[back], grid)
+
+
+def _recognises(folder: Path) -> bool:
+    return (folder / GGUF).is_file()
+
+
+def _loaded_bytes(folder: Path, _: Contents) -> LoadedBytes:
+    """llama.cpp keeps every tensor as it is stored."""
+    file = GgufFile(folder / GGUF)
+    return LoadedBytes(sum(file.size(name) for name in file.names()), "llama.cpp")
+
+
+def _load(folder: Path, dtype: torch.dtype | None) -> Any:
+    return _read(folder).dequantized(dtype)
+
+
+def _library() -> Any:
+    """The package gguf.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise InputError("--format gguf needs the package gguf: pip install 'srcr[gguf]'") from None
+    return gguf
+
+
+FORMAT = Format(
+    name="gguf",
+    summary="one file that llama.cpp runs: codes of 4, 5 and 8 bits in blocks of 32",
+    check=check,
+    write=_write,
+    read=_read,
+    recognises=_recognises,
+    layout=_layout,
+    loaded_bytes=_loaded_bytes,
+    load=_load,
+    notes=notes,
+    loader=lambda contents: "srcr",
+    group_sizes=(BLOCK,),
+    scale_dtype="float16",
+    tolerance=OFFSET_ERROR,
+)
