@@ -55,7 +55,9 @@ def test_any_width_comes_back(groups, group_size, bits, symmetric, dtype, seed):
     cols = groups * group_size
     opened = open_model(tiny_model("llama", dtype, intermediate_size=cols, num_hidden_layers=1))
     weight = random_weight(32, groups, group_size, bits, symmetric, dtype, seed)
-    contents = Contents(opened.topology, {NAME: Scheme(bits, group_size, symmetric)}, (NAME,))
+    contents = Contents(
+        opened.topology, opened.config, {NAME: Scheme(bits, group_size, symmetric)}, (NAME,)
+    )
     with tempfile.TemporaryDirectory() as name:
         FORMAT.write(Checkpoint.of(opened, contents, lambda _: weight), Path(name))
         packed = TensorFiles(Path(name)).meta(f"{NAME}.weight_packed")
@@ -78,7 +80,9 @@ def test_loaded_bytes_are_those_of_the_engine(tmp_path, bits, symmetric, engine)
     opened = open_model(tiny_model("llama", torch.bfloat16))
     rows, cols = opened.topology.shapes[NAME]
     weight = random_weight(rows, 1, cols, bits, symmetric, torch.bfloat16, 0)
-    contents = Contents(opened.topology, {NAME: Scheme(bits, -1, symmetric)}, (NAME,))
+    contents = Contents(
+        opened.topology, opened.config, {NAME: Scheme(bits, -1, symmetric)}, (NAME,)
+    )
     FORMAT.write(Checkpoint.of(opened, contents, lambda _: weight), tmp_path)
     loaded = FORMAT.loaded_bytes(tmp_path, contents)
     assert loaded.engine == engine
@@ -117,7 +121,8 @@ def test_schemes_follow_targets():
 
 
 def test_a_config_group_for_each_scheme():
-    topology = open_model(tiny_model("llama")).topology
+    opened = open_model(tiny_model("llama"))
+    topology = opened.topology
     singles = [group.names[0] for group in topology.groups() if len(group.names) == 1]
     o, down, other_o, *rest = singles
     plan = CompressionPlan(
@@ -127,7 +132,7 @@ def test_a_config_group_for_each_scheme():
             LayerPlan(other_o, None, QuantSpec("rtn", 3, 16)),
         )
     )
-    contents = planned_contents(plan, topology)
+    contents = planned_contents(plan, opened)
     FORMAT.check(contents)
     config = quantization_config(contents)
     groups = config["config_groups"].values()

@@ -48,7 +48,7 @@ def write(base, out, plan, fmt=PACKED):
 
 def check(fmt, model, plan):
     """Whether the format can hold the plan."""
-    fmt.check(planned_contents(plan, open_model(model).topology))
+    fmt.check(planned_contents(plan, open_model(model)))
 
 
 def assert_loads_exactly(out, compressed, dtype, base):
@@ -170,7 +170,7 @@ def test_a_group_of_several_settings_is_said_aloud(tmp_path, saved, other):
         for n in open_model(model).topology.linears()
     ]
     plan = CompressionPlan(tuple(layers))
-    contents = planned_contents(plan, open_model(model).topology)
+    contents = planned_contents(plan, open_model(model))
     assert re.search(r"vLLM fuses .*layers\.1\.self_attn\.k_proj", PACKED.notes(contents)[0])
     compressed = write(base, tmp_path / "out", plan)
     assert_loads_exactly(tmp_path / "out", compressed, torch.float32, base)

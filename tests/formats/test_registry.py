@@ -26,8 +26,8 @@ def test_formats_are_known_under_their_own_names():
 def test_unknown_and_later_formats():
     with pytest.raises(InputError, match=r"'onnx' is not known: use compressed-tensors, dense"):
         get_format("onnx")
-    with pytest.raises(InputError, match="--format gguf is not available yet"):
-        get_format("gguf")
+    with pytest.raises(InputError, match="--format gptq is not available yet"):
+        get_format("gptq")
 
 
 def test_any_model_folder_is_loaded(tmp_path):

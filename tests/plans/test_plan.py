@@ -264,6 +264,7 @@ OTHERS = {
     PruneSpec: {"method": "wanda", "sparsity": 0.25, "mask_structure": "2:4"},
     QuantSpec: {
         "method": "rtn", "num_bits": 3, "group_size": 64, "symmetric": False, "actorder": None,
+        "scale_dtype": "float16",
     },
     LayerPlan: {"name": "c", "prune": None, "quant": None},
     SolverSpec: {

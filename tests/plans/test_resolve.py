@@ -6,10 +6,16 @@ from hypothesis import strategies as st
 
 from srcr.errors import InputError
 from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe
-from srcr.plans.resolve import AUTO_GROUP, check_plan, resolve_group_sizes, uniform_plan
+from srcr.plans.resolve import (
+    AUTO_GROUPS,
+    check_plan,
+    resolve_group_sizes,
+    resolve_scale_dtype,
+    uniform_plan,
+)
 from srcr.plans.specs import Override, PruneSpec, QuantSpec, SolverSpec
 
-SHAPES = {"a": (8, 256), "b": (8, 96), "c": (4, 128)}
+SHAPES = {"a": (8, 256), "b": (8, 80), "c": (4, 128)}
 
 
 def test_a_recipe_becomes_the_same_for_every_layer():
@@ -25,7 +31,7 @@ def test_group_sizes_become_explicit_and_are_told():
     plan, note = resolve_group_sizes(uniform_plan(SHAPES, Recipe(None, QuantSpec())), SHAPES)
     assert [layer.quant.group_size for layer in plan.layers] == [128, -1, 128]
     assert note == (
-        "group size auto: 128 for 2 of 3 layers, channel-wise for the 1 whose width it does not divide"
+        "group size auto: of 3 layers 128 for 2, channel-wise for 1, whose width none divides"
     )
 
 
@@ -35,7 +41,15 @@ def test_resolved_group_sizes_divide_the_width(widths):
     plan, _ = resolve_group_sizes(uniform_plan(shapes, Recipe(None, QuantSpec())), shapes)
     check_plan(plan, shapes)
     for layer, width in zip(plan.layers, widths, strict=True):
-        assert layer.quant.group_size == (AUTO_GROUP if width % AUTO_GROUP == 0 else -1)
+        assert layer.quant.group_size == next((g for g in AUTO_GROUPS if width % g == 0), -1)
+
+
+def test_scales_get_the_precision_of_the_format():
+    own = LayerPlan("b", None, QuantSpec(scale_dtype="bfloat16"))
+    plan = CompressionPlan((LayerPlan("a", None, QuantSpec()), own, LayerPlan("c")))
+    assert resolve_scale_dtype(plan, None) is plan
+    layers = resolve_scale_dtype(plan, "float16").layers
+    assert layers == (LayerPlan("a", None, QuantSpec(scale_dtype="float16")), *plan.layers[1:])
 
 
 def test_what_is_explicit_stays_as_it_is():
@@ -50,11 +64,11 @@ def test_what_is_explicit_stays_as_it_is():
         ([LayerPlan("a"), LayerPlan("a")], "names 'a' twice"),
         (
             [LayerPlan("b", None, QuantSpec(group_size=64))],
-            "group size 64 does not divide the width 96 of b: use a divisor",
+            "group size 64 does not divide the width 80 of b: use a divisor",
         ),
         (
-            [LayerPlan("b", PruneSpec.of("wanda", 0, "1:5"))],
-            "1:5 sparsity needs widths that 5 divides; b has 96",
+            [LayerPlan("b", PruneSpec.of("wanda", 0, "1:3"))],
+            "1:3 sparsity needs widths that 3 divides; b has 80",
         ),
     ],
 )
@@ -117,7 +131,7 @@ class TestSomeLayers:
         tables = {"e": (9, 8), "head": (9, 8)}
         plan, note = resolve_group_sizes(plan, SHAPES, tables)
         assert plan.embeddings[0].quant.group_size == -1
-        assert "channel-wise for the 1" in note  # a has 128 columns twice
+        assert "channel-wise for 1" in note  # a has 128 columns twice
         check_plan(plan, SHAPES, tables)
         with pytest.raises(InputError, match="neither its input embedding nor its own output head"):
             check_plan(plan, SHAPES, {"e": (9, 8)})

@@ -139,19 +139,15 @@ class LlamaModel:
         if status != 0:
             raise SrcrError(f"llama.cpp could not decode {count} tokens (status {status})")
         pointer, size = library.llama_get_logits(self._context), count * self.vocabulary
-        data = torch.frombuffer(
-            bytearray(ctypes.string_at(pointer, 4 * size)), dtype=torch.float32
-        )
+        data = torch.frombuffer(bytearray(ctypes.string_at(pointer, 4 * size)), dtype=torch.float32)
         return data.view(count, -1)
 
     def tokenize(self, text: str) -> list[int]:
-        """The token ids of a text, first ones that the model wants in front included."""
+        """The token ids of a text, special tokens in it and those that the model wants in front included."""
         data = text.encode()
         most = TOKENS_PER_BYTE * len(data) + 2
         buffer = (ctypes.c_int32 * most)()
-        count = self._library.llama_tokenize(
-            self._vocab, data, len(data), buffer, most, True, False
-        )
+        count = self._library.llama_tokenize(self._vocab, data, len(data), buffer, most, True, True)
         return list(buffer[:count])
 
 

@@ -144,15 +144,25 @@ def _encode(ref: MatrixRef, weight: CompressedWeight, dtype: torch.dtype) -> dic
     name, grid = ref.parameter, weight.grid
     if weight.codes is None or grid is None:
         return {name: weight.dequantize().to(dtype).contiguous()}
+    scale = grid.scale.to(dtype)
+    if not torch.equal(scale.to(torch.float32), grid.scale):
+        raise InputError(
+            f"the scales of {name} were chosen in {_name(grid.dtype)}, and compressed-tensors stores them in "
+            f"{_name(dtype)}, the model's precision: compress the original model, or use --format dense"
+        )
     tensors = {
         f"{name}_packed": pack_to_int32(weight.codes, grid.num_bits),
-        f"{name}_scale": grid.scale.to(dtype).contiguous(),
+        f"{name}_scale": scale.contiguous(),
         f"{name}_shape": torch.tensor(weight.codes.shape, dtype=torch.int64),
     }
     if grid.zero_point is not None:
         zero_point = grid.zero_point.to(torch.int8)
         tensors[f"{name}_zero_point"] = pack_to_int32(zero_point, grid.num_bits, packed_dim=0)
     return tensors
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:

@@ -16,14 +16,14 @@ from srcr.numerics.packing import pack, unpack
 #: Between the name of a linear and that of one of its tensors.
 SEPARATOR = ":"
 #: The tensors that a weight may have.
-PARTS = ("shape", "error", "codes", "scale", "zero_point", "values", "mask")
+PARTS = ("shape", "error", "codes", "scale", "product", "zero_point", "values", "mask")
 
 
 def encode(weight: CompressedWeight) -> dict[str, Tensor]:
     """The tensors of a weight. ``shape`` int64 [4]: its rows, columns, bits and group size (16 and -1 where
-    it is not quantized); ``error`` float64 []; ``codes`` uint8, ``scale`` [rows, groups] and where it is
-    asymmetric ``zero_point`` int8 [rows, groups], or ``values`` [rows, cols]; ``mask`` uint8 where it is
-    pruned."""
+    it is not quantized); ``error`` float64 []; ``codes`` uint8, ``scale`` [rows, groups], ``product`` [0] in
+    the precision that both are multiplied in where it is another than the scale's, and where it is asymmetric
+    ``zero_point`` int8 [rows, groups], or ``values`` [rows, cols]; ``mask`` uint8 where it is pruned."""
     rows, cols = weight.shape
     tensors = {"error": torch.tensor(weight.error, dtype=torch.float64)}
     bits, size = 16, -1
@@ -35,6 +35,8 @@ def encode(weight: CompressedWeight) -> dict[str, Tensor]:
         unsigned = (weight.codes.to(torch.int16) - lowest).to(torch.uint8)
         tensors["codes"] = pack(unsigned, bits)
         tensors["scale"] = grid.scale.to(grid.dtype).contiguous()
+        if grid.product_dtype != grid.dtype:
+            tensors["product"] = torch.empty(0, dtype=grid.product_dtype)
         if grid.zero_point is not None:
             tensors["zero_point"] = grid.zero_point.to(torch.int8).contiguous()
     else:
@@ -64,6 +66,7 @@ def decode(tensors: Mapping[str, Tensor]) -> CompressedWeight:
             bits,
             size,
             scale.dtype,
+            tensors["product"].dtype if "product" in tensors else None,
         )
     return CompressedWeight(mask, float(tensors["error"]), codes, grid, tensors.get("values"))
 

@@ -5,7 +5,7 @@ rounded to the precision they are stored in *before* any code is chosen, and deq
 in that precision, because that is what the engine that loads the checkpoint will do.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,12 +53,18 @@ def round_product(product: Tensor, dtype: torch.dtype) -> Tensor:
 @dataclass(frozen=True)
 class GridSpec:
     """The kind of a grid: ``num_bits`` of a code, ``group_size`` columns that share a scale (a divisor of
-    the width), ``symmetric`` around 0 or with a zero-point, ``dtype`` of the stored scales."""
+    the width), ``symmetric`` around 0 or with a zero-point, ``dtype`` of the stored scales, ``product``: the
+    precision that the engine multiplies codes and scales in (None: that of the scales)."""
 
     num_bits: int
     group_size: int
     symmetric: bool
     dtype: torch.dtype
+    product: torch.dtype | None = None
+
+    def grid(self, scale: Tensor, zero_point: Tensor | None) -> "Grid":
+        """The grid of this kind with these scales and zero-points [rows, groups]."""
+        return Grid(scale, zero_point, self.num_bits, self.group_size, self.dtype, self.product)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +106,20 @@ class QParams:
 @dataclass(frozen=True, eq=False)
 class Grid:
     """The grid of a weight [rows, cols]: ``scale`` [rows, groups] float32 holding values of ``dtype``;
-    ``zero_point`` [rows, groups] float32 holding codes, or None when symmetric."""
+    ``zero_point`` [rows, groups] float32 holding codes, or None when symmetric; ``product`` as in
+    :class:`GridSpec`."""
 
     scale: Tensor
     zero_point: Tensor | None
     num_bits: int
     group_size: int
     dtype: torch.dtype
+    product: torch.dtype | None = None
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """The precision that codes and scales are multiplied in."""
+        return self.dtype if self.product is None else self.product
 
     def columns(self, indices: Tensor) -> QParams:
         """The parameters [rows, n] of the columns ``indices`` [n]."""
@@ -116,13 +129,17 @@ class Grid:
             return values.expand(-1, len(groups)) if values.shape[1] == 1 else values[:, groups]
 
         zero_point = None if self.zero_point is None else spread(self.zero_point)
-        return QParams(spread(self.scale), zero_point, *code_range(self.num_bits), self.dtype)
+        return QParams(
+            spread(self.scale), zero_point, *code_range(self.num_bits), self.product_dtype
+        )
 
     def group(self, index: int) -> QParams:
         """The parameters [rows, 1] of a group."""
         at = slice(index, index + 1)
         zero_point = None if self.zero_point is None else self.zero_point[:, at]
-        return QParams(self.scale[:, at], zero_point, *code_range(self.num_bits), self.dtype)
+        return QParams(
+            self.scale[:, at], zero_point, *code_range(self.num_bits), self.product_dtype
+        )
 
     def expand(self) -> QParams:
         """The parameters [rows, cols] of every weight."""
@@ -136,7 +153,7 @@ class Grid:
             grid = self.rows(rows)
             product = grid.steps(codes[rows])
             product.view(len(product), -1, self.group_size).mul_(grid.scale[..., None])
-            weight[rows] = round_product(product, self.dtype)
+            weight[rows] = round_product(product, self.product_dtype)
         return weight
 
     def steps(self, codes: Tensor) -> Tensor:
@@ -149,10 +166,9 @@ class Grid:
     def rows(self, rows: slice) -> "Grid":
         """The grid of a slice of the rows."""
         zero_point = None if self.zero_point is None else self.zero_point[rows]
-        return Grid(self.scale[rows], zero_point, self.num_bits, self.group_size, self.dtype)
+        return replace(self, scale=self.scale[rows], zero_point=zero_point)
 
     def to(self, device: torch.device | str) -> "Grid":
         """The same grid on another device."""
         zero_point = None if self.zero_point is None else self.zero_point.to(device)
-        scale = self.scale.to(device)
-        return Grid(scale, zero_point, self.num_bits, self.group_size, self.dtype)
+        return replace(self, scale=self.scale.to(device), zero_point=zero_point)

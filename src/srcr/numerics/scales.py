@@ -59,11 +59,10 @@ def search_scales(
         for rows in row_chunks(W, CACHED_ELEMENTS)
     ]
     zero_points = [grid.zero_point for grid in grids if grid.zero_point is not None]
-    return Grid(
+    return spec.grid(
         torch.cat([grid.scale for grid in grids]),
         torch.cat(zero_points) if zero_points else None,
-        spec.num_bits, spec.group_size, spec.dtype,
-    )  # fmt: skip
+    )
 
 
 def _search_chunk(
@@ -103,7 +102,7 @@ def _search_chunk(
             loss, scale, zero_point = _tried(grouped, weight, spec, *candidate)
             loss = torch.where(inside, loss, torch.inf)
             best, _ = _better(best, (loss, scale, zero_point))
-    return Grid(best[1], best[2], spec.num_bits, spec.group_size, spec.dtype)
+    return spec.grid(best[1], best[2])
 
 
 def _tried(
@@ -135,7 +134,8 @@ def _loss(
 ) -> Tensor:
     """The weighted error [rows, groups] of rounding ``grouped`` [rows, groups, group_size]."""
     zero_point = None if zero_point is None else zero_point[..., None]
-    qparams = QParams(scale[..., None], zero_point, *code_range(spec.num_bits), spec.dtype)
+    product = spec.product or spec.dtype
+    qparams = QParams(scale[..., None], zero_point, *code_range(spec.num_bits), product)
     error = (qparams.dequantize(qparams.quantize(grouped)) - grouped).abs_().pow_(ERROR_NORM)
     return (error if weight is None else error * weight).sum(dim=2)
 

@@ -16,7 +16,7 @@ from srcr.metrics.rates import count_zeros, entropy_bits, layer_tcr
 from srcr.models.checkpoint import OpenModel
 from srcr.models.transformed import Change, Read, TransformedSource
 from srcr.numerics.compressed import CompressedWeight
-from srcr.numerics.grid import Grid, GridSpec
+from srcr.numerics.grid import GridSpec
 from srcr.numerics.tensors import row_chunks
 from srcr.pipelines.progress import stage
 from srcr.plans.plan import CompressionPlan
@@ -72,8 +72,7 @@ def round_to_nearest(
     other; some rows at a time. Its error is that of the weights, relative, squared."""
     scheme, cols = Scheme.of(quant), W.shape[1]
     size = cols if scheme.group_size == -1 else scheme.group_size
-    dtype = quant.scale_precision(dtype)
-    spec = GridSpec(scheme.num_bits, size, scheme.symmetric, dtype)
+    spec = GridSpec(scheme.num_bits, size, scheme.symmetric, *quant.scale_precision(dtype))
     fit, importance = get_quantizer(quant.method).fit, torch.ones(cols, device=device)
     codes, scales, zero_points, wrong, energy = [], [], [], 0.0, 0.0
     for rows in row_chunks(W, CHUNK_ELEMENTS):
@@ -85,13 +84,7 @@ def round_to_nearest(
         codes.append(chosen.cpu())
         scales.append(grid.scale.cpu())
         zero_points += [] if grid.zero_point is None else [grid.zero_point.cpu()]
-    grid = Grid(
-        torch.cat(scales),
-        torch.cat(zero_points) if zero_points else None,
-        spec.num_bits,
-        size,
-        dtype,
-    )
+    grid = spec.grid(torch.cat(scales), torch.cat(zero_points) if zero_points else None)
     return CompressedWeight(None, wrong / max(energy, 1e-30), torch.cat(codes), grid)
 
 

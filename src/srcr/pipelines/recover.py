@@ -15,7 +15,7 @@ from srcr.data.sources import RecoveryText, Source
 from srcr.environment import peak_memory, select_device, versions
 from srcr.errors import InputError
 from srcr.formats import Format, detect
-from srcr.formats.checkpoint import Checkpoint, Contents
+from srcr.formats.checkpoint import Checkpoint
 from srcr.formats.verify import compare_logits, verify_tensors
 from srcr.models.blockwise import running_precision
 from srcr.models.checkpoint import ModelLike, OpenModel

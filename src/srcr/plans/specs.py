@@ -63,8 +63,8 @@ class QuantSpec:
     """How a layer is quantized: ``num_bits`` from 2 to 8, ``group_size`` columns sharing a scale
     (-1: the whole row; "auto": the first of 128, 64, 32 that divides the width, else the whole row),
     ``symmetric`` around 0 or with an integer zero-point, ``actorder`` "static" (columns swept by falling
-    ``diag(H)``, groups as they stand in the file) or None, ``scale_dtype`` what scales are stored in (None:
-    the model's own precision)."""
+    ``diag(H)``, groups as they stand in the file) or None, ``scale_dtype`` what scales are stored in, by an
+    engine that multiplies in float32 (None: both in the model's own precision)."""
 
     __pydantic_config__ = STRICT
 
@@ -83,9 +83,12 @@ class QuantSpec:
         if isinstance(self.group_size, int) and self.group_size != -1 and self.group_size < 1:
             raise InputError(f"group_size {self.group_size} must be -1 (channel-wise) or positive")
 
-    def scale_precision(self, own: torch.dtype) -> torch.dtype:
-        """What scales are stored in, of a model whose ``own`` precision is known."""
-        return own if self.scale_dtype is None else SCALE_DTYPES[self.scale_dtype]
+    def scale_precision(self, own: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+        """What scales are stored in, and what codes are multiplied by them in, of a model of its ``own``
+        precision."""
+        if self.scale_dtype is None:
+            return own, own
+        return SCALE_DTYPES[self.scale_dtype], torch.float32
 
 
 @dataclass(frozen=True)

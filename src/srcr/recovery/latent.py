@@ -69,7 +69,7 @@ class LatentWeight:
                 continue
             steps = self._codes(rows)
             steps.view(len(steps), -1, grid.group_size).mul_(grid.scale[rows][..., None])
-            weight[rows] = round_product(steps, grid.dtype)
+            weight[rows] = round_product(steps, grid.product_dtype)
 
     def gradients(self, gradient: Tensor) -> None:
         """Turn the ``gradient`` [rows, cols] of the weight, which is overwritten, into those of ``steps`` and

@@ -136,8 +136,8 @@ def _stack(names: Sequence[str], problem: LayerProblem) -> RowStack:
     size = _group_size(plan, W.shape[1])
     grid_spec = None
     if plan.quant is not None:
-        dtype = plan.quant.scale_precision(problem.dtype)
-        grid_spec = GridSpec(plan.quant.num_bits, size, plan.quant.symmetric, dtype)
+        precision = plan.quant.scale_precision(problem.dtype)
+        grid_spec = GridSpec(plan.quant.num_bits, size, plan.quant.symmetric, *precision)
     return RowStack(
         tuple(names), W,
         tuple(problem.weights[name].shape[0] for name in names),

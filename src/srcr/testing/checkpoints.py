@@ -2,24 +2,35 @@
 
 import torch
 
+from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import Checkpoint, planned_contents
 from srcr.models.checkpoint import ModelLike, open_model
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.hessian import LayerStatistics
 from srcr.pipelines.embeddings import round_to_nearest
 from srcr.plans.plan import CompressionPlan, Recipe
-from srcr.plans.resolve import check_plan, resolve_group_sizes, uniform_plan
+from srcr.plans.resolve import (
+    check_plan,
+    resolve_group_sizes,
+    resolve_scale_dtype,
+    uniform_plan,
+)
 from srcr.solver.problem import LayerProblem
 from srcr.solver.solve import solve
 
 
-def compressed_checkpoint(model: ModelLike, plan: CompressionPlan | Recipe) -> Checkpoint:
-    """The model compressed by a plan without any data: as if every input were as likely as any other."""
+def compressed_checkpoint(
+    model: ModelLike, plan: CompressionPlan | Recipe, fmt: Format | None = None
+) -> Checkpoint:
+    """The model compressed by a plan without any data, as if every input were as likely as any other;
+    for a format, with the group sizes and scales that it stores."""
     opened = open_model(model)
     shapes, tables = opened.topology.shapes, opened.topology.embedding_shapes
     plan = uniform_plan(shapes, plan, tables) if isinstance(plan, Recipe) else plan
     check_plan(plan, shapes, tables)
-    plan, _ = resolve_group_sizes(plan, shapes, tables)
+    fmt = fmt or get_format("dense")
+    plan, _ = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
+    plan = resolve_scale_dtype(plan, fmt.scale_dtype)
     weights: dict[str, CompressedWeight] = {}
     for layer in plan.layers:
         weight = opened.blockwise.matrix(layer.name).to(torch.float32)

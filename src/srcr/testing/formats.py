@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from srcr.errors import InputError
 from srcr.formats import Format, detect, get_format
@@ -13,8 +12,10 @@ from srcr.formats.checkpoint import Checkpoint, DequantizedSource
 from srcr.models.streaming import CastTensors, filled
 from srcr.numerics.compressed import CompressedWeight
 from srcr.plans.plan import Recipe
+from srcr.plans.resolve import AUTO_GROUPS
 from srcr.plans.specs import PruneSpec, QuantSpec
 from srcr.serialize import to_json
+from srcr.storage.index import containers
 from srcr.storage.safetensors import TensorFiles
 from srcr.testing.checkpoints import compressed_checkpoint
 from srcr.testing.families import tiny_model
@@ -27,7 +28,11 @@ RECIPES = {
     "2:4, not quantized": Recipe(PruneSpec.of("magnitude", 0, "2:4"), None),
 }
 #: Separate and fused linears, biases, tied embeddings, transposed weights.
-TRIED_FAMILIES = ("llama", "opt", "gpt2")
+TRIED_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"intermediate_size": 64},
+    "opt": {},
+    "gpt2": {},
+}
 #: How far logits may be apart, relative and absolute.
 TOLERANCE = 1e-4
 
@@ -43,17 +48,18 @@ def check_format(fmt: str | Format) -> list[str]:
     fmt = get_format(fmt) if isinstance(fmt, str) else fmt
     require(bool(fmt.name and fmt.summary), "a format has a name and a summary")
     held = []
-    for family in TRIED_FAMILIES:
+    for family, changes in TRIED_FAMILIES.items():
         for dtype in (torch.float32, torch.bfloat16):
             for title, recipe in RECIPES.items():
-                checkpoint = compressed_checkpoint(tiny_model(family, dtype), recipe)
+                model = tiny_model(family, dtype, **changes)
+                checkpoint = compressed_checkpoint(model, recipe, fmt)
                 try:
                     fmt.check(checkpoint.contents)
                 except InputError:
                     continue
                 held.append(f"{family}, {title}")
                 with tempfile.TemporaryDirectory() as folder:
-                    _check_folder(fmt, checkpoint, tiny_model(family), Path(folder))
+                    _check_folder(fmt, checkpoint, tiny_model(family, **changes), Path(folder))
     require(bool(held), f"{fmt.name} holds nothing that it was tried with")
     return list(dict.fromkeys(held))
 
@@ -72,7 +78,7 @@ def _check_folder(fmt: Format, checkpoint: Checkpoint, model: Any, folder: Path)
     )
     _check_layout(fmt, checkpoint, first)
     written = fmt.read(first)
-    _check_weights(fmt.name, checkpoint, written)
+    _check_weights(fmt, checkpoint, written)
     fmt.write(written, copy)
     require(_bytes(first) == _bytes(copy), f"{fmt.name} read and written again is not the same")
     require(
@@ -88,7 +94,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 def _check_layout(fmt: Format, checkpoint: Checkpoint, folder: Path) -> None:
     """Of a format of safetensors files, what compressed linears are stored as."""
-    if not list(folder.glob("*.safetensors")):
+    if containers(folder):
         return
     files, contents = TensorFiles(folder), checkpoint.contents
     for name in contents.compressed:
@@ -104,7 +110,8 @@ def _check_layout(fmt: Format, checkpoint: Checkpoint, folder: Path) -> None:
             )
 
 
-def _check_weights(name: str, checkpoint: Checkpoint, written: Checkpoint) -> None:
+def _check_weights(fmt: Format, checkpoint: Checkpoint, written: Checkpoint) -> None:
+    name = fmt.name
     configs = [to_json(dict(each.config)) for each in (written, checkpoint)]
     require(configs[0] == configs[1], f"{name} changes the config")
     require(written.dtype == checkpoint.dtype, f"{name} changes the precision")
@@ -115,7 +122,10 @@ def _check_weights(name: str, checkpoint: Checkpoint, written: Checkpoint) -> No
             f"{name} gives {linear} back changed",
         )
     for linear, scheme in written.contents.schemes.items():
-        require(scheme == checkpoint.contents.schemes[linear], f"{name} changes {linear}'s scheme")
+        planned = checkpoint.contents.schemes[linear]
+        # A format with group sizes of its own stores codes in blocks, of whatever width holds them.
+        own = fmt.group_sizes != AUTO_GROUPS and scheme.num_bits >= planned.num_bits
+        require(own or scheme == planned, f"{name} changes {linear}'s scheme")
         require(
             _same_grid(written.read(linear), checkpoint.read(linear)),
             f"{name} changes the codes or the grid of {linear}",
@@ -130,12 +140,10 @@ def _check_weights(name: str, checkpoint: Checkpoint, written: Checkpoint) -> No
 def _same_grid(left: CompressedWeight, right: CompressedWeight) -> bool:
     if left.grid is None or right.grid is None or left.codes is None or right.codes is None:
         return False
-    pairs: list[tuple[Tensor | None, Tensor | None]] = [
-        (left.codes, right.codes),
-        (left.grid.scale, right.grid.scale),
-        (left.grid.zero_point, right.grid.zero_point),
-    ]
-    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+    steps = [w.grid.steps(w.codes) for w in (left, right) if w.grid and w.codes is not None]
+    scales = [w.grid.expand().scale for w in (left, right) if w.grid]
+    used = steps[0] != 0
+    return torch.equal(*steps) and torch.equal(scales[0][used], scales[1][used])
 
 
 @torch.no_grad()

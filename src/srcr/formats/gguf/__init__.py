@@ -5,7 +5,7 @@ being rounded again. Everything else stays in the model's own precision, norms i
 config.json and tokenizer as well, so that srcr reads it back.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,9 +107,9 @@ def _layout(
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:
     gguf = _library()
-    contents, config = checkpoint.contents, config_of(checkpoint.config)
+    config = config_of(checkpoint.config)
     check_config(config)
-    names = TensorNames(config)
+    names, extra = TensorNames(config), rope_tensors(config)
     write_config(checkpoint, folder)
     vocabulary = read_vocabulary(folder, checkpoint.vocabulary)
     writer = gguf.GGUFWriter(folder / GGUF, architecture_of(config.model_type).name)
@@ -117,46 +117,64 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(gguf.LlamaFileType[_file_type(checkpoint)])
     write_vocabulary(writer, vocabulary, chat_template(folder))
-    extra, plain = rope_tensors(config), checkpoint.plain_names()
     for name, tensor in extra.items():
         _add(writer, gguf, name, tensor.shape, tensor.dtype)
-    for name in plain:
-        meta = checkpoint.meta(name)
-        _add(writer, gguf, names.name(name), meta.shape, _plain_dtype(meta))
-    for name in contents.compressed:
-        ref, shape = contents.topology.matrix(name), contents.topology.shape(name)
-        scheme = contents.schemes.get(name)
-        meta = _layout(ref, shape, scheme, checkpoint.dtype)[ref.parameter]
-        kind = None if scheme is None else block_type(scheme.num_bits).name
-        _add(writer, gguf, names.name(ref.parameter), meta.shape, meta.dtype, kind)
+    parameters = _parameters(checkpoint, names)
+    for name in parameters:
+        _declare(writer, gguf, checkpoint, names, name)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     try:
-        for array in _arrays(checkpoint, names, [*extra.values()], plain):
-            writer.write_tensor_data(array)
+        for tensor in extra.values():
+            writer.write_tensor_data(tensor.numpy())
+        for name in parameters:
+            writer.write_tensor_data(_array(checkpoint, names, name))
     finally:
         writer.close()
 
 
-def _arrays(
-    checkpoint: Checkpoint, names: TensorNames, extra: Sequence[Tensor], plain: Sequence[str]
-) -> Iterator[npt.NDArray[Any]]:
-    """The data of every tensor, in the order in which they were declared."""
-    for tensor in extra:
-        yield tensor.numpy()
-    for name in plain:
+def _parameters(checkpoint: Checkpoint, names: TensorNames) -> list[str]:
+    """Every parameter, in the order of llama.cpp's names: blocks by their numbers."""
+
+    def place(name: str) -> list[tuple[bool, int, str]]:
+        parts = names.name(name).split(".")
+        return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+    return sorted([*checkpoint.plain_names(), *checkpoint.parameters], key=place)
+
+
+def _linear(checkpoint: Checkpoint, parameter: str) -> str | None:
+    """The compressed linear that a parameter is, if it is one."""
+    return checkpoint.parameters[parameter][0] if parameter in checkpoint.parameters else None
+
+
+def _declare(writer: Any, gguf: Any, checkpoint: Checkpoint, names: TensorNames, name: str) -> None:
+    linear = _linear(checkpoint, name)
+    if linear is None:
+        meta = checkpoint.meta(name)
+        _add(writer, gguf, names.name(name), meta.shape, _plain_dtype(meta))
+        return
+    contents = checkpoint.contents
+    scheme = contents.schemes.get(linear)
+    layout = _layout(
+        contents.topology.matrix(linear), contents.topology.shape(linear), scheme, checkpoint.dtype
+    )
+    kind = None if scheme is None else block_type(scheme.num_bits).name
+    _add(writer, gguf, names.name(name), layout[name].shape, layout[name].dtype, kind)
+
+
+def _array(checkpoint: Checkpoint, names: TensorNames, name: str) -> npt.NDArray[Any]:
+    """The data of a parameter as llama.cpp stores it."""
+    linear, order, offset = _linear(checkpoint, name), names.row_order(name), names.offset(name)
+    if linear is None:
         tensor = checkpoint.tensor(name)
-        tensor = _ordered(tensor.to(_plain_dtype(tensor)), names.row_order(name))
-        yield _bytes(tensor + names.offset(name) if names.offset(name) else tensor)
-    for name in checkpoint.contents.compressed:
-        weight, ref = checkpoint.read(name), checkpoint.contents.topology.matrix(name)
-        order = names.row_order(ref.parameter)
-        if weight.codes is None:
-            yield _bytes(_ordered(weight.dequantize().to(checkpoint.dtype), order))
-            continue
-        blocks = torch.from_numpy(pack_blocks(weight, name))
-        yield _ordered(blocks, order).numpy()
+        tensor = _ordered(tensor.to(_plain_dtype(tensor)), order)
+        return _bytes(tensor + offset if offset else tensor)
+    weight = checkpoint.read(linear)
+    if weight.codes is None:
+        return _bytes(_ordered(weight.dequantize().to(checkpoint.dtype), order))
+    return _ordered(torch.from_numpy(pack_blocks(weight, linear)), order).numpy()
 
 
 def _ordered(tensor: Tensor, order: Tensor | None) -> Tensor:
@@ -223,7 +241,8 @@ def _decode(source: GgufSource, contents: Contents, name: str) -> CompressedWeig
     order = source.stored.row_order(parameter)
     if order is None:
         return weight
-    assert weight.codes is not None and weight.grid is not None
+    assert weight.codes is not None
+    assert weight.grid is not None
     back = torch.argsort(order)
     grid = replace(weight.grid, scale=weight.grid.scale[back])
     return CompressedWeight(None, weight.error, weight.codes[back], grid)

@@ -193,7 +193,9 @@ def rope_tensors(config: Any) -> dict[str, Tensor]:
     kind = rope.get("rope_type", "default")
     if kind == "longrope":
         return {
-            f"rope_factors_{which}.weight": torch.tensor(rope[f"{which}_factor"], dtype=torch.float32)
+            f"rope_factors_{which}.weight": torch.tensor(
+                rope[f"{which}_factor"], dtype=torch.float32
+            )
             for which in ("long", "short")
         }
     return {"rope_freqs.weight": _llama3_factors(rope, config)} if kind == "llama3" else {}

@@ -46,16 +46,15 @@ def pack_blocks(weight: CompressedWeight, name: str = "the weight") -> Bytes:
     Raises:
         InputError: a scale is no number of 16 bits.
     """
-    assert weight.codes is not None and weight.grid is not None
+    assert weight.codes is not None
+    assert weight.grid is not None
     kind, codes = block_type(weight.grid.num_bits), weight.codes.numpy()
     rows, cols = codes.shape
     scale = _half_scales(weight.grid, weight.codes, name)
     per_block = np.repeat(scale, cols // BLOCK // scale.shape[1], axis=1)
     blocks = codes.reshape(rows, cols // BLOCK, BLOCK)
-    if kind.num_bits == 8:
-        packed = blocks.view(np.uint8)
-    else:
-        packed = _pack_nibbles(blocks, kind.num_bits)
+    whole = kind.num_bits == 8
+    packed = blocks.view(np.uint8) if whole else _pack_nibbles(blocks, kind.num_bits)
     parts = [per_block[..., None].view(np.uint8), packed]
     return np.ascontiguousarray(np.concatenate(parts, axis=2)).reshape(rows, -1)
 
@@ -69,8 +68,9 @@ def unpack_blocks(data: Bytes, kind: BlockType) -> CompressedWeight:
     packed = np.ascontiguousarray(blocks[..., 2:])
     codes = packed.view(np.int8) if kind.num_bits == 8 else _unpack_nibbles(packed, kind.num_bits)
     grid = Grid(
-        torch.from_numpy(scale.astype(np.float32)), None, kind.num_bits, BLOCK, torch.float16
-    )
+        torch.from_numpy(scale.astype(np.float32)), None, kind.num_bits, BLOCK, torch.float16,
+        torch.float32,
+    )  # fmt: skip
     return CompressedWeight(
         None, float("nan"), torch.from_numpy(codes.reshape(rows, -1).copy()), grid
     )

@@ -1,6 +1,9 @@
 """A GGUF file that srcr wrote, read a tensor at a time under the names of transformers."""
 
+import math
+import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,27 +18,143 @@ from srcr.formats.gguf.architectures import TensorNames
 from srcr.models.config import check_causal, config_of
 from srcr.models.source import plain_config
 from srcr.models.streaming import empty_model
-from srcr.models.validation import library_errors
 
 #: How far a norm's weight may be from what it was, where 1 was added to it in float32 and taken away again.
 OFFSET_ERROR = 2.0**-23
 #: How plain tensors are stored.
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
+#: Bytes of a metadata value by its type; 8 and 9 are strings and arrays.
+VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+STRING, ARRAY, UINT32 = 8, 9, 4
+#: Dimensions of a tensor at most.
+DIMENSIONS = 4
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """Where a tensor lies: the name of its type, its shape (the last dimension lies together), its first byte
+    and how many there are."""
+
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    n_bytes: int
+
+
+class _Cursor:
+    """Reads the header of a GGUF file; nothing is allocated by what it says.
+
+    Raises:
+        InputError: the file ends before what it announces.
+    """
+
+    def __init__(self, data: npt.NDArray[np.uint8], path: Path) -> None:
+        self.data, self.path, self.at = data, path, 0
+
+    def skip(self, count: int) -> int:
+        """The place of the next ``count`` bytes, which are passed over."""
+        start = self.at
+        if count > len(self.data) - start:
+            raise InputError(f"{self.path} is damaged: it ends within its header")
+        self.at += count
+        return start
+
+    def number(self, form: str) -> int:
+        """The next number by its form in :mod:`struct`."""
+        start = self.skip(struct.calcsize(form))
+        (value,) = struct.unpack("<" + form, self.data[start : self.at].tobytes())
+        return int(value)
+
+    def string(self) -> str:
+        """The next string."""
+        start = self.skip(self.number("Q"))
+        return self.data[start : self.at].tobytes().decode("utf-8", "replace")
+
+    def count(self, smallest: int) -> int:
+        """How many entries follow, each of at least so many bytes."""
+        count = self.number("Q")
+        if count * smallest > len(self.data):
+            raise InputError(f"{self.path} is damaged: it announces {count} entries")
+        return count
+
+    def value(self, kind: int) -> int | None:
+        """Passes over a metadata value; a whole number of 32 bits is returned."""
+        if kind == UINT32:
+            return self.number("I")
+        if kind == STRING:
+            self.skip(self.number("Q"))
+        elif kind == ARRAY:
+            of = self.number("I")
+            if of == STRING:
+                for _ in range(self.count(8)):
+                    self.skip(self.number("Q"))
+            else:
+                self.skip(self._size(of) * self.number("Q"))
+        else:
+            self.skip(self._size(kind))
+        return None
+
+    def _size(self, kind: int) -> int:
+        if kind not in VALUE_BYTES:
+            raise InputError(f"{self.path} is damaged: metadata of type {kind}")
+        return VALUE_BYTES[kind]
 
 
 class GgufFile:
     """The tensors of a GGUF file by llama.cpp's names.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or of another version.
     """
 
     def __init__(self, path: Path) -> None:
-        import gguf
-
-        with library_errors(f"{path} is no GGUF file that can be read"):
-            self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
         self.path = path
+        size = path.stat().st_size
+        self._data = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        self._tensors = self._read_header()
+
+    def _read_header(self) -> dict[str, GgufTensor]:
+        cursor = _Cursor(self._data, self.path)
+        if self._data[: len(MAGIC)].tobytes() != MAGIC:
+            raise InputError(f"{self.path} is no GGUF file")
+        cursor.skip(len(MAGIC))
+        if (version := cursor.number("I")) != VERSION:
+            raise InputError(f"{self.path} is GGUF of version {version}, and srcr reads {VERSION}")
+        tensors, values = cursor.count(24), cursor.count(13)
+        alignment = ALIGNMENT
+        for _ in range(values):
+            key = cursor.string()
+            value = cursor.value(cursor.number("I"))
+            if key == "general.alignment" and value:
+                alignment = value
+        entries = [(cursor.string(), self._entry(cursor)) for _ in range(tensors)]
+        start = -(-cursor.at // alignment) * alignment
+        return {
+            name: GgufTensor(kind, shape, start + offset, n_bytes)
+            for name, (kind, shape, offset, n_bytes) in entries
+            if self._check(name, start + offset, n_bytes)
+        }
+
+    def _entry(self, cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
+        """The type, shape, offset and bytes of the next tensor."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        dimensions = cursor.number("I")
+        if dimensions > DIMENSIONS:
+            raise InputError(f"{self.path} is damaged: a tensor of {dimensions} dimensions")
+        shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
+        number = cursor.number("I")
+        if number not in {int(kind) for kind in GGMLQuantizationType}:
+            raise InputError(f"{self.path} is damaged: a tensor of type {number}")
+        kind = GGMLQuantizationType(number)
+        columns, size = GGML_QUANT_SIZES[kind]
+        return kind.name, shape, cursor.number("Q"), math.prod(shape) // columns * size
+
+    def _check(self, name: str, start: int, n_bytes: int) -> bool:
+        if start + n_bytes > len(self._data):
+            raise InputError(f"{self.path} is damaged: it ends before {name} does")
+        return True
 
     def names(self) -> Sequence[str]:
         """Every tensor's name."""
@@ -43,27 +162,28 @@ class GgufFile:
 
     def kind(self, name: str) -> str:
         """What ggml calls the type of a tensor."""
-        return str(self._tensors[name].tensor_type.name)
+        return self._tensors[name].kind
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, its last dimension that which lies together."""
-        return tuple(int(n) for n in reversed(self._tensors[name].shape.tolist()))
+        return self._tensors[name].shape
 
     def size(self, name: str) -> int:
         """A tensor's bytes."""
-        return int(self._tensors[name].n_bytes)
+        return self._tensors[name].n_bytes
 
     def data(self, name: str) -> npt.NDArray[np.uint8]:
-        """The bytes uint8 [rows, bytes] of a tensor."""
-        data = np.ascontiguousarray(self._tensors[name].data)
-        return data.view(np.uint8).reshape(self.shape(name)[0], -1)
+        """The bytes uint8 [rows, bytes] of a tensor, in memory of their own."""
+        tensor = self._tensors[name]
+        data = np.array(self._data[tensor.start : tensor.start + tensor.n_bytes])
+        return data.reshape(tensor.shape[0], -1)
 
     def plain(self, name: str) -> Tensor:
         """A tensor that is not quantized."""
         kind = self.kind(name)
         if kind not in PLAIN:
             raise InputError(f"{name} of {self.path} is {kind}, which srcr does not write")
-        data = torch.from_numpy(np.array(self.data(name)))
+        data = torch.from_numpy(self.data(name))
         return data.view(-1).view(PLAIN[kind]).view(self.shape(name))
 
 
@@ -96,12 +216,12 @@ class GgufSource:
     def meta(self, name: str) -> Tensor:
         """A tensor's shape and precision."""
         stored = self.present[name]
-        if self.file.kind(stored) in PLAIN and len(self.file.shape(stored)) > 1:
-            dtype = PLAIN[self.file.kind(stored)]
-            return torch.empty(self.file.shape(stored), dtype=dtype, device="meta")
-        if self.file.kind(stored) in PLAIN:
+        shape = self.file.shape(stored)
+        if self.file.kind(stored) not in PLAIN:
+            return torch.empty(shape, dtype=self.config.dtype, device="meta")
+        if len(shape) == 1:  # its precision is seen from its numbers
             return torch.empty_like(self.get(name), device="meta")
-        return torch.empty(self.file.shape(stored), dtype=self.config.dtype, device="meta")
+        return torch.empty(shape, dtype=PLAIN[self.file.kind(stored)], device="meta")
 
     def get(self, name: str) -> Tensor:
         """A plain tensor; norms and biases, stored in float32, in the model's precision where that holds
@@ -110,9 +230,10 @@ class GgufSource:
         order, offset = self.stored.row_order(name), self.stored.offset(name)
         if order is not None:
             tensor = tensor[torch.argsort(order)]
+        if offset:
+            tensor = tensor - offset
         if tensor.ndim > 1 or tensor.dtype == self.config.dtype:
-            return tensor - offset if offset else tensor
-        tensor = tensor - offset
-        rounded = tensor.to(self.config.dtype)
-        exact = (rounded.to(torch.float32) - tensor).abs().max() <= (OFFSET_ERROR if offset else 0.0)
-        return rounded if bool(exact) else tensor
+            return tensor
+        rounded: Tensor = tensor.to(self.config.dtype)
+        lost = float((rounded.to(torch.float32) - tensor).abs().max())
+        return rounded if lost <= (OFFSET_ERROR if offset else 0.0) else tensor

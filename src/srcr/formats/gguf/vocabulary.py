@@ -14,7 +14,7 @@ TOKENIZER = "tokenizer.json"
 PROBE = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) "
     "✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 "
-    "?我想在apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!"
+    "?我想在apple工作1314151天\uff5e ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!"
     "?????? I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some "
     "tea? We'Ve a'lL"
 )
@@ -217,7 +217,7 @@ def _prepends_space(data: Mapping[str, Any]) -> bool:
     )
 
 
-def _special(data: Mapping[str, Any], folder: Path) -> tuple[dict[str, int], bool | None]:
+def _special(data: Mapping[str, Any], folder: Path) -> tuple[dict[str, int], bool]:
     """The ids of special tokens by what they are for, and whether a text begins with the first."""
     ids = {token["content"]: token["id"] for token in data.get("added_tokens", ())}
     config = _config(folder)
@@ -231,8 +231,7 @@ def _special(data: Mapping[str, Any], folder: Path) -> tuple[dict[str, int], boo
     template = json.dumps(data.get("post_processor") or {})
     bos = config.get("bos_token")
     bos = bos.get("content") if isinstance(bos, Mapping) else bos
-    first = None if bos is None else json.dumps(bos) in template
-    return special, first
+    return special, bos is not None and json.dumps(bos) in template
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def _grid(grid: Grid | None) -> tuple[Any, ...]:
     scale = grid.scale.contiguous()
     zero = torch.zeros_like(scale) if grid.zero_point is None else grid.zero_point.contiguous()
     low, high = map(np.float32, code_range(grid.num_bits))
-    return scale.numpy(), zero.numpy(), low, high, _PRODUCT[grid.dtype]
+    return scale.numpy(), zero.numpy(), low, high, _PRODUCT[grid.product_dtype]
 
 
 def _threads() -> None:

@@ -108,14 +108,14 @@ def _loss(  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always", **_OPTIONS)
-def _round_to_storage(scale, product, smallest):  # type: ignore[no-untyped-def]
+def _round_to_storage(scale, stored, smallest):  # type: ignore[no-untyped-def]
     """As :func:`srcr.numerics.grid.round_to_storage`."""
-    scale = _rounded(scale, product)
+    scale = _rounded(scale, stored)
     return smallest if abs(scale) < smallest else scale
 
 
 @njit(**_OPTIONS)
-def _grid(number, lowest, highest, shrinks, low, high, symmetric, product, smallest):  # type: ignore[no-untyped-def]
+def _grid(number, lowest, highest, shrinks, low, high, symmetric, stored, smallest):  # type: ignore[no-untyped-def]
     """The scale and zero-point that are tried at this place: the plain range, then each shrunk one, for a
     symmetric grid with the spare code below and above."""
     steps = high - low
@@ -126,10 +126,10 @@ def _grid(number, lowest, highest, shrinks, low, high, symmetric, product, small
         scale = (highest - lowest) / steps
         safe = scale if scale > 0 else np.float32(1.0)
         zero = min(max(np.rint(low - lowest / safe), low), high)
-        return _round_to_storage(scale, product, smallest), zero
+        return _round_to_storage(scale, stored, smallest), zero
     largest = max(highest, -lowest)
     divisor = steps / np.float32(2.0) if number == 0 else (-low if number % 2 else low)
-    return _round_to_storage(largest / divisor, product, smallest), np.float32(0.0)
+    return _round_to_storage(largest / divisor, stored, smallest), np.float32(0.0)
 
 
 @njit(parallel=True, **_OPTIONS)
@@ -143,6 +143,7 @@ def _search(  # type: ignore[no-untyped-def]
     low,
     high,
     symmetric,
+    stored,
     product,
     smallest,
     scales,
@@ -170,7 +171,7 @@ def _search(  # type: ignore[no-untyped-def]
                     if turn >= 0 and number == served:
                         continue
                     scale, zero = _grid(
-                        number, lowest, highest, shrinks, low, high, symmetric, product, smallest
+                        number, lowest, highest, shrinks, low, high, symmetric, stored, smallest
                     )
                     loss = _loss(
                         x, importance, np.uint64(g * size), scale, zero, low, high, product, most,
@@ -192,7 +193,7 @@ def _search(  # type: ignore[no-untyped-def]
                             low,
                             high,
                             symmetric,
-                            product,
+                            stored,
                             smallest,
                         )
                         loss = _loss(
@@ -202,7 +203,7 @@ def _search(  # type: ignore[no-untyped-def]
                         if loss < most:
                             best, most = number, loss
                 scales[r, g], zeros[r, g] = _grid(
-                    best, lowest, highest, shrinks, low, high, symmetric, product, smallest
+                    best, lowest, highest, shrinks, low, high, symmetric, stored, smallest
                 )
 
 
@@ -227,9 +228,7 @@ def search_scales(
         np.empty((0, 0), np.bool_) if mask is None else mask.contiguous().numpy(),
         weight.contiguous().numpy(), spec.group_size, np.array(shrinks, np.float32),
         np.array([0, *tried], np.int64), low, high, spec.symmetric, _PRODUCT[spec.dtype],
-        np.float32(smallest_scale(spec.dtype)),
+        _PRODUCT[spec.product or spec.dtype], np.float32(smallest_scale(spec.dtype)),
         scale.numpy(), zero_point.numpy(),
     )  # fmt: skip
-    return Grid(
-        scale, None if spec.symmetric else zero_point, spec.num_bits, spec.group_size, spec.dtype
-    )
+    return spec.grid(scale, None if spec.symmetric else zero_point)

@@ -199,4 +199,5 @@ def _grid(grid: Grid | None) -> tuple[Any, ...]:
     low, high = map(float, code_range(grid.num_bits))
     zero = None if grid.zero_point is None else grid.zero_point.contiguous()
     groups = grid.scale.shape[1]
-    return grid.scale.contiguous(), zero, groups, grid.group_size, low, high, _PRODUCT[grid.dtype]
+    product = _PRODUCT[grid.product_dtype]
+    return grid.scale.contiguous(), zero, groups, grid.group_size, low, high, product
