@@ -24,7 +24,9 @@ def test_formats_are_known_under_their_own_names():
 
 
 def test_unknown_and_later_formats():
-    with pytest.raises(InputError, match=r"'onnx' is not known: use compressed-tensors, dense"):
+    with pytest.raises(
+        InputError, match=r"'onnx' is not known: use archive, compressed-tensors, dense"
+    ):
         get_format("onnx")
     with pytest.raises(InputError, match="--format gptq is not available yet"):
         get_format("gptq")

@@ -25,7 +25,7 @@ from srcr.plans.specs import ScaleDtype
 from srcr.records.run import LoadedBytes, Loader
 
 #: Formats that a later version brings.
-LATER = ("gptq", "archive")
+LATER = ("gptq",)
 
 
 #: ``(matrix, its shape [rows, cols], its scheme or None, dtype)`` -> the tensors that it is stored as, by

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 from srcr.errors import InputError, in_one_line
-from srcr.storage.layout import GGUF
+from srcr.storage.layout import ARCHIVE, GGUF
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 #: Files that hold weights, and are no safetensors.
-CONTAINERS = (GGUF,)
+CONTAINERS = (GGUF, ARCHIVE)
 #: Safetensors files that are no transformers model: Mistral's and Meta's own format, adapters.
 FOREIGN = ("consolidated", "adapter")
 #: What a folder without a checkpoint may hold instead, by a file of it, and what to do.

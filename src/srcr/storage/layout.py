@@ -8,5 +8,6 @@ REPORT = "report.html"
 SEARCH = "search.json"
 CONFIG = "config.json"
 GGUF = "model.gguf"
+ARCHIVE = "model.srcrz"
 #: In a folder that srcr is writing: the journal, and the mark that it may be replaced.
 JOURNAL = ".srcr-in-progress"

@@ -78,8 +78,13 @@ def check_quantizer(quantizer: Quantizer | str) -> None:
     quantizer = methods.get_quantizer(quantizer) if isinstance(quantizer, str) else quantizer
     who = f"quantizer {quantizer.name!r}"
     for symmetric in (True, False):
-        for size, dtype in ((COLS, torch.float32), (GROUP, torch.float32), (COLS, torch.bfloat16)):
-            specs = [GridSpec(bits, size, symmetric, dtype) for bits in range(2, 9)]
+        for size, *precision in (
+            (COLS, torch.float32),
+            (GROUP, torch.float32),
+            (COLS, torch.bfloat16),
+            (GROUP, torch.float16, torch.float32),
+        ):
+            specs = [GridSpec(bits, size, symmetric, *precision) for bits in range(2, 9)]
             errors = [_check_fit(who, quantizer, spec) for spec in specs]
             finer = all(after < before for before, after in pairwise(errors))
             require(finer, f"{who}: more num_bits do not make the rounding error less: {errors}")
@@ -143,9 +148,9 @@ def _check_fit(who: str, quantizer: Quantizer, spec: GridSpec) -> float:
 def _check_grid(case: str, grid: Grid, spec: GridSpec) -> None:
     """A grid is of its spec, can be stored, and holds zero."""
     require(isinstance(grid, Grid), f"{case}: what was fitted is no Grid but {type(grid)}")
-    asked = spec.num_bits, spec.group_size, spec.dtype
-    given = grid.num_bits, grid.group_size, grid.dtype
-    names = ("num_bits", "group_size", "dtype")
+    asked = spec.num_bits, spec.group_size, spec.dtype, spec.product or spec.dtype
+    given = grid.num_bits, grid.group_size, grid.dtype, grid.product_dtype
+    names = ("num_bits", "group_size", "dtype", "product_dtype")
     for name, wanted, actual in zip(names, asked, given, strict=True):
         require(actual == wanted, f"{case}: the grid's {name} is {actual}, not {wanted}")
     scale, zero, shape = grid.scale, grid.zero_point, (ROWS, COLS // spec.group_size)
