@@ -81,6 +81,16 @@ LAYER = record({
 VERIFICATION = record({
     "tokens": COUNT, "difference": NUMBER, "tolerance": NUMBER, "loaded_by": TEXT, "precision": TEXT,
 })  # fmt: skip
+PROBE = record({
+    "ids": items_of(COUNT), "top1": items_of(COUNT), "log_probabilities": items_of(NUMBER),
+})  # fmt: skip
+CHECK = record(
+    {"engine": TEXT, "outcome": TEXT},
+    {"reason": TEXT, "difference": NUMBER, "tolerance": NUMBER, "top1_agreement": NUMBER},
+)
+VERIFICATION_RESULT = record({
+    "folder": TEXT, "format": TEXT, "tokens": COUNT, "checks": items_of(CHECK),
+})  # fmt: skip
 STRUCTURE = record(
     {"kind": TEXT, "before": COUNT, "after": COUNT},
     {"removed": items_of(COUNT), "folded": FLAG, "errors": items_of(NUMBER)},
@@ -104,7 +114,7 @@ RUN = record({
     "versions": by_name(TEXT), "seconds": NUMBER, "peak_memory_bytes": COUNT,
     "notes": items_of(TEXT), "compute": by_name(TEXT), "loader": TEXT,
 }, {"out": TEXT, "verification": VERIFICATION, "embeddings": items_of(LAYER),
-    "structures": items_of(STRUCTURE), "recoveries": items_of(RECOVERY)})  # fmt: skip
+    "structures": items_of(STRUCTURE), "recoveries": items_of(RECOVERY), "probe": PROBE})  # fmt: skip
 LOSS = record({"sparsity": NUMBER, "num_bits": COUNT, "error": NUMBER}, {"kl": NUMBER})
 TABLE = record({
     "base": TEXT, "base_sha256": TEXT, "calibration": SOURCE,

@@ -14,7 +14,7 @@ from srcr.testing import tiny_model
 QUIET = srcr.RunOptions(quiet=True)
 RECIPE = srcr.Recipe(srcr.PruneSpec(sparsity=0.25), srcr.QuantSpec(num_bits=4))
 FUNCTIONS = ("compress", "evaluate", "export", "inspect", "load", "open_model", "plan", "search",
-             "sensitivity", "write_report")  # fmt: skip
+             "sensitivity", "verify", "write_report")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from srcr.pipelines.search import search
     from srcr.pipelines.sensitivity import sensitivity
     from srcr.pipelines.training import Recovery
+    from srcr.pipelines.verify import verify
     from srcr.planning.space import SearchSpace
     from srcr.planning.specs import Resources, SearchSpec
     from srcr.plans.objective import Constraint, Objective
@@ -62,6 +63,7 @@ _HOMES = {
     "srcr.pipelines.search": ("search",),
     "srcr.pipelines.sensitivity": ("sensitivity",),
     "srcr.pipelines.training": ("Recovery",),
+    "srcr.pipelines.verify": ("verify",),
     "srcr.plans.objective": ("Constraint", "Objective"),
     "srcr.plans.plan": ("CompressionPlan", "LayerPlan", "Recipe", "Target"),
     "srcr.plans.recovery": ("RecoverySpec",),
@@ -118,6 +120,7 @@ __all__ = [
     "recover",
     "search",
     "sensitivity",
+    "verify",
     "write_report",
 ]
 

@@ -23,10 +23,11 @@ from srcr.records.evaluation import (
 )
 from srcr.records.inspection import InspectedBlock, InspectedEmbedding, InspectedGroup, Inspection
 from srcr.records.recovery import RecoveryRecord, TrainingPoint
-from srcr.records.run import LayerRecord, Rates, RunRecord, StructureRecord, Verification
+from srcr.records.run import LayerRecord, Probe, Rates, RunRecord, StructureRecord, Verification
 from srcr.records.search import ChoiceScore, Measurement, SearchResult
 from srcr.records.sensitivity import GroupLosses, LevelLoss, SensitivityTable
 from srcr.records.text import TextRecord
+from srcr.records.verification import EngineCheck, VerificationResult
 from srcr.serialize import from_dict, to_dict
 
 RATES = Rates(0.25, 4.0, 0.8125, 0.3, 10, 5, 5, "transformers", "srcr.json", 3.5)
@@ -53,7 +54,7 @@ RUN = RunRecord(
     compute={"blocks": "float32"},
     embeddings=(LayerRecord("e", (4, 3), 0.0, 8, 0.5, 0.1, 7.5, 1e-5),),
     structures=(StructureRecord("layers", 4, 3, (1,), True, (0.1,)),),
-    recoveries=(RECOVERY,),
+    recoveries=(RECOVERY,), probe=Probe((1, 2), (3, 4), (-0.5, -0.25)),
 )  # fmt: skip
 EVALUATION = Evaluation(
     base="base", compressed="small", rates=RATES, plan_fingerprint="11",
@@ -90,6 +91,9 @@ INSPECTION = Inspection(
     (InspectedBlock("layers.0", (InspectedGroup(("a", "b"), ((2, 3), (2, 3))),)),),
     (InspectedEmbedding("e", (4, 3), 8),),
 )  # fmt: skip
+VERIFICATION = VerificationResult(
+    "small", "gguf", 32, (EngineCheck("llama.cpp", "fails", "a reason", 0.1, 0.05, 0.9),)
+)
 ARTEFACTS = {
     "evaluation.json": (EVALUATION, schemas.EVALUATION),
     "evaluation.json of a search": (replace(EVALUATION, plan=None), schemas.EVALUATION),
@@ -97,6 +101,7 @@ ARTEFACTS = {
     "search.json": (SEARCH, schemas.SEARCH),
     "sensitivity table": (TABLE, schemas.TABLE),
     "inspection": (INSPECTION, schemas.INSPECTION),
+    "verification": (VERIFICATION, schemas.VERIFICATION_RESULT),
 }
 each = pytest.mark.parametrize(("record", "schema"), ARTEFACTS.values(), ids=ARTEFACTS)
 

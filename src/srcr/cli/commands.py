@@ -132,7 +132,10 @@ def export(
     ],
     out: given.Out,
     format: Annotated[
-        str, typer.Option("--format", help="The format to convert to: compressed-tensors or dense.")
+        str,
+        typer.Option(
+            "--format", help="The format to convert to: archive, compressed-tensors, dense, gguf."
+        ),
     ],
     overwrite: given.Overwrite = False,
     as_json: given.Json = False,
@@ -149,6 +152,38 @@ def export(
         print_json(to_dict(record) | {"out": str(out)})
     else:
         tables.export(record, out)
+
+
+@app.command()
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A compressed model.", show_default=False)
+    ],
+    engines: Annotated[
+        str | None,
+        typer.Option(
+            help="The engines to ask, with commas between: transformers, llama.cpp, vllm. "
+            "Without it: all that are installed.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: given.Json = False,
+) -> None:
+    """Load a compressed model in every engine that runs here, and compare what it predicts."""
+    from srcr.cli import tables
+    from srcr.pipelines.options import RunOptions
+    from srcr.pipelines.verify import verify as run
+    from srcr.serialize import to_dict
+
+    names = None if engines is None else tuple(engines.split(","))
+    with interruptible():
+        result = run(folder, names, RunOptions(command=command_line()))
+    if as_json:
+        print_json(to_dict(result))
+    else:
+        tables.verification(result)
+    if not result.passed:
+        raise SystemExit(1)
 
 
 @app.command()

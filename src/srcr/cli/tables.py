@@ -19,6 +19,7 @@ from srcr.records.inspection import Inspection
 from srcr.records.run import Rates, RunRecord
 from srcr.records.search import SearchResult
 from srcr.records.sensitivity import SensitivityTable
+from srcr.records.verification import VerificationResult
 
 #: Layers shown with their output error.
 WORST_LAYERS = 5
@@ -55,6 +56,27 @@ def compression(record: RunRecord, out: Path) -> None:
         bits = str(layer.bits)
         layers.add_row(layer.name, f"{100 * layer.sparsity:.1f} %", bits, f"{layer.error:.2e}")
     console.print(layers)
+
+
+def verification(result: VerificationResult) -> None:
+    """What each engine says of a checkpoint."""
+    table = _table(
+        f"{result.folder} ({result.format}), {result.tokens} tokens",
+        "engine", "outcome", "logits apart", "allowed", "same top-1",
+    )  # fmt: skip
+    for check in result.checks:
+        measured = (
+            ("", "", "")
+            if check.difference is None or check.tolerance is None or check.top1_agreement is None
+            else (
+                f"{check.difference:.2g}",
+                f"{check.tolerance:.2g}",
+                f"{100 * check.top1_agreement:.1f} %",
+            )
+        )
+        outcome = check.outcome if check.reason is None else f"{check.outcome}: {check.reason}"
+        table.add_row(check.engine, outcome, *measured)
+    Console().print(table)
 
 
 def recovery(record: RunRecord, out: Path) -> None:

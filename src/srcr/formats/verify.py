@@ -12,10 +12,12 @@ from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint, DequantizedSource
 from srcr.models.checkpoint import OpenModel
 from srcr.models.streaming import CastTensors, device_of, filled
-from srcr.records.run import Verification
+from srcr.records.run import Probe, Verification
 
 #: Bytes that are nothing beside what Python with torch takes.
 SMALL_MODEL = 1 << 26
+#: Tokens of a probe at most.
+PROBED = 32
 #: How far logits may be apart by rounding, relative in norm, by the precision that weights are stored in.
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
@@ -60,6 +62,25 @@ def _verify_weight(name: str, checkpoint: Checkpoint, written: Checkpoint, folde
         raise VerificationError(f"the codes of {name} in {folder} do not read back as written")
 
 
+@dataclass(frozen=True)
+class Verified:
+    """That logits are those of the model, and what they predict for a few tokens."""
+
+    verification: Verification
+    probe: Probe
+
+
+def probe_of(ids: Tensor, logits: Tensor) -> Probe:
+    """What logits [1, len, vocabulary] predict behind the first of the token ids [1, len]."""
+    rows = logits[0, :PROBED].double().log_softmax(-1)
+    values, tokens = rows.max(-1)
+    return Probe(
+        tuple(ids[0, :PROBED].tolist()),
+        tuple(tokens.tolist()),
+        tuple(round(value, 5) for value in values.tolist()),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Walked:
     """A row of token ids [1, len], and the hidden states [1, len, width] that the blocks gave for it while
@@ -87,7 +108,7 @@ def verify_logits(
     written: Checkpoint,
     walked: Walked,
     streamed: bool = False,
-) -> Verification:
+) -> Verified:
     """The logits of what ``folder`` stands for beside those of the model as it was compressed: as the engine
     that serves the format loads it, or, ``streamed``, of what it reads back to (``written``), a block at a
     time.
@@ -109,17 +130,18 @@ def verify_logits(
             f"{folder} gives other logits than the model that was compressed: their relative difference is "
             f"{difference:.2g}, and rounding explains {tolerance:g}"
         )
-    return Verification(
+    verification = Verification(
         walked.ids.numel(),
         float(f"{difference:.3g}"),
         tolerance,
         "srcr, block by block" if streamed else fmt.loader(written.contents),
         str(running).removeprefix("torch."),
     )
+    return Verified(verification, probe_of(walked.ids, expected))
 
 
 @torch.no_grad()
-def compare_logits(fmt: Format, folder: Path, ids: Tensor, expected: Tensor) -> Verification:
+def compare_logits(fmt: Format, folder: Path, ids: Tensor, expected: Tensor) -> Verified:
     """The logits of a folder for token ids [1, len], in float32 as the engine that serves the format loads
     it, beside the ``expected`` ones.
 
@@ -134,7 +156,10 @@ def compare_logits(fmt: Format, folder: Path, ids: Tensor, expected: Tensor) -> 
             f"{difference:.2g}, and rounding explains {tolerance:g}"
         )
     loader = fmt.loader(fmt.read(folder).contents)
-    return Verification(ids.numel(), float(f"{difference:.3g}"), tolerance, loader, "float32")
+    verification = Verification(
+        ids.numel(), float(f"{difference:.3g}"), tolerance, loader, "float32"
+    )
+    return Verified(verification, probe_of(ids, expected))
 
 
 def _difference(expected: Tensor, logits: Tensor) -> float:

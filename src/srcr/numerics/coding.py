@@ -200,7 +200,8 @@ def _cost(tables: npt.NDArray[np.int64]) -> float:
 
 def _levels(tables: npt.NDArray[np.int64]) -> Symbols:
     """Counts as eighths of their logarithm to the base 2: precise to a twentieth, a byte each."""
-    return np.rint(8 * np.log2(tables + 1.0)).astype(np.uint8)
+    levels: Symbols = np.rint(8 * np.log2(tables + 1.0)).astype(np.uint8)
+    return levels
 
 
 def _model(levels: Symbols) -> Any:

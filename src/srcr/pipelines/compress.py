@@ -16,6 +16,7 @@ from srcr.environment import (
 from srcr.errors import InputError
 from srcr.formats.checkpoint import Checkpoint
 from srcr.formats.verify import (
+    Verified,
     Walked,
     compare_logits,
     logits_fit,
@@ -47,7 +48,7 @@ from srcr.pipelines.training import (
     train,
 )
 from srcr.plans.plan import CompressionPlan, Recipe
-from srcr.records.run import LayerRecord, RunRecord, Verification
+from srcr.records.run import LayerRecord, RunRecord
 from srcr.serialize import digest, from_yaml
 from srcr.storage.atomic import atomic_output
 from srcr.storage.journal import Journal
@@ -198,11 +199,11 @@ def _write(finished: _Finished, journal: Journal) -> RunRecord:
         work.fmt.write(checkpoint, folder)
         bar.note("verify", advance=1)
         written = verify_tensors(work.fmt, checkpoint, folder)
-        verification = _verified(finished, folder, written)
+        verified = _verified(finished, folder, written)
         bar.note("record", advance=1)
         for path in files:
             path.unlink()
-        record = _record(finished, verification, folder)
+        record = _record(finished, verified, folder)
         drop_work(folder)
         drop_state(folder)
         write_records(folder, record, work.plan)
@@ -210,7 +211,7 @@ def _write(finished: _Finished, journal: Journal) -> RunRecord:
     return record
 
 
-def _verified(finished: _Finished, folder: Path, written: Checkpoint) -> Verification:
+def _verified(finished: _Finished, folder: Path, written: Checkpoint) -> Verified:
     """The logits of what was written beside those of the model as it was computed."""
     work, trained = finished.work, finished.trained
     if trained is not None:
@@ -221,7 +222,7 @@ def _verified(finished: _Finished, folder: Path, written: Checkpoint) -> Verific
     )
 
 
-def _record(finished: _Finished, verification: Verification, folder: Path) -> RunRecord:
+def _record(finished: _Finished, verified: Verified, folder: Path) -> RunRecord:
     work, opened, smaller = finished.work, finished.work.opened, finished.smaller
     loaded = work.fmt.loaded_bytes(folder, work.contents)
     return RunRecord(
@@ -238,9 +239,10 @@ def _record(finished: _Finished, verification: Verification, folder: Path) -> Ru
         versions=versions(),
         seconds=round(time.monotonic() - work.started, 3),
         peak_memory_bytes=peak_memory(),
-        verification=verification,
+        verification=verified.verification,
         notes=work.notes,
         compute=compute_paths(work.blocks.device, work.blocks.running),
         structures=smaller.records or None,
         recoveries=None if finished.trained is None else (finished.trained.record,),
+        probe=verified.probe,
     )

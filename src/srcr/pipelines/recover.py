@@ -257,14 +257,15 @@ def _write(work: _Work, trained: Trained, folder: Path) -> RunRecord:
             verify_tensors(work.fmt, trained.checkpoint, folder)
         else:
             _copy(work.folder, folder)
-        verification = compare_logits(work.fmt, folder, trained.ids, trained.logits)
+        verified = compare_logits(work.fmt, folder, trained.ids, trained.logits)
         record = replace(
             _updated(work.record, trained.checkpoint, _linear_weights(work.opened)),
             command=work.options.command,
             versions=versions(),
             seconds=round(time.monotonic() - work.started, 3),
             peak_memory_bytes=peak_memory(),
-            verification=verification,
+            verification=verified.verification,
+            probe=verified.probe,
             compute=compute_paths(work.device, torch.float32),
             notes=(*work.record.notes, *_notes(work)),
         )

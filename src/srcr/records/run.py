@@ -104,6 +104,16 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What the compressed model predicts, for engines to be compared with: behind each of the token ``ids``
+    its ``top1`` token and the logarithm of that one's probability."""
+
+    ids: tuple[int, ...]
+    top1: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """What is read of an ``srcr.json`` that another version of srcr may have written."""
 
@@ -118,7 +128,8 @@ class RunRecord:
     implementations it computed by, as :func:`srcr.numerics.paths.compute_paths` names them; ``embeddings``:
     what happened to the input embedding and the output head, where they are quantized (their error is that
     of the weights); ``loader``: which library opens the checkpoint as a transformers model; ``structures``:
-    what was removed whole, before anything else; ``recoveries``: how it was trained, in order."""
+    what was removed whole, before anything else; ``recoveries``: how it was trained, in order; ``probe``:
+    what it predicts for a few tokens."""
 
     base: str
     base_sha256: str
@@ -138,3 +149,4 @@ class RunRecord:
     loader: Loader = "transformers"
     structures: tuple[StructureRecord, ...] | None = None
     recoveries: tuple[RecoveryRecord, ...] | None = None
+    probe: Probe | None = None
