@@ -69,8 +69,9 @@ def refused(srcr, tmp_path):
         (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
         (["--memory", "4"], "memory '4' is no size: give a number above 0 and its unit, as 4GB"),
         (["--memory", "1MB"], "--memory 1MB is too little"),
-        (["--format", "gguf"], "--format gguf is not available yet"),
-        (["--format", "archive"], "--format archive is not available yet"),
+        (["--format", "gptq"], "--format gptq is not available yet"),
+        (["--format", "gguf", "--asymmetric"], "with grids around 0 only"),
+        (["--format", "gguf", "--group-size", 16], "has groups of 16: use --group-size 32"),
         (["--structure", "heads"], "structure heads: use --remove heads=0.25"),
         (["--structure", "layers"], "structure layers: use --remove layers=0.25"),
     ],
@@ -338,16 +339,9 @@ class TestEvaluate:
         assert "not finite" in refused("evaluate", tiny, broken, "--text", ids, code=1)
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["verify", "DIR", "--engines", "vllm"],
-        ["verify"],
-    ],
-    ids=" ".join,
-)
-def test_commands_of_a_later_version_say_so(args, refused):
-    assert f"srcr {args[0]} is not available yet" in refused(*args)
+def test_verify_refuses_what_it_cannot_ask(refused, tiny, tmp_path):
+    assert "engine 'ollama' is not known" in refused("verify", tiny, "--engines", "ollama")
+    assert "does not exist" in refused("verify", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from srcr.cli import parameters as given
-from srcr.errors import InputError, NotAvailableYetError
+from srcr.errors import InputError
 
 app = typer.Typer(
     name="srcr",
@@ -298,18 +298,3 @@ def methods(as_json: given.Json = False) -> None:
         print_json({"methods": rows})
     else:
         tables.methods(rows)
-
-
-def _add_later(name: str, what: str) -> None:
-    """A command of the design that has not been built: it says so, whatever it is given."""
-
-    @app.command(
-        name,
-        help=f"{what} Not available yet.",
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )
-    def later() -> None:
-        raise NotAvailableYetError(f"srcr {name}")
-
-
-_add_later("verify", "Load a compressed model with the engines that serve it, and compare.")
