@@ -1,6 +1,6 @@
 """srcr's GGUF beside llama.cpp's own quantization of the same size: KL to the original, all in llama.cpp.
 
-    python benchmarks/gguf.py MODEL -o WORK --calibration TEXT --text TEXT [--types Q4_0,Q4_K_M]
+    python benchmarks/llama_cpp.py MODEL -o WORK --calibration TEXT --text TEXT [--types Q4_0,Q4_K_M]
         [--configs 4,5] [--samples 64] [--eval-samples 32] [--seq-len 256] [--threads 2]
 
 llama.cpp's files are made by its quantizer (``ggml_quantize_chunk``, with the importance of each column
@@ -19,11 +19,11 @@ from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import gguf
 import numpy as np
 import torch
 from torch import Tensor
 
-import gguf
 import srcr
 from srcr.data.sources import Calibration, EvaluationText, calibration_request, evaluation_request
 from srcr.data.tokens import Tokens
