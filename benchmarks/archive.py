@@ -4,8 +4,8 @@
         [--samples 128] [--eval-samples 64] [--seq-len 256] [--group-size -1] [--threads 2]
 
 Each configuration ("BITS" or "SPARSITY+BITS", symmetric) is compressed into an archive and evaluated. What
-lies in WORK already is not made again. Prints a Markdown table: the archive's bytes, the bits that a weight of
-the blocks' linears takes in it (codes and scales), the entropy of the codes, KL, and what bits alone would
+lies in WORK already is not made again. Prints a Markdown table: the archive's bytes, the bits that a weight
+of the blocks' linears takes in it (codes and scales), the entropy of the codes, KL, and what bits alone would
 have at the same bits a weight, on the line between their two neighbours (logarithm of KL against bits). Times
 are those of packing and unpacking all, on one thread, as megabytes of 16-bit weights a second.
 """

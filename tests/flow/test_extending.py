@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from srcr import formats, methods, transforms
+from srcr import engines, formats, methods, transforms
 from srcr.models.checkpoint import load_from, open_model
 from srcr.testing import save_tiny_model
 
@@ -43,9 +43,18 @@ def follow(tmp_path, monkeypatch):
         return names
 
     yield run
-    for name in ("srcr.methods.obd", "srcr.formats.native_folder",
+    for name in ("srcr.methods.obd", "srcr.formats.native_folder", "srcr.engines.upside_down",
                  "srcr.transforms.scale_logits"):  # fmt: skip
         sys.modules.pop(name, None)
+
+
+def test_an_engine(follow, srcr, tmp_path):
+    follow("An engine", engines)
+    base = save_tiny_model(tmp_path / "tiny", "llama")
+    result = srcr("verify", base, "--engines", "upside-down,transformers", "--json")
+    assert result.code == 1
+    outcomes = {check["engine"]: check["outcome"] for check in result.json()["checks"]}
+    assert outcomes == {"upside-down": "differs", "transformers": "agrees"}
 
 
 def test_a_pruner(follow, srcr, ids, tmp_path):

@@ -1,6 +1,7 @@
 """Engines that run checkpoints, one file each, looked up by name: what ``srcr verify`` asks for logits.
 
-To add one, drop a file into this folder that defines ``ENGINE``: an :class:`Engine`.
+To add one, drop a file into this folder (or another that is in ``srcr.engines.__path__``) that defines
+``ENGINE``: an :class:`Engine`.
 """
 
 import importlib
@@ -29,11 +30,16 @@ class Engine:
     tolerance: float
 
 
-@cache
 def engines() -> dict[str, Engine]:
     """Every engine by name."""
+    return _discover(tuple(__path__))
+
+
+@cache
+def _discover(path: tuple[str, ...]) -> dict[str, Engine]:
+    """The engines of every file in the folders of ``path``, by name."""
     result = {}
-    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
+    for info in sorted(pkgutil.iter_modules(path), key=lambda info: info.name):
         engine = getattr(importlib.import_module(f"{__name__}.{info.name}"), "ENGINE", None)
         if isinstance(engine, Engine):
             result[engine.name] = engine

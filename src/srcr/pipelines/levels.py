@@ -18,6 +18,8 @@ from srcr.engine.memory import (
     token_batches,
 )
 from srcr.environment import parse_size, select_device
+from srcr.formats import Format
+from srcr.formats.checkpoint import planned_contents
 from srcr.models.checkpoint import OpenModel
 from srcr.pipelines.opening import TextModel, text_cache, writes_itself, writing_progress
 from srcr.pipelines.options import RunOptions
@@ -42,9 +44,32 @@ from srcr.planning.memory import (
 )
 from srcr.planning.space import SearchSpace
 from srcr.planning.specs import MeasurementSpec, Resources
+from srcr.plans.resolve import AUTO_GROUPS
 
+#: Bits of a weight that is not quantized.
+FULL_BITS = 16
 #: At most so many logits of each model does an evaluation make at a time.
 EVALUATED_LOGITS = 1 << 26
+
+
+def space_for(space: SearchSpace, fmt: Format, opened: OpenModel) -> SearchSpace:
+    """The space with the group size and the scales of a format, where it says nothing of them.
+
+    Raises:
+        InputError: the format does not hold what the space's levels make of the model.
+    """
+    shapes, quant = opened.topology.shapes, space.quant
+    if quant.group_size == "auto" and fmt.group_sizes != AUTO_GROUPS:
+        widths = [width for _, width in shapes.values()]
+        sizes = (n for n in fmt.group_sizes if all(width % n == 0 for width in widths))
+        quant = replace(quant, group_size=next(sizes, quant.group_size))
+    quant = replace(quant, scale_dtype=quant.scale_dtype or fmt.scale_dtype)
+    space = replace(space, quant=quant)
+    quantized = [level for level in space.levels if level.num_bits < FULL_BITS]
+    if quantized:
+        uniform = space.plan(dict.fromkeys(shapes, quantized[0]), shapes, 0)
+        fmt.check(planned_contents(uniform, opened))
+    return space
 
 
 def open_context(

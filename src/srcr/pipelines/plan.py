@@ -6,8 +6,9 @@ import torch
 
 from srcr.data.sources import Calibration, Source
 from srcr.errors import InputError
+from srcr.formats import get_format
 from srcr.models.checkpoint import ModelLike, OpenModel
-from srcr.pipelines.levels import open_context
+from srcr.pipelines.levels import open_context, space_for
 from srcr.pipelines.opening import open_with_bar
 from srcr.pipelines.options import RunOptions
 from srcr.pipelines.sensitivity import measure_table
@@ -48,6 +49,7 @@ def plan(
         budget = SizeBudget.of(target, opened.blockwise, space, format_name)
         return allocated_plan(table.predicted(), budget, target, options.seed or 0)
     check_ray(resources.ray, opened)
+    space = space_for(space, get_format(format_name), opened)
     budget = SizeBudget.of(target, opened.blockwise, space, format_name)
     space = replace(space, levels=worthwhile_levels(space.levels, budget))
     budget = replace(budget, space=space)

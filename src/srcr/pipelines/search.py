@@ -21,7 +21,7 @@ from srcr.formats import get_format
 from srcr.models.checkpoint import ModelLike
 from srcr.pipelines.compress import compress
 from srcr.pipelines.evaluate import evaluate
-from srcr.pipelines.levels import fill_database, open_context, open_evaluator
+from srcr.pipelines.levels import fill_database, open_context, open_evaluator, space_for
 from srcr.pipelines.opening import open_for
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, stage
@@ -87,17 +87,16 @@ def search(
     """
     started = time.monotonic()
     output, calibration = Output.of(output), Calibration.of(calibration)
-    space = SearchSpace() if space is None else space
-    format_name = output.format or DEFAULT_FORMAT
-    get_format(format_name)
+    fmt = get_format(output.format or DEFAULT_FORMAT)
     opened = open_for(output, model, options)
+    space = space_for(space or SearchSpace(), fmt, opened)
     check_ray(spec.resources.ray, opened)
     check_objective(target.objective if isinstance(target, Constraint) else spec.objective, opened)
     if isinstance(target, Target):
-        check_reachable(SizeBudget.of(target, opened.blockwise, space, format_name))
+        check_reachable(SizeBudget.of(target, opened.blockwise, space, fmt.name))
     finalists = OTHER_FINALISTS + spec.exploration.joint_uniform
     context, policy = open_context(opened, calibration, spec.measurement, finalists, options)
-    problem = search_problem(context, target, space, format_name, spec)
+    problem = search_problem(context, target, space, fmt.name, spec)
     if spec.recovery is not None:
         check_memory(opened, spec.recovery, context.blocks.device, options)
         check_held_out(context.splits.choice)
