@@ -53,7 +53,7 @@ def test_group_sizes_are_made_explicit():
     space = SearchSpace(LEVELS, quant=QuantSpec(group_size="auto"))
     shapes = {"x": (8, 256), "y": (8, 96)}
     sizes = [space.layer(name, LEVELS[1], shapes).quant.group_size for name in shapes]
-    assert sizes == [128, -1]
+    assert sizes == [128, 32]
 
 
 def test_levels_are_drafts():

@@ -44,6 +44,15 @@ def test_resolved_group_sizes_divide_the_width(widths):
         assert layer.quant.group_size == next((g for g in AUTO_GROUPS if width % g == 0), -1)
 
 
+def test_zero_points_get_one_group_size_for_all():
+    shapes = {"a": (8, 256), "b": (8, 192), "c": (4, 128)}
+    recipe = Recipe(None, QuantSpec(symmetric=False))
+    plan, _ = resolve_group_sizes(uniform_plan(shapes, recipe), shapes)
+    assert [layer.quant.group_size for layer in plan.layers] == [64] * 3
+    plan, _ = resolve_group_sizes(uniform_plan(SHAPES, recipe), SHAPES)
+    assert [layer.quant.group_size for layer in plan.layers] == [-1] * 3
+
+
 def test_scales_get_the_precision_of_the_format():
     own = LayerPlan("b", None, QuantSpec(scale_dtype="bfloat16"))
     plan = CompressionPlan((LayerPlan("a", None, QuantSpec()), own, LayerPlan("c")))

@@ -69,15 +69,22 @@ def resolve_group_sizes(
     choices: Sequence[int] = AUTO_GROUPS,
 ) -> tuple[CompressionPlan, str | None]:
     """The plan with every "auto" group size made explicit (the first of ``choices`` that divides the width,
-    else -1), and a note that says how many became which."""
+    else -1; with zero-points the first that divides all their widths, since engines that load them take one
+    setting only), and a note that says how many became which."""
     widths = {name: width for name, (_, width) in [*shapes.items(), *(embeddings or {}).items()]}
+    with_zero_points = [
+        widths[layer.name]
+        for layer in (*plan.layers, *(plan.embeddings or ()))
+        if layer.quant is not None and not layer.quant.symmetric
+    ]
     sizes: list[int] = []
 
     def resolved(layer: LayerPlan) -> LayerPlan:
         if layer.quant is None or layer.quant.group_size != "auto":
             return layer
-        width = widths[layer.name]
-        sizes.append(next((size for size in choices if width % size == 0), -1))
+        divided = [widths[layer.name]] if layer.quant.symmetric else with_zero_points
+        fitting = (size for size in choices if all(width % size == 0 for width in divided))
+        sizes.append(next(fitting, -1))
         return replace(layer, quant=replace(layer.quant, group_size=sizes[-1]))
 
     layers = tuple(resolved(layer) for layer in plan.layers)
