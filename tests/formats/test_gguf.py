@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import srcr
 from srcr.errors import InputError
-from srcr.formats import get_format
+from srcr.formats import detect, get_format
 from srcr.formats.gguf.blocks import BLOCK, BY_NAME, block_type, pack_blocks, unpack_blocks
 from srcr.formats.verify import verify_tensors
 from srcr.models.checkpoint import open_model
@@ -209,6 +209,51 @@ def test_narrow_codes_and_whole_rows_are_kept(tmp_path):
     )
 
 
+def test_narrow_codes_are_not_passed_off_as_wider_ones(tmp_path):
+    """Files of blocks do not say that codes had 3 bits: the record does."""
+    base = save_tiny_model(tmp_path / "base", "llama", **GROUPED)
+    ids = srcr.Tokens.of(torch.arange(4 * 40).view(4, 40) * 7 % 96)
+    out = srcr.Output(tmp_path / "out", format="gguf")
+    options = srcr.RunOptions(0, quiet=True)
+    srcr.compress(base, srcr.Recipe(None, srcr.QuantSpec(num_bits=3)), ids, out, options)
+    other = srcr.Output(tmp_path / "ct", format="compressed-tensors")
+    with pytest.raises(InputError, match=r"stores the 3-bit codes of .* in 4 bits: export the"):
+        srcr.export(tmp_path / "out", other, options)
+    srcr.export(tmp_path / "out", srcr.Output(tmp_path / "dense", format="dense"), options)
+    with pytest.raises(InputError, match=r"stores the 3-bit codes of .* in 4 bits, so that"):
+        srcr.recover(
+            base, tmp_path / "out", srcr.Output(tmp_path / "better"), srcr.RecoverySpec(steps=1),
+            srcr.RecoveryText(("self",), 4, 16, "self"), options,
+        )  # fmt: skip
+
+
+def test_a_plan_for_gguf_is_refused_by_a_format_that_stores_other_scales(tmp_path):
+    base = save_tiny_model(tmp_path / "base", "llama", torch.bfloat16, **GROUPED)
+    ids = srcr.Tokens.of(torch.arange(4 * 40).view(4, 40) * 7 % 96)
+    options = srcr.RunOptions(0, quiet=True)
+    for scales, fmt in (("float16", "compressed-tensors"), ("bfloat16", "gguf")):
+        recipe = srcr.Recipe(None, srcr.QuantSpec(num_bits=4, scale_dtype=scales))
+        with pytest.raises(InputError, match=f"wants {scales} scales .*, which {fmt} does not"):
+            srcr.compress(base, recipe, ids, srcr.Output(tmp_path / "out", format=fmt), options)
+
+
+def test_a_gguf_beside_a_model_in_safetensors_is_not_the_model(tmp_path):
+    base = save_tiny_model(tmp_path / "base", "llama")
+    (base / GGUF).write_bytes(b"somebody else's")
+    assert detect(base).name == "dense"
+    assert open_model(base).weight_bytes == (base / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_norms_of_gemma_3_read_back(tmp_path, dtype):
+    model = tiny("gemma3", dtype)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.data *= 60
+    checkpoint = written(model, srcr.Recipe(None, None), tmp_path / "out")
+    verify_tensors(FORMAT, checkpoint, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("changes", "quant", "message"),
     [
@@ -318,11 +363,21 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, splitting):
         assert [model.tokenize(text) for text in TEXTS] == [tokenizer.encode(t).ids for t in TEXTS]
 
 
-def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(tmp_path):
+def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused_before_the_work(tmp_path):
     base = save_tiny_model(tmp_path / "base", "llama", vocab_size=400, **GROUPED)
     byte_level_tokenizer(base, r"\w+|\W+")
+    output = srcr.Output(tmp_path / "out", format="gguf")
     with pytest.raises(InputError, match="this way is not among those that srcr knows"):
-        written(open_model(base), srcr.Recipe(None, None), tmp_path / "out")
+        srcr.compress(base, srcr.Recipe(None, srcr.QuantSpec()), "nowhere.txt", output)
+
+
+def test_special_tokens_come_from_the_config_where_no_other_file_names_them(tmp_path):
+    from srcr.formats.gguf.vocabulary import read_vocabulary
+
+    base = save_tiny_model(tmp_path / "base", "llama", vocab_size=400, **GROUPED)
+    byte_level_tokenizer(base, None)
+    (base / "tokenizer_config.json").unlink()
+    assert read_vocabulary(base, 400).special == {"bos": 1, "eos": 2, "pad": 0}
 
 
 class TestARealModel:

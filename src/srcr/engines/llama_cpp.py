@@ -182,7 +182,7 @@ def open_llama(path: Path, length: int, threads: int | None = None) -> Iterator[
 def _unavailable() -> str | None:
     try:
         _library()
-    except (InputError, OSError) as error:
+    except (InputError, OSError, AttributeError) as error:
         return str(error)
     return None
 

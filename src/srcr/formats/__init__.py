@@ -17,6 +17,7 @@ from torch import Tensor
 
 from srcr.errors import InputError, NotAvailableYetError
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
+from srcr.models.checkpoint import OpenModel
 from srcr.models.config import read_config
 from srcr.models.load import load_model, resolve
 from srcr.models.matrices import MatrixRef
@@ -44,7 +45,8 @@ class Format:
     ``notes``: what should be said aloud of contents that it holds, such as which engines do not load them;
     ``loader``: which library opens them as a transformers model; ``group_sizes`` stand for "auto", the first
     that divides a width; ``scale_dtype``: what it stores scales in (None: in the model's precision);
-    ``tolerance``: how far plain tensors may read back from what was written.
+    ``tolerance``: how far plain tensors may read back from what was written, relative to 1 and themselves;
+    ``check_model`` raises InputError for a model that it cannot hold, whatever is done to it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Format:
     group_sizes: tuple[int, ...] = AUTO_GROUPS
     scale_dtype: ScaleDtype | None = None
     tolerance: float = 0.0
+    check_model: Callable[[OpenModel], None] = lambda opened: None
 
 
 @cache

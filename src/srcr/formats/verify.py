@@ -39,12 +39,13 @@ def verify_tensors(fmt: Format, checkpoint: Checkpoint, folder: Path) -> Checkpo
 
 
 def _same(tensor: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether a tensor is the expected one, to the bit or within a tolerance."""
+    """Whether a tensor is the expected one, to the bit or within a tolerance, relative to 1 and itself."""
     if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
         return False
     if not tolerance:
         return torch.equal(tensor, expected)
-    return torch.allclose(tensor.float(), expected.float(), rtol=0.0, atol=tolerance)
+    tensor, expected = tensor.float(), expected.float()
+    return bool(((tensor - expected).abs() <= tolerance * (1 + expected.abs())).all())
 
 
 def _verify_weight(name: str, checkpoint: Checkpoint, written: Checkpoint, folder: Path) -> None:

@@ -18,7 +18,7 @@ from srcr.models.config import ADAPTER, is_quantized, read_model_config
 from srcr.models.packed import unpack_embedding
 from srcr.models.quantized import decompress, loading_errors, prepare_config
 from srcr.models.validation import check_leftovers, library_errors
-from srcr.storage.index import INDEX, SINGLE
+from srcr.storage.index import CONTAINERS, INDEX, SINGLE, containers
 from srcr.storage.layout import CONFIG, PLAN, RECORD
 from srcr.storage.safetensors import TensorFiles
 
@@ -85,6 +85,8 @@ def _download_weights(name: str, folder: Path) -> Path:
         names = {str(name) for name in index.values()}
         return download(*sorted(name for name in names if name.endswith(".safetensors")))
     if (download(SINGLE) / SINGLE).is_file():
+        return folder
+    if (folder / RECORD).is_file() and containers(download(*CONTAINERS)):
         return folder
     return download("*.safetensors", ignored=["*/*", "consolidated*"])
 

@@ -87,4 +87,12 @@ def _check(fmt: Format, checkpoint: Checkpoint, record: RunRecord, model: str) -
             f"{model} is a {record.format} checkpoint, which holds weights but no codes: compress the base "
             f"again with --plan {PLAN} --format {fmt.name}"
         )
+    for layer in record.layers:
+        scheme = checkpoint.contents.schemes.get(layer.name)
+        bits = layer.bits if scheme is None else scheme.num_bits
+        if bits != layer.bits and fmt.name not in (record.format, "dense"):
+            raise InputError(
+                f"{model} stores the {layer.bits}-bit codes of {layer.name} in {bits} bits: export the "
+                "checkpoint that it came from, or compress the base again with its plan"
+            )
     fmt.check(checkpoint.contents)

@@ -58,6 +58,7 @@ def space_for(space: SearchSpace, fmt: Format, opened: OpenModel) -> SearchSpace
     Raises:
         InputError: the format does not hold what the space's levels make of the model.
     """
+    fmt.check_model(opened)
     shapes, quant = opened.topology.shapes, space.quant
     if quant.group_size == "auto" and fmt.group_sizes != AUTO_GROUPS:
         widths = [width for _, width in shapes.values()]

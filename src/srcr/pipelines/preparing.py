@@ -109,6 +109,7 @@ def prepare(
     plan = replace(plan, structures=resolved(sizes) if sizes else None)
     contents = planned_contents(plan, smaller)
     fmt, fallback = pick_format(output.format, contents)
+    fmt.check_model(opened)
     aloud = (
         quantized_already(opened),
         f"structures: {', '.join(map(str, sizes))} are left" if sizes else None,

@@ -186,6 +186,13 @@ def trainable(checkpoint: Checkpoint, plan: CompressionPlan, folder: Path) -> Ch
     layers = plan.by_name()
     pruned = {name for name, layer in layers.items() if layer.prune is not None}
     contents = checkpoint.contents
+    for name, scheme in contents.schemes.items():
+        if name in layers and layers[name].bits != scheme.num_bits:
+            raise InputError(
+                f"{folder} stores the {layers[name].bits}-bit codes of {name} in {scheme.num_bits} bits, so "
+                "that training would leave their range: recover the checkpoint that it was exported from, or "
+                "compress with --recover"
+            )
     if contents.schemes:
         names = {*contents.compressed, *pruned}
         ordered = [*contents.topology.linears(), *contents.topology.embeddings]

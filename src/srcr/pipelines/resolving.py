@@ -17,6 +17,8 @@ from srcr.plans.resolve import (
 )
 from srcr.structure.sizes import StructureSize, structure_sizes
 
+#: Formats that store scales of any precision.
+ANY_SCALES = ("archive", "dense")
 #: What is written where no format is named and it can hold the plan; and where it cannot.
 DEFAULT_FORMAT, FALLBACK_FORMAT = "compressed-tensors", "dense"
 
@@ -50,7 +52,25 @@ def resolve_plan(
     check_plan(plan, shapes, tables)
     plan, sizes = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
     plan = resolve_scale_dtype(plan, fmt.scale_dtype)
+    _check_scales(plan, fmt)
     return (plan if seed is None else replace(plan, seed=seed)), sizes
+
+
+def _check_scales(plan: CompressionPlan, fmt: Format) -> None:
+    """Refuse scales of another precision than a format stores.
+
+    Raises:
+        InputError: names the layer.
+    """
+    if fmt.name in ANY_SCALES:
+        return
+    for layer in (*plan.layers, *(plan.embeddings or ())):
+        asked = None if layer.quant is None else layer.quant.scale_dtype
+        if asked not in (None, fmt.scale_dtype):
+            raise InputError(
+                f"the plan wants {asked} scales for {layer.name}, which {fmt.name} does not store: leave "
+                "scale_dtype out of the plan, or name the format that it was made for"
+            )
 
 
 def pick_format(name: str | None, contents: Contents) -> tuple[Format, str | None]:

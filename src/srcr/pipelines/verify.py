@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from srcr.engines import Engine, engines, get_engine
-from srcr.errors import InputError, SrcrError, first_line
+from srcr.errors import InputError, first_line
 from srcr.formats import Format, detect
 from srcr.formats.verify import TOLERANCES
 from srcr.models.load import resolve
@@ -88,7 +88,7 @@ def _ask(engine: Engine, fmt: Format, folder: Path, ids: Tensor, expected: Tenso
         return EngineCheck(engine.name, "skipped", reason)
     try:
         logits = engine.logits(folder, ids)
-    except (SrcrError, RuntimeError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # an engine is somebody else's: whatever it raises, it fails
         return EngineCheck(engine.name, "fails", first_line(error))
     if logits.shape != expected.shape:
         shapes = f"{list(logits.shape)} instead of {list(expected.shape)}"

@@ -63,8 +63,8 @@ class QuantSpec:
     """How a layer is quantized: ``num_bits`` from 2 to 8, ``group_size`` columns sharing a scale
     (-1: the whole row; "auto": the first of 128, 64, 32 that divides the width, else the whole row),
     ``symmetric`` around 0 or with an integer zero-point, ``actorder`` "static" (columns swept by falling
-    ``diag(H)``, groups as they stand in the file) or None, ``scale_dtype`` what scales are stored in, by an
-    engine that multiplies in float32 (None: both in the model's own precision)."""
+    ``diag(H)``, groups as they stand in the file) or None, ``scale_dtype`` the precision of stored
+    scales, which the engine then multiplies in float32 (None: the model's own for both)."""
 
     __pydantic_config__ = STRICT
 

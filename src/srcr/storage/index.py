@@ -18,6 +18,7 @@ _INSTEAD = (
     ("model_index.json", "a diffusers pipeline: srcr compresses language models"),
     ("modules.json", "a sentence-transformers model: srcr compresses causal language models"),
     ("*.gguf", "a GGUF file: give the original model, in safetensors"),
+    ("*.srcrz", "an archive: unpack it with srcr export, or give the original model"),
     ("consolidated*", "the consolidated format: give the transformers version of the model, or convert it"),
     ("*.bin", "pickle files (*.bin), which srcr does not read: convert them with save_pretrained"),
     ("*.pt*", "pickle files (*.pt, *.pth), which srcr does not read: convert them with save_pretrained"),
@@ -80,8 +81,11 @@ def stored_files(folder: Path) -> list[Path]:
 
 
 def containers(folder: Path) -> list[Path]:
-    """The files in a folder that hold weights, and are no safetensors."""
-    return [folder / name for name in CONTAINERS if (folder / name).is_file()]
+    """The files in a folder that hold its weights, and are no safetensors; none where a model in safetensors
+    lies beside them."""
+    there = [folder / name for name in CONTAINERS if (folder / name).is_file()]
+    model = any((folder / name).is_file() for name in (SINGLE, INDEX))
+    return [] if model else there
 
 
 def file_bytes(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""``archive``: one file as small as theory allows, from which every other format is made to the bit.
+"""``archive``: one file as small as theory allows, from which every format that holds its grids is made.
 
 Codes, scales and everything else are entropy-coded (docs/archive.md). No engine runs it: it is what is kept
 and sent; ``srcr export`` unpacks it.
@@ -28,6 +28,7 @@ from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.float_coding import decode_floats, encode_floats
 from srcr.numerics.grid import Grid, code_range
 from srcr.records.run import LoadedBytes
+from srcr.storage.index import containers
 from srcr.storage.layout import ARCHIVE
 
 #: Kinds of records.
@@ -147,9 +148,15 @@ def _read(folder: Path) -> Checkpoint:
 def _scheme(record: Record, shape: tuple[int, int]) -> Scheme:
     bits: Any = record.header.get("bits")
     size: Any = record.header.get("group_size")
-    if record.shape() != shape or bits not in range(2, 9) or not _divides(size, shape[1]):
+    parts: Any = record.header.get("parts")
+    if (
+        not isinstance(parts, dict)
+        or record.shape() != shape
+        or bits not in range(2, 9)
+        or not _divides(size, shape[1])
+    ):
         raise InputError(f"the archive's record {record.name!r} does not fit the model")
-    return Scheme(bits, size, "zero_point" not in record.header["parts"])
+    return Scheme(bits, size, "zero_point" not in parts)
 
 
 def _divides(size: Any, width: int) -> bool:
@@ -197,7 +204,10 @@ class ArchiveSource:
         check_causal(folder)
         self._folder, self._archive = folder, archive
         self.config: Any = config_of(plain_config(folder))
-        headers = (archive.header(name) for name in archive.names())
+        headers = [archive.header(name) for name in archive.names()]
+        for each in headers:
+            if each.header.get("kind") not in (CODES, PLAIN):
+                raise InputError(f"{archive.path} is damaged: {each.name} is of no kind")
         self._plain = {each.name: each for each in headers if each.header.get("kind") == PLAIN}
 
     def config_dict(self) -> dict[str, Any]:
@@ -227,7 +237,7 @@ def _dtype(record: Record) -> torch.dtype:
 
 
 def _recognises(folder: Path) -> bool:
-    return (folder / ARCHIVE).is_file()
+    return folder / ARCHIVE in containers(folder)
 
 
 def _loaded_bytes(folder: Path, contents: Contents) -> LoadedBytes:

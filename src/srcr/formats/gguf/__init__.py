@@ -35,6 +35,7 @@ from srcr.models.config import config_of
 from srcr.models.matrices import MatrixRef
 from srcr.numerics.compressed import CompressedWeight
 from srcr.records.run import LoadedBytes
+from srcr.storage.index import containers
 from srcr.storage.layout import GGUF
 
 #: What llama.cpp calls the kind of a file by most of its tensors.
@@ -88,6 +89,19 @@ def notes(contents: Contents) -> list[str]:
             "the embedding stays in the model's precision: --embeddings 8 halves it (Q8_0)"
         )
     return result
+
+
+def _check_model(opened: OpenModel) -> None:
+    """Refuse a model whose tensors or tokenizer llama.cpp has no place for.
+
+    Raises:
+        InputError: names it.
+    """
+    names = TensorNames(opened.config)
+    for name in opened.blockwise.names():
+        names.name(name)
+    if opened.folder is not None:
+        read_vocabulary(opened.folder, opened.vocabulary)
 
 
 def _wider(num_bits: int) -> bool:
@@ -249,7 +263,7 @@ def _decode(source: GgufSource, contents: Contents, name: str) -> CompressedWeig
 
 
 def _recognises(folder: Path) -> bool:
-    return (folder / GGUF).is_file()
+    return folder / GGUF in containers(folder)
 
 
 def _loaded_bytes(folder: Path, _: Contents) -> LoadedBytes:
@@ -287,6 +301,7 @@ FORMAT = Format(
     load=_load,
     notes=notes,
     loader=lambda contents: "srcr",
+    check_model=_check_model,
     group_sizes=(BLOCK,),
     scale_dtype="float16",
     tolerance=OFFSET_ERROR,

@@ -228,14 +228,19 @@ def _special(data: Mapping[str, Any], folder: Path) -> tuple[dict[str, int], boo
         number = ids.get(token, data["model"]["vocab"].get(token))
         if number is not None:
             special[kind] = int(number)
+    model = _config(folder, "config.json")
+    for kind in ("bos", "eos", "pad"):
+        number = model.get(f"{kind}_token_id")
+        if kind not in special and type(number) is int:
+            special[kind] = number
     template = json.dumps(data.get("post_processor") or {})
-    bos = config.get("bos_token")
-    bos = bos.get("content") if isinstance(bos, Mapping) else bos
+    texts = {number: text for text, number in {**data["model"]["vocab"], **ids}.items()}
+    bos = texts.get(special.get("bos", -1))
     return special, bos is not None and json.dumps(bos) in template
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
+def _config(folder: Path, name: str = "tokenizer_config.json") -> dict[str, Any]:
+    path = folder / name
     if not path.is_file():
         return {}
     data = json.loads(path.read_text(encoding="utf-8"))
