@@ -21,18 +21,12 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import torch
 
 import srcr
+from recover import recipe_of
 from srcr.formats import get_format
 from srcr.formats.archive.container import ArchiveFile
 from srcr.numerics.coding import decode_symbols, encode_symbols
 from srcr.records.run import RunRecord
 from srcr.storage.layout import ARCHIVE
-
-
-def recipe_of(name: str, group_size: int) -> srcr.Recipe:
-    """The recipe of "4" or "0.25+4"."""
-    sparsity, _, bits = name.rpartition("+")
-    prune = srcr.PruneSpec(sparsity=float(sparsity)) if sparsity else None
-    return srcr.Recipe(prune, srcr.QuantSpec(num_bits=int(bits), group_size=group_size))
 
 
 def coded_bits(folder: Path, record: RunRecord) -> float:

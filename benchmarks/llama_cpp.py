@@ -5,7 +5,7 @@
 
 llama.cpp's files are made by its quantizer (``ggml_quantize_chunk``, with the importance of each column
 measured on the same calibration text), tensor by tensor in the types that its program ``llama-quantize``
-chooses (src/llama-quant.cpp, July 2026). A configuration of srcr is "BITS" or "SPARSITY+BITS", embeddings at
+chooses (ggml-org/llama.cpp, src/llama-quant.cpp at 007dbbf). A configuration of srcr is "BITS" or "SPARSITY+BITS", embeddings at
 8 bits. What lies in WORK already is not made again. Needs ``pip install 'srcr[gguf]'``; prints a Markdown
 table.
 """
@@ -37,7 +37,7 @@ from srcr.pipelines.opening import TextModel, load_text
 from srcr.storage.layout import GGUF
 
 #: What a type becomes where 256 does not divide the columns.
-FALLBACK = {"Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+FALLBACK = {"Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
 def more_bits(i: int, n: int) -> bool:
@@ -58,7 +58,7 @@ def kind_of(ftype: str, name: str, columns: int, n: int) -> str:
         if role == "attn_v":
             kind = "Q5_K" if i < 2 else "Q4_K"
         elif role == "ffn_down":
-            kind = "Q5_K" if i < n // 16 else "Q4_K" if more_bits(i, n) else "Q3_K"
+            kind = "Q5_K" if i < n // 16 else "Q4_K"
         elif role == "attn_output":
             kind = "Q4_K"
     elif role in ("attn_v", "ffn_down") and more_bits(i, n):
@@ -148,9 +148,9 @@ def divergence(base: Path, other: Path, ids: Tensor, threads: int) -> tuple[floa
     return float(np.mean(kls)), half, float(np.mean(same))
 
 
-def recipe_of(name: str) -> srcr.Recipe:
-    """The recipe of "4", "0.25+4" or "4v8": values' and down projections' bits behind the v, in the blocks
-    where llama.cpp has more."""
+def recipe_of(name: str, n: int) -> srcr.Recipe:
+    """The recipe of "4", "0.25+4" or "4v8" for ``n`` blocks: values' and down projections' bits behind the v,
+    in the blocks where llama.cpp has more."""
     sparsity, _, bits = name.rpartition("+")
     bits, _, wide = bits.partition("v")
     prune = srcr.PruneSpec(sparsity=float(sparsity)) if sparsity else None
@@ -160,20 +160,16 @@ def recipe_of(name: str) -> srcr.Recipe:
             f"re:.*layers\\.{i}\\.(self_attn\\.v_proj|mlp\\.down_proj)": srcr.Override(
                 bits=int(wide)
             )
-            for i in range(LAYERS)
-            if more_bits(i, LAYERS)
+            for i in range(n)
+            if more_bits(i, n)
         }
     quant = srcr.QuantSpec(num_bits=int(bits))
     embeddings = srcr.QuantSpec("rtn", 8)
     return srcr.Recipe(prune, quant, overrides=overrides, embeddings=embeddings)
 
 
-LAYERS = 0
-
-
 def main() -> None:
     """Write, quantize, compress, measure, print."""
-    global LAYERS
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("-o", "--work", type=Path, required=True)
@@ -189,7 +185,6 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     quiet = srcr.RunOptions(0, quiet=True)
     opened = open_model(options.model)
-    LAYERS = opened.config.num_hidden_layers
     calibration = Calibration(options.calibration, options.samples, options.seq_len)
     request = calibration_request(calibration, 0)
     tokens = load_text(request, TextModel(opened, "cpu"), "calibrate", quiet)
@@ -209,7 +204,9 @@ def main() -> None:
         files[f"llama.cpp {ftype}, importance matrix"] = path
     for name in filter(None, options.configs.split(",")):
         output = srcr.Output(options.work / f"srcr-{name}", format="gguf", resume=True)
-        srcr.compress(opened, recipe_of(name), tokens, output, quiet)
+        srcr.compress(
+            opened, recipe_of(name, opened.config.num_hidden_layers), tokens, output, quiet
+        )
         files[f"srcr {name}"] = output.folder / GGUF
     print(f"base {(base / GGUF).stat().st_size / 1e6:.1f} MB, {unseen.n_tokens} tokens")
     print("| file | MB | KL | same top-1 |")

@@ -22,10 +22,10 @@ from srcr.serialize import to_dict, to_json
 
 
 def recipe_of(name: str, group_size: int) -> srcr.Recipe:
-    """The recipe of "0.25+4" or "0+2a"."""
-    sparsity, _, bits = name.partition("+")
+    """The recipe of "4", "0.25+4" or "0+2a"."""
+    sparsity, _, bits = name.rpartition("+")
     quant = srcr.QuantSpec("gptq", int(bits.rstrip("a")), group_size, not bits.endswith("a"))
-    prune = srcr.PruneSpec(sparsity=float(sparsity)) if float(sparsity) else None
+    prune = srcr.PruneSpec(sparsity=float(sparsity)) if float(sparsity or 0) else None
     return srcr.Recipe(prune, quant)
 
 

@@ -1,11 +1,13 @@
-"""What a run has: versions, a device, memory; and sizes as people write them.
+"""What a run has: versions, a device, memory, what files define; and sizes as people write them.
 
 "Memory" is that of the device which computes: a process's resident memory on a CPU, what torch has
 allocated on a GPU.
 """
 
 import ctypes
+import importlib
 import os
+import pkgutil
 import platform
 import re
 import resource
@@ -171,3 +173,11 @@ def release_memory() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def definitions(package: str, path: tuple[str, ...], attribute: str) -> list[object]:
+    """The ``attribute`` of each module of a ``package`` that has one, by the modules' names; ``path``: the
+    folders that the package's modules lie in."""
+    names = sorted(info.name for info in pkgutil.iter_modules(path))
+    modules = [importlib.import_module(f"{package}.{name}") for name in names]
+    return [getattr(module, attribute) for module in modules if hasattr(module, attribute)]

@@ -352,12 +352,12 @@ TEXTS = [
 @pytest.mark.parametrize("splitting", ["gpt-2", "llama-bpe", "qwen2"])
 def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, splitting):
     needs_llama()
-    from srcr.formats.gguf.vocabulary import SPLITTING_BY_PATTERN, read_vocabulary
+    from srcr.formats.gguf.vocabulary import PRE_TOKENIZER_BY_PATTERN, read_vocabulary
 
-    pattern = {name: regex for regex, name in SPLITTING_BY_PATTERN.items()}.get(splitting)
+    pattern = {name: regex for regex, name in PRE_TOKENIZER_BY_PATTERN.items()}.get(splitting)
     base = save_tiny_model(tmp_path / "base", "llama", vocab_size=400, **GROUPED)
     tokenizer = byte_level_tokenizer(base, pattern)
-    assert read_vocabulary(base, 400).splitting == splitting
+    assert read_vocabulary(base, 400).pre_tokenizer == splitting
     written(open_model(base), srcr.Recipe(None, None), tmp_path / "out")
     with llama_cpp.open_llama(tmp_path / "out" / GGUF, 64) as model:
         assert [model.tokenize(text) for text in TEXTS] == [tokenizer.encode(t).ids for t in TEXTS]

@@ -81,7 +81,9 @@ Samples = Annotated[
 SeqLen = Annotated[int | None, typer.Option(help="Tokens a sequence. [default: 512]")]
 Format = Annotated[
     str | None,
-    typer.Option("--format", help="compressed-tensors or dense. [default: compressed-tensors]"),
+    typer.Option(
+        "--format", help="compressed-tensors, gguf, archive or dense. [default: compressed-tensors]"
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")]

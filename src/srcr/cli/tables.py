@@ -65,15 +65,9 @@ def verification(result: VerificationResult) -> None:
         "engine", "outcome", "logits apart", "allowed", "same top-1",
     )  # fmt: skip
     for check in result.checks:
-        measured = (
-            ("", "", "")
-            if check.difference is None or check.tolerance is None or check.top1_agreement is None
-            else (
-                f"{check.difference:.2g}",
-                f"{check.tolerance:.2g}",
-                f"{100 * check.top1_agreement:.1f} %",
-            )
-        )
+        measured = ["" if n is None else f"{n:.2g}" for n in (check.difference, check.tolerance)]
+        agreement = check.top1_agreement
+        measured.append("" if agreement is None else f"{100 * agreement:.1f} %")
         outcome = check.outcome if check.reason is None else f"{check.outcome}: {check.reason}"
         table.add_row(check.engine, outcome, *measured)
     Console().print(table)

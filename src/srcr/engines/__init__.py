@@ -4,8 +4,6 @@ To add one, drop a file into this folder (or another that is in ``srcr.engines._
 ``ENGINE``: an :class:`Engine`.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from srcr.environment import definitions
 from srcr.errors import InputError
 
 
@@ -38,12 +37,8 @@ def engines() -> dict[str, Engine]:
 @cache
 def _discover(path: tuple[str, ...]) -> dict[str, Engine]:
     """The engines of every file in the folders of ``path``, by name."""
-    result = {}
-    for info in sorted(pkgutil.iter_modules(path), key=lambda info: info.name):
-        engine = getattr(importlib.import_module(f"{__name__}.{info.name}"), "ENGINE", None)
-        if isinstance(engine, Engine):
-            result[engine.name] = engine
-    return result
+    known = definitions(__name__, path, "ENGINE")
+    return {engine.name: engine for engine in known if isinstance(engine, Engine)}
 
 
 def get_engine(name: str) -> Engine:

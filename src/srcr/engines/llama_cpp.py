@@ -17,7 +17,7 @@ from srcr.storage.layout import GGUF
 
 #: More bytes than the structs that llama.cpp takes by value have; what is behind their end is not read.
 STRUCT_BYTES = 1024
-#: What is to be known of a text's tokens: no more than this many for a byte.
+#: Room for a text's tokens: so many for a byte, beside those in front of it.
 TOKENS_PER_BYTE = 2
 
 

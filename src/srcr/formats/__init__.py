@@ -4,8 +4,6 @@ To add one, drop a file into this folder (or another that is in ``srcr.formats._
 ``FORMAT``: a :class:`Format`, which writes a :class:`~srcr.formats.checkpoint.Checkpoint` and reads it back.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srcr.environment import definitions
 from srcr.errors import InputError, NotAvailableYetError
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
 from srcr.models.checkpoint import OpenModel
@@ -45,6 +44,7 @@ class Format:
     ``notes``: what should be said aloud of contents that it holds, such as which engines do not load them;
     ``loader``: which library opens them as a transformers model; ``group_sizes`` stand for "auto", the first
     that divides a width; ``scale_dtype``: what it stores scales in (None: in the model's precision);
+    ``any_scale_dtype``: whether it stores them in any other that a plan names;
     ``tolerance``: how far plain tensors may read back from what was written, relative to 1 and themselves;
     ``check_model`` raises InputError for a model that it cannot hold, whatever is done to it.
     """
@@ -62,6 +62,7 @@ class Format:
     loader: Callable[[Contents], Loader] = lambda contents: "transformers"
     group_sizes: tuple[int, ...] = AUTO_GROUPS
     scale_dtype: ScaleDtype | None = None
+    any_scale_dtype: bool = False
     tolerance: float = 0.0
     check_model: Callable[[OpenModel], None] = lambda opened: None
 
@@ -69,12 +70,8 @@ class Format:
 @cache
 def _discover(path: tuple[str, ...]) -> dict[str, Format]:
     """The formats of every file in the folders of ``path``, by name."""
-    formats = {}
-    for info in sorted(pkgutil.iter_modules(path), key=lambda info: info.name):
-        fmt = getattr(importlib.import_module(f"{__name__}.{info.name}"), "FORMAT", None)
-        if isinstance(fmt, Format):
-            formats[fmt.name] = fmt
-    return formats
+    known = definitions(__name__, path, "FORMAT")
+    return {fmt.name: fmt for fmt in known if isinstance(fmt, Format)}
 
 
 def formats() -> dict[str, Format]:

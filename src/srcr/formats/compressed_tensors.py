@@ -24,6 +24,7 @@ from srcr.models.source import CheckpointSource
 from srcr.models.validation import library_errors
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.grid import Grid
+from srcr.numerics.tensors import dtype_name
 from srcr.records.run import LoadedBytes, Loader
 from srcr.storage.safetensors import TensorFiles
 
@@ -147,8 +148,8 @@ def _encode(ref: MatrixRef, weight: CompressedWeight, dtype: torch.dtype) -> dic
     scale = grid.scale.to(dtype)
     if not torch.equal(scale.to(torch.float32), grid.scale):
         raise InputError(
-            f"the scales of {name} were chosen in {_name(grid.dtype)}, and compressed-tensors stores them in "
-            f"{_name(dtype)}, the model's precision: compress the original model, or use --format dense"
+            f"the scales of {name} were chosen in {dtype_name(grid.dtype)}, and compressed-tensors stores them "
+            f"in {dtype_name(dtype)}, the model's precision: compress the original model, or use --format dense"
         )
     tensors = {
         f"{name}_packed": pack_to_int32(weight.codes, grid.num_bits),
@@ -159,10 +160,6 @@ def _encode(ref: MatrixRef, weight: CompressedWeight, dtype: torch.dtype) -> dic
         zero_point = grid.zero_point.to(torch.int8)
         tensors[f"{name}_zero_point"] = pack_to_int32(zero_point, grid.num_bits, packed_dim=0)
     return tensors
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:

@@ -65,4 +65,5 @@ FORMAT = Format(
     recognises=_recognises,
     layout=_layout,
     loaded_bytes=_loaded_bytes,
+    any_scale_dtype=True,
 )

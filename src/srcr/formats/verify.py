@@ -12,6 +12,7 @@ from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint, DequantizedSource
 from srcr.models.checkpoint import OpenModel
 from srcr.models.streaming import CastTensors, device_of, filled
+from srcr.numerics.tensors import dtype_name
 from srcr.records.run import Probe, Verification
 
 #: Bytes that are nothing beside what Python with torch takes.
@@ -124,7 +125,7 @@ def verify_logits(
         logits = fmt.load(folder, dtype)(walked.ids, use_cache=False).logits
     else:
         logits = _streamed_logits(opened, written, walked.ids)
-    difference = _difference(expected, logits)
+    difference = relative_difference(expected, logits)
     tolerance = TOLERANCES[opened.dtype]
     if not difference <= tolerance:
         raise VerificationError(
@@ -136,7 +137,7 @@ def verify_logits(
         float(f"{difference:.3g}"),
         tolerance,
         "srcr, block by block" if streamed else fmt.loader(written.contents),
-        str(running).removeprefix("torch."),
+        dtype_name(running),
     )
     return Verified(verification, probe_of(walked.ids, expected))
 
@@ -150,7 +151,7 @@ def compare_logits(fmt: Format, folder: Path, ids: Tensor, expected: Tensor) -> 
         VerificationError: they differ by more than rounding explains.
     """
     logits = fmt.load(folder, torch.float32)(ids, use_cache=False).logits
-    difference, tolerance = _difference(expected, logits), TOLERANCES[torch.float32]
+    difference, tolerance = relative_difference(expected, logits), TOLERANCES[torch.float32]
     if not difference <= tolerance:
         raise VerificationError(
             f"{folder} gives other logits than the model that was trained: their relative difference is "
@@ -163,7 +164,7 @@ def compare_logits(fmt: Format, folder: Path, ids: Tensor, expected: Tensor) -> 
     return Verified(verification, probe_of(ids, expected))
 
 
-def _difference(expected: Tensor, logits: Tensor) -> float:
+def relative_difference(expected: Tensor, logits: Tensor) -> float:
     """The norm of the difference, relative to that of ``expected``."""
     expected, logits = expected.double().cpu(), logits.double().cpu()
     return float((expected - logits).norm() / expected.norm().clamp_min(1e-30))

@@ -5,8 +5,6 @@ To add one, drop a file into this folder (or another that is in ``srcr.methods._
 rounded on). The solver combines a pruner with a quantizer; nothing else needs to know.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +12,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from srcr.environment import definitions
 from srcr.errors import InputError
 from srcr.numerics.grid import Grid, GridSpec
 from srcr.plans.plan import CompressionPlan
@@ -64,15 +63,11 @@ class Quantizer:
 @cache
 def _discover(path: tuple[str, ...]) -> tuple[dict[str, Pruner], dict[str, Quantizer]]:
     """The methods of every file in the folders of ``path``."""
-    pruners: dict[str, Pruner] = {}
-    quantizers: dict[str, Quantizer] = {}
-    for info in sorted(pkgutil.iter_modules(path), key=lambda info: info.name):
-        method = getattr(importlib.import_module(f"{__name__}.{info.name}"), "METHOD", None)
-        if isinstance(method, Pruner):
-            pruners[method.name] = method
-        elif isinstance(method, Quantizer):
-            quantizers[method.name] = method
-    return pruners, quantizers
+    methods = definitions(__name__, path, "METHOD")
+    return (
+        {method.name: method for method in methods if isinstance(method, Pruner)},
+        {method.name: method for method in methods if isinstance(method, Quantizer)},
+    )
 
 
 def pruners() -> dict[str, Pruner]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from srcr.errors import InputError
 from srcr.metrics.intervals import ratio_interval
+from srcr.numerics.tensors import dtype_name
 from srcr.records.evaluation import Speed, Throughput
 
 
@@ -54,7 +55,7 @@ def measure_speed(
                 seconds[:, which, number] = times
         on_round(number + 1)
     length = min(spec.prompt_len, input_ids.shape[1])
-    dtype = str(base.dtype).removeprefix("torch.")
+    dtype = dtype_name(base.dtype)
     return [
         Speed(
             prefill=_throughput(length, seconds[0, 0], seconds[0, i]),

@@ -22,7 +22,7 @@ from srcr.models.source import CheckpointSource, ModuleSource, WeightSource
 from srcr.models.streaming import SourceTensors, empty_model
 from srcr.models.topology import Topology
 from srcr.models.transformed import TransformedSource
-from srcr.numerics.tensors import as_bytes, is_finite
+from srcr.numerics.tensors import as_bytes, dtype_name, is_finite
 from srcr.serialize import to_json
 from srcr.storage.index import file_bytes, weight_files
 from srcr.storage.safetensors import hash_and_inspect
@@ -50,7 +50,7 @@ class OpenModel:
         self.folder = folder
         self.blockwise = BlockwiseModel(source)
         if self.dtype not in PRECISIONS:
-            dtype = str(self.dtype).removeprefix("torch.")
+            dtype = dtype_name(self.dtype)
             raise InputError(
                 f"the weights of {name} are {dtype}: convert them to float32, bfloat16 or float16"
             )

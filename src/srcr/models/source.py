@@ -11,6 +11,7 @@ from torch import Tensor
 from srcr.models.companions import with_code_that_is_there
 from srcr.models.config import read_config, read_model_config
 from srcr.models.validation import check_leftovers
+from srcr.numerics.tensors import dtype_name
 from srcr.storage.safetensors import TensorFiles
 
 
@@ -57,7 +58,7 @@ class CheckpointSource:
     def config_dict(self) -> dict[str, Any]:
         """``config.json`` as written; where it names no precision, with that of the files."""
         data = plain_config(self.folder)
-        name = str(self.config.dtype).removeprefix("torch.")
+        name = dtype_name(self.config.dtype)
         return data | {"dtype": name} if self._silent else data
 
     def _stored_dtype(self) -> torch.dtype:
@@ -102,7 +103,7 @@ class ModuleSource:
             return plain_config(self.folder)
         data: dict[str, Any] = self.model.config.to_dict()
         data["architectures"] = [type(self.model).__name__]
-        data["dtype"] = str(self.model.dtype).removeprefix("torch.")
+        data["dtype"] = dtype_name(self.model.dtype)
         return without_quantization(data)
 
     def names(self) -> Sequence[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from srcr.errors import InputError
+from srcr.numerics.tensors import row_chunks
 
 Symbols = npt.NDArray[np.uint8]
 #: Symbols that are coded together.
@@ -30,7 +31,7 @@ _LEVELS = np.array([(_EIGHTHS[n % 8] << n // 8) - (1 << 24) for n in range(256)]
 
 def encode_symbols(symbols: Symbols) -> bytes:
     """The code of ``symbols`` [rows, cols], which :func:`decode_symbols` reads."""
-    parts = [_encode_chunk(symbols[rows]) for rows in _chunks(*symbols.shape)]
+    parts = [_encode_chunk(symbols[rows]) for rows in row_chunks(symbols, CHUNK)]
     return b"".join(struct.pack("<Q", len(part)) + part for part in parts)
 
 
@@ -42,7 +43,7 @@ def decode_symbols(data: bytes, shape: tuple[int, int]) -> Symbols:
     """
     result = np.empty(shape, np.uint8)
     at = 0
-    for rows in _chunks(*shape):
+    for rows in row_chunks(result, CHUNK):
         part = result[rows]
         (length,) = struct.unpack_from("<Q", _slice(data, at, 8))
         _decode_chunk(_slice(data, at + 8, length), part)
@@ -50,11 +51,6 @@ def decode_symbols(data: bytes, shape: tuple[int, int]) -> Symbols:
     if at != len(data):
         raise InputError("coded symbols are longer than what they stand for")
     return result
-
-
-def _chunks(rows: int, cols: int) -> Iterator[slice]:
-    size = max(1, CHUNK // max(1, cols))
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def _slice(data: bytes, start: int, length: int) -> bytes:

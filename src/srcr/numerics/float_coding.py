@@ -15,6 +15,7 @@ from torch import Tensor
 
 from srcr.errors import InputError
 from srcr.numerics.coding import decode_symbols, encode_symbols
+from srcr.numerics.tensors import as_bytes
 
 #: Numbers below which tables do not pay.
 SMALL = 512
@@ -28,7 +29,7 @@ _INTEGERS: dict[int, np.dtype[Any]] = {n: np.dtype(f"<u{n}") for n in (2, 4, 8)}
 
 def encode_floats(tensor: Tensor) -> bytes:
     """The code of a tensor of any shape and precision, which :func:`decode_floats` reads to the bit."""
-    data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    data = as_bytes(tensor).numpy()
     itemsize = tensor.element_size()
     if tensor.numel() < SMALL or not tensor.is_floating_point() or itemsize not in _INTEGERS:
         return _HEADER.pack(RAW, len(data)) + data.tobytes()

@@ -6,13 +6,14 @@ import torch
 from srcr.environment import cpu_name
 from srcr.numerics.kernels.dispatch import moments_for
 from srcr.numerics.products import uses_onednn
+from srcr.numerics.tensors import dtype_name
 
 
 def compute_paths(device: torch.device, running: torch.dtype) -> dict[str, str]:
     """What computes, by what it is for: the ``device``, ``blocks`` the precision that blocks run in,
     and on a CPU ``products`` the library of float32 products, ``moments`` of the blocks' activations,
     ``vectors`` and ``threads`` of torch."""
-    blocks = str(running).removeprefix("torch.")
+    blocks = dtype_name(running)
     if device.type != "cpu":
         return {"device": torch.cuda.get_device_name(device), "blocks": blocks}
     compiled = moments_for(torch.empty(0, dtype=running))

@@ -1,8 +1,10 @@
-"""What every part of the numerics needs: matrices in parts, finiteness."""
+"""What every part of the numerics needs: matrices in parts, finiteness, names of precisions."""
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,7 +14,14 @@ CHUNK_ELEMENTS = 1 << 21
 PANEL = 256
 
 
-def row_chunks(matrix: Tensor, elements: int = CHUNK_ELEMENTS) -> Iterator[slice]:
+def dtype_name(dtype: torch.dtype) -> str:
+    """A precision as config.json names it: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def row_chunks(
+    matrix: Tensor | npt.NDArray[Any], elements: int = CHUNK_ELEMENTS
+) -> Iterator[slice]:
     """Slices of the rows of ``matrix`` [rows, cols], each about ``elements`` numbers and at least a row."""
     step = max(1, elements // max(1, matrix.shape[1]))
     for start in range(0, len(matrix), step):

@@ -20,7 +20,7 @@ from srcr.models.blockwise import BlockwiseModel
 from srcr.models.checkpoint import OpenModel
 from srcr.models.topology import LinearGroup
 from srcr.numerics.compressed import CompressedWeight
-from srcr.numerics.tensors import is_finite
+from srcr.numerics.tensors import dtype_name, is_finite
 from srcr.pipelines.progress import Bar, stage
 from srcr.plans.plan import CompressionPlan, LayerPlan
 from srcr.records.run import LayerRecord
@@ -118,7 +118,7 @@ class _Visitor:
         for name, compressed in solution.items():
             weight = compressed.dequantize()
             if not is_finite(weight):
-                dtype = str(self.blocks.dtype).removeprefix("torch.")
+                dtype = dtype_name(self.blocks.dtype)
                 raise NumericalError(
                     f"the compressed weights of {name} are not finite: they are too large for {dtype} "
                     "(convert the model to float32 first), or its inputs overflow on this calibration data"

@@ -33,6 +33,7 @@ from srcr.metrics.semantic import (
 from srcr.metrics.speed import SpeedSpec, measure_speed
 from srcr.metrics.tasks import Task, TaskResult, TaskSpec, resolve_tasks, run_tasks
 from srcr.models.checkpoint import ModelLike, OpenModel
+from srcr.numerics.tensors import dtype_name
 from srcr.pipelines.candidates import Candidate, open_candidates
 from srcr.pipelines.opening import TextModel, load_text, open_with_bar
 from srcr.pipelines.options import RunOptions
@@ -127,7 +128,7 @@ def evaluate(
             base=opened.name,
             semantic=None if semantics is None else semantics[i],
             text=tokens.record(rows=False),
-            dtype=str(reference.dtype).removeprefix("torch."),
+            dtype=dtype_name(reference.dtype),
             seconds=seconds,
         )
         for i, candidate in enumerate(candidates)

@@ -7,6 +7,7 @@ from srcr.formats import detect
 from srcr.models.checkpoint import ModelLike, OpenModel, open_model
 from srcr.models.config import is_quantized
 from srcr.models.topology import Block, Topology
+from srcr.numerics.tensors import dtype_name
 from srcr.records.inspection import (
     InspectedBlock,
     InspectedEmbedding,
@@ -29,7 +30,7 @@ def inspect(model: ModelLike) -> Inspection:
     return Inspection(
         model=opened.name,
         architecture=opened.architecture,
-        dtype=str(opened.dtype).removeprefix("torch."),
+        dtype=dtype_name(opened.dtype),
         parameters=opened.parameters,
         linear_parameters=sum(height * width for height, width in topology.shapes.values()),
         base_bytes=opened.weight_bytes,

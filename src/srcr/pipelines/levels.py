@@ -20,6 +20,7 @@ from srcr.engine.memory import (
 from srcr.environment import parse_size, select_device
 from srcr.formats import Format
 from srcr.formats.checkpoint import planned_contents
+from srcr.metrics.rates import FULL_BITS
 from srcr.models.checkpoint import OpenModel
 from srcr.pipelines.opening import TextModel, text_cache, writes_itself, writing_progress
 from srcr.pipelines.options import RunOptions
@@ -46,8 +47,6 @@ from srcr.planning.space import SearchSpace
 from srcr.planning.specs import MeasurementSpec, Resources
 from srcr.plans.resolve import AUTO_GROUPS
 
-#: Bits of a weight that is not quantized.
-FULL_BITS = 16
 #: At most so many logits of each model does an evaluation make at a time.
 EVALUATED_LOGITS = 1 << 26
 

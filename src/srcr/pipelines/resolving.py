@@ -17,8 +17,6 @@ from srcr.plans.resolve import (
 )
 from srcr.structure.sizes import StructureSize, structure_sizes
 
-#: Formats that store scales of any precision.
-ANY_SCALES = ("archive", "dense")
 #: What is written where no format is named and it can hold the plan; and where it cannot.
 DEFAULT_FORMAT, FALLBACK_FORMAT = "compressed-tensors", "dense"
 
@@ -62,7 +60,7 @@ def _check_scales(plan: CompressionPlan, fmt: Format) -> None:
     Raises:
         InputError: names the layer.
     """
-    if fmt.name in ANY_SCALES:
+    if fmt.any_scale_dtype:
         return
     for layer in (*plan.layers, *(plan.embeddings or ())):
         asked = None if layer.quant is None else layer.quant.scale_dtype

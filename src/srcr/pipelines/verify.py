@@ -9,7 +9,7 @@ from torch import Tensor
 from srcr.engines import Engine, engines, get_engine
 from srcr.errors import InputError, first_line
 from srcr.formats import Format, detect
-from srcr.formats.verify import TOLERANCES
+from srcr.formats.verify import TOLERANCES, relative_difference
 from srcr.models.load import resolve
 from srcr.pipelines.options import RunOptions
 from srcr.pipelines.progress import stage
@@ -45,12 +45,14 @@ def verify(
     probe = _recorded(folder)
     with stage("verify", 1 + len(chosen), options.quiet) as bar:
         bar.note("srcr")
-        loaded = fmt.read(folder).dequantized(torch.float32)
+        checkpoint = fmt.read(folder)
+        loaded = checkpoint.dequantized(torch.float32)
         size = loaded.get_input_embeddings().weight.shape[0]
         ids = torch.arange(TOKENS)[None] % size if probe is None else torch.tensor([probe.ids])
         expected = loaded(ids, use_cache=False).logits
         del loaded
-        checks = [] if probe is None else [_compare_recorded(expected, probe, fmt, folder)]
+        tolerance = TOLERANCES[checkpoint.dtype]
+        checks = [] if probe is None else [_compare_recorded(expected, probe, tolerance, folder)]
         for engine in chosen:
             bar.note(engine.name, advance=1)
             checks.append(_ask(engine, fmt, folder, ids, expected))
@@ -65,7 +67,9 @@ def _recorded(folder: Path) -> Probe | None:
     return from_yaml(RunRecord, folder / RECORD).probe
 
 
-def _compare_recorded(expected: Tensor, probe: Probe, fmt: Format, folder: Path) -> EngineCheck:
+def _compare_recorded(
+    expected: Tensor, probe: Probe, tolerance: float, folder: Path
+) -> EngineCheck:
     """How far log-probabilities are from the recorded ones, on average."""
     size = expected.shape[-1]
     if max(probe.top1, default=0) >= size:
@@ -75,7 +79,6 @@ def _compare_recorded(expected: Tensor, probe: Probe, fmt: Format, folder: Path)
     given = rows.gather(1, top1[:, None])[:, 0]
     wanted = torch.tensor(probe.log_probabilities, dtype=torch.float64)
     difference = float((given - wanted).abs().mean())
-    tolerance = TOLERANCES[fmt.read(folder).dtype]
     agreement = float((rows.argmax(-1) == top1).double().mean())
     outcome: Outcome = "agrees" if difference <= tolerance else "differs"
     return EngineCheck(RECORDED, outcome, None, difference, tolerance, agreement)
@@ -94,7 +97,7 @@ def _ask(engine: Engine, fmt: Format, folder: Path, ids: Tensor, expected: Tenso
         shapes = f"{list(logits.shape)} instead of {list(expected.shape)}"
         return EngineCheck(engine.name, "fails", f"it gives logits of shape {shapes}")
     ours, theirs = (each.double().log_softmax(-1) for each in (expected, logits))
-    difference = float((ours - theirs).norm() / ours.norm())
+    difference = relative_difference(ours, theirs)
     agreement = float((ours.argmax(-1) == theirs.argmax(-1)).double().mean())
     outcome: Outcome = "agrees" if difference <= engine.tolerance else "differs"
     return EngineCheck(engine.name, outcome, None, difference, engine.tolerance, agreement)

@@ -27,6 +27,7 @@ from srcr.numerics.coding import decode_symbols, encode_symbols
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.float_coding import decode_floats, encode_floats
 from srcr.numerics.grid import Grid, code_range
+from srcr.numerics.tensors import dtype_name
 from srcr.records.run import LoadedBytes
 from srcr.storage.index import containers
 from srcr.storage.layout import ARCHIVE
@@ -35,7 +36,7 @@ from srcr.storage.layout import ARCHIVE
 CODES, PLAIN = "codes", "plain"
 #: Precisions by their names in records.
 DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
+    dtype_name(dtype): dtype
     for dtype in (
         torch.float32, torch.float16, torch.bfloat16, torch.float64,
         torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
@@ -99,7 +100,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _plain_record(name: str, tensor: Tensor) -> Record:
     payload = encode_floats(tensor)
-    header = {"kind": PLAIN, "dtype": _name(tensor.dtype), "shape": list(tensor.shape)}
+    header = {"kind": PLAIN, "dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape)}
     return Record(name, {**header, "parts": {"values": len(payload)}}, payload)
 
 
@@ -120,15 +121,11 @@ def _codes_record(name: str, weight: CompressedWeight, scheme: Scheme) -> Record
         "shape": list(weight.shape),
         "bits": grid.num_bits,
         "group_size": scheme.group_size,
-        "scale_dtype": _name(grid.dtype),
-        "product_dtype": _name(grid.product_dtype),
+        "scale_dtype": dtype_name(grid.dtype),
+        "product_dtype": dtype_name(grid.product_dtype),
         "parts": {key: len(part) for key, part in parts.items()},
     }
     return Record(name, header, b"".join(parts.values()))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -137,10 +134,11 @@ def _read(folder: Path) -> Checkpoint:
     archive = ArchiveFile(folder / ARCHIVE)
     source = ArchiveSource(folder, archive)
     opened = OpenModel(str(folder), source, folder)
-    schemes = {}
-    for name in [*opened.topology.linears(), *opened.topology.embeddings]:
-        if name in archive and archive.header(name).header.get("kind") == CODES:
-            schemes[name] = _scheme(archive.header(name), opened.topology.shape(name))
+    schemes = {
+        name: _scheme(source.codes[name], opened.topology.shape(name))
+        for name in [*opened.topology.linears(), *opened.topology.embeddings]
+        if name in source.codes
+    }
     contents = Contents(opened.topology, opened.config, schemes, tuple(schemes))
     return Checkpoint.of(opened, contents, partial(_decode, archive))
 
@@ -198,7 +196,8 @@ def _decode(archive: ArchiveFile, name: str) -> CompressedWeight:
 
 
 class ArchiveSource:
-    """A :class:`~srcr.models.source.WeightSource` of the plain tensors of an archive beside a config.json."""
+    """A :class:`~srcr.models.source.WeightSource` of the plain tensors of an archive beside a config.json;
+    ``codes``: the headers of the others, by name."""
 
     def __init__(self, folder: Path, archive: ArchiveFile) -> None:
         check_causal(folder)
@@ -208,7 +207,10 @@ class ArchiveSource:
         for each in headers:
             if each.header.get("kind") not in (CODES, PLAIN):
                 raise InputError(f"{archive.path} is damaged: {each.name} is of no kind")
-        self._plain = {each.name: each for each in headers if each.header.get("kind") == PLAIN}
+        self.codes, self._plain = (
+            {each.name: each for each in headers if each.header["kind"] == kind}
+            for kind in (CODES, PLAIN)
+        )
 
     def config_dict(self) -> dict[str, Any]:
         """``config.json`` as written."""
@@ -264,4 +266,5 @@ FORMAT = Format(
     loaded_bytes=_loaded_bytes,
     load=_load,
     loader=lambda contents: "srcr",
+    any_scale_dtype=True,
 )

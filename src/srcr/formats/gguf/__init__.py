@@ -34,6 +34,7 @@ from srcr.models.checkpoint import OpenModel
 from srcr.models.config import config_of
 from srcr.models.matrices import MatrixRef
 from srcr.numerics.compressed import CompressedWeight
+from srcr.numerics.tensors import dtype_name
 from srcr.records.run import LoadedBytes
 from srcr.storage.index import containers
 from srcr.storage.layout import GGUF
@@ -219,7 +220,7 @@ def _add(
         kind, shape, dtype = "BF16", [*shape[:-1], 2 * shape[-1]], torch.uint8
     raw = None if kind is None else gguf.GGMLQuantizationType[kind]
     size = int(np.prod(shape)) * dtype.itemsize
-    numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
+    numpy_dtype = np.dtype(dtype_name(dtype))
     writer.add_tensor_info(name, list(shape), numpy_dtype, size, raw)
 
 

@@ -3,7 +3,7 @@
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -128,16 +128,18 @@ class GgufFile:
             value = cursor.value(cursor.number("I"))
             if key == "general.alignment" and value:
                 alignment = value
-        entries = [(cursor.string(), self._entry(cursor)) for _ in range(tensors)]
+        entries = {cursor.string(): self._entry(cursor) for _ in range(tensors)}
         start = -(-cursor.at // alignment) * alignment
-        return {
-            name: GgufTensor(kind, shape, start + offset, n_bytes)
-            for name, (kind, shape, offset, n_bytes) in entries
-            if self._check(name, start + offset, n_bytes)
+        result = {
+            name: replace(entry, start=start + entry.start) for name, entry in entries.items()
         }
+        for name, entry in result.items():
+            if entry.start + entry.n_bytes > len(self._data):
+                raise InputError(f"{self.path} is damaged: it ends before {name} does")
+        return result
 
-    def _entry(self, cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-        """The type, shape, offset and bytes of the next tensor."""
+    def _entry(self, cursor: _Cursor) -> GgufTensor:
+        """The next tensor, its start counted from where the header ends."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         dimensions = cursor.number("I")
@@ -145,16 +147,13 @@ class GgufFile:
             raise InputError(f"{self.path} is damaged: a tensor of {dimensions} dimensions")
         shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
         number = cursor.number("I")
-        if number not in {int(kind) for kind in GGMLQuantizationType}:
-            raise InputError(f"{self.path} is damaged: a tensor of type {number}")
-        kind = GGMLQuantizationType(number)
+        try:
+            kind = GGMLQuantizationType(number)
+        except ValueError:
+            raise InputError(f"{self.path} is damaged: a tensor of type {number}") from None
         columns, size = GGML_QUANT_SIZES[kind]
-        return kind.name, shape, cursor.number("Q"), math.prod(shape) // columns * size
-
-    def _check(self, name: str, start: int, n_bytes: int) -> bool:
-        if start + n_bytes > len(self._data):
-            raise InputError(f"{self.path} is damaged: it ends before {name} does")
-        return True
+        n_bytes = math.prod(shape) // columns * size
+        return GgufTensor(kind.name, shape, cursor.number("Q"), n_bytes)
 
     def names(self) -> Sequence[str]:
         """Every tensor's name."""

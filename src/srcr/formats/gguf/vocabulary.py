@@ -1,4 +1,4 @@
-"""A tokenizer as llama.cpp stores it: tokens, their kinds, what merges them, and how text is split before."""
+"""A tokenizer as llama.cpp stores it: tokens, their types, what merges them, and how text is split before."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ PROBE = (
     "tea? We'Ve a'lL"
 )
 #: How text is split, by the SHA-256 of the probe's token ids (the same source).
-SPLITTING_BY_PROBE = {
+PRE_TOKENIZER_BY_PROBE = {
     "0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5": "llama-bpe",
     "c136ed14d01c2745d4f60a9596ae66800e2b61fa45643e72436041855ad4089d": "smaug-bpe",
     "e636dc30a262dcc0d8c323492e32ae2b70728f4df7dfe9737d9f920a282b8aea": "qwen2",
@@ -40,8 +40,8 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"
 )
-SPLITTING_BY_PATTERN = {_LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2"}
-#: Kinds of tokens in a GGUF file.
+PRE_TOKENIZER_BY_PATTERN = {_LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2"}
+#: Types of tokens in a GGUF file.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 #: What SentencePiece writes for a space.
 SPACE = "\u2581"
@@ -50,17 +50,17 @@ SPACE = "\u2581"
 @dataclass(frozen=True)
 class Vocabulary:
     """What is written of a tokenizer. ``model``: "gpt2" (byte-level BPE), "llama" (SentencePiece) or "none";
-    ``splitting``: by which rule text is split first; ``tokens``, their ``kinds`` and ``scores`` (of
-    SentencePiece); ``merges`` (of BPE); whether a space and the first token go in front of a text."""
+    ``pre_tokenizer``: the rule that splits text first; ``tokens``, their ``types`` and ``scores`` (of
+    SentencePiece); ``merges`` (of BPE); whether a space and the BOS token go in front of a text."""
 
     model: str
-    splitting: str = "default"
+    pre_tokenizer: str = "default"
     tokens: Sequence[str] = ()
-    kinds: Sequence[int] = ()
+    types: Sequence[int] = ()
     scores: Sequence[float] = ()
     merges: Sequence[str] = ()
-    space_first: bool | None = None
-    bos_first: bool | None = None
+    add_space_prefix: bool | None = None
+    add_bos: bool | None = None
     special: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -89,19 +89,19 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
             "gguf: the tokenizer is BPE neither of bytes nor with a byte for what it does not know, and "
             "llama.cpp knows no other"
         )
-    tokens, kinds = _tokens(data, size)
+    tokens, types = _tokens(data, size)
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    special, bos_first = _special(data, folder)
+    special, add_bos = _special(data, folder)
     if bytes_level:
         return Vocabulary(
-            "gpt2", _splitting(data, path), tokens, kinds, (),
+            "gpt2", _pre_tokenizer(data, path), tokens, types, (),
             [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in merges],
-            None, bos_first, special,
+            None, add_bos, special,
         )  # fmt: skip
-    kinds = [BYTE if _is_byte(t) else kind for t, kind in zip(tokens, kinds, strict=True)]
+    types = [BYTE if _is_byte(t) else type_ for t, type_ in zip(tokens, types, strict=True)]
     return Vocabulary(
-        "llama", "default", tokens, kinds, _scores(tokens, merges), (),
-        _prepends_space(data), bos_first, special,
+        "llama", "default", tokens, types, _scores(tokens, merges), (),
+        _prepends_space(data), add_bos, special,
     )  # fmt: skip
 
 
@@ -110,17 +110,17 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary, template: str | None) 
     writer.add_tokenizer_model(vocabulary.model)
     if vocabulary.model == "none":
         return
-    writer.add_tokenizer_pre(vocabulary.splitting)
+    writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
     writer.add_token_list(list(vocabulary.tokens))
-    writer.add_token_types(list(vocabulary.kinds))
+    writer.add_token_types(list(vocabulary.types))
     if vocabulary.scores:
         writer.add_token_scores(list(vocabulary.scores))
     if vocabulary.merges:
         writer.add_token_merges(list(vocabulary.merges))
-    if vocabulary.space_first is not None:
-        writer.add_add_space_prefix(vocabulary.space_first)
-    if vocabulary.bos_first is not None:
-        writer.add_add_bos_token(vocabulary.bos_first)
+    if vocabulary.add_space_prefix is not None:
+        writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    if vocabulary.add_bos is not None:
+        writer.add_add_bos_token(vocabulary.add_bos)
     for name, number in vocabulary.special.items():
         getattr(writer, f"add_{name}_token_id")(number)
     if template is not None:
@@ -148,7 +148,7 @@ def _steps(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     return list(nested) if nested is not None else [part]
 
 
-def _splitting(data: Mapping[str, Any], path: Path) -> str:
+def _pre_tokenizer(data: Mapping[str, Any], path: Path) -> str:
     """The name of the rule that splits text.
 
     Raises:
@@ -157,7 +157,7 @@ def _splitting(data: Mapping[str, Any], path: Path) -> str:
     from tokenizers import Tokenizer
 
     ids = Tokenizer.from_file(str(path)).encode(PROBE).ids
-    known = SPLITTING_BY_PROBE.get(hashlib.sha256(str(ids).encode()).hexdigest())
+    known = PRE_TOKENIZER_BY_PROBE.get(hashlib.sha256(str(ids).encode()).hexdigest())
     if known is not None:
         return known
     steps = _steps(data.get("pre_tokenizer"))
@@ -168,32 +168,32 @@ def _splitting(data: Mapping[str, Any], path: Path) -> str:
         return "smollm"
     for step in steps:
         pattern = step.get("pattern", {})
-        if step["type"] == "Split" and pattern.get("Regex") in SPLITTING_BY_PATTERN:
-            return SPLITTING_BY_PATTERN[pattern["Regex"]]
+        if step["type"] == "Split" and pattern.get("Regex") in PRE_TOKENIZER_BY_PATTERN:
+            return PRE_TOKENIZER_BY_PATTERN[pattern["Regex"]]
     raise InputError(
         "gguf: llama.cpp has to be told how the tokenizer splits text, and this way is not among those that "
-        f"srcr knows ({', '.join(sorted(set(SPLITTING_BY_PROBE.values())))})"
+        f"srcr knows ({', '.join(sorted(set(PRE_TOKENIZER_BY_PROBE.values())))})"
     )
 
 
 def _tokens(data: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """The ``size`` tokens of a model and their kinds; ids without a token are unused."""
+    """The ``size`` tokens of a model and their types; ids without a token are unused."""
     by_id = {number: token for token, number in data["model"]["vocab"].items()}
-    kinds = dict.fromkeys(by_id, NORMAL)
+    types = dict.fromkeys(by_id, NORMAL)
     unknown = data["model"].get("unk_token")
     for token in data.get("added_tokens", ()):
         number, text = token["id"], token["content"]
         control = token["special"] or (text.startswith("<|") and text.endswith("|>"))
         by_id[number] = text if control else text.replace(SPACE, " ")
-        kinds[number] = CONTROL if control else USER_DEFINED
+        types[number] = CONTROL if control else USER_DEFINED
         if text == unknown:
-            kinds[number] = UNKNOWN
+            types[number] = UNKNOWN
     if by_id and max(by_id) >= size:
         raise InputError(
             f"gguf: the tokenizer has the id {max(by_id)}, and the model a vocabulary of {size}"
         )
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(size)]
-    return tokens, [kinds.get(i, UNUSED) for i in range(size)]
+    return tokens, [types.get(i, UNUSED) for i in range(size)]
 
 
 def _is_byte(token: str) -> bool:
