@@ -5,9 +5,9 @@
 
 llama.cpp's files are made by its quantizer (``ggml_quantize_chunk``, with the importance of each column
 measured on the same calibration text), tensor by tensor in the types that its program ``llama-quantize``
-chooses (ggml-org/llama.cpp, src/llama-quant.cpp at 007dbbf). A configuration of srcr is "BITS" or "SPARSITY+BITS", embeddings at
-8 bits. What lies in WORK already is not made again. Needs ``pip install 'srcr[gguf]'``; prints a Markdown
-table.
+chooses (ggml-org/llama.cpp, src/llama-quant.cpp at 007dbbf). A configuration of srcr is "BITS" or
+"SPARSITY+BITS", embeddings at 8 bits. What lies in WORK already is not made again. Needs
+``pip install 'srcr[gguf]'``; prints a Markdown table.
 """
 
 import argparse

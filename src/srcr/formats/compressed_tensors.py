@@ -147,9 +147,10 @@ def _encode(ref: MatrixRef, weight: CompressedWeight, dtype: torch.dtype) -> dic
         return {name: weight.dequantize().to(dtype).contiguous()}
     scale = grid.scale.to(dtype)
     if not torch.equal(scale.to(torch.float32), grid.scale):
+        chosen, stored = dtype_name(grid.dtype), dtype_name(dtype)
         raise InputError(
-            f"the scales of {name} were chosen in {dtype_name(grid.dtype)}, and compressed-tensors stores them "
-            f"in {dtype_name(dtype)}, the model's precision: compress the original model, or use --format dense"
+            f"the scales of {name} were chosen in {chosen}, and compressed-tensors stores them in {stored}, the "
+            "model's precision: compress the original model, or use --format dense"
         )
     tensors = {
         f"{name}_packed": pack_to_int32(weight.codes, grid.num_bits),
