@@ -149,8 +149,8 @@ def _encode(ref: MatrixRef, weight: CompressedWeight, dtype: torch.dtype) -> dic
     if not torch.equal(scale.to(torch.float32), grid.scale):
         chosen, stored = dtype_name(grid.dtype), dtype_name(dtype)
         raise InputError(
-            f"the scales of {name} were chosen in {chosen}, and compressed-tensors stores them in {stored}, the "
-            "model's precision: compress the original model, or use --format dense"
+            f"the scales of {name} were chosen in {chosen}, and compressed-tensors stores them in {stored}, "
+            "the model's precision: compress the original model, or use --format dense"
         )
     tensors = {
         f"{name}_packed": pack_to_int32(weight.codes, grid.num_bits),
