@@ -149,9 +149,10 @@ def divergence(base: Path, other: Path, ids: Tensor, threads: int) -> tuple[floa
 
 
 def recipe_of(name: str, n: int) -> srcr.Recipe:
-    """The recipe of "4", "0.25+4" or "4v8" for ``n`` blocks: values' and down projections' bits behind the v,
-    in the blocks where llama.cpp has more."""
+    """The recipe of "4", "0.25+4", "4v8" or "4d3" for ``n`` blocks: values' and down projections' bits behind
+    the v, in the blocks where llama.cpp has more; those of all down projections behind the d."""
     sparsity, _, bits = name.rpartition("+")
+    bits, _, down = bits.partition("d")
     bits, _, wide = bits.partition("v")
     prune = srcr.PruneSpec(sparsity=float(sparsity)) if sparsity else None
     overrides = {}
@@ -163,6 +164,8 @@ def recipe_of(name: str, n: int) -> srcr.Recipe:
             for i in range(n)
             if more_bits(i, n)
         }
+    if down:
+        overrides["*.down_proj"] = srcr.Override(bits=int(down))
     quant = srcr.QuantSpec(num_bits=int(bits))
     embeddings = srcr.QuantSpec("rtn", 8)
     return srcr.Recipe(prune, quant, overrides=overrides, embeddings=embeddings)

@@ -121,7 +121,7 @@ class TestBlocks:
     @pytest.mark.parametrize("kind", BY_NAME.values(), ids=BY_NAME)
     def test_sizes_are_those_of_ggml(self, kind):
         columns, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.name]]
-        assert (columns, size) == (BLOCK, kind.size)
+        assert (columns, size) == (kind.columns, kind.size)
 
     def test_a_scale_that_is_no_float16_is_refused(self):
         weight = weights(2, 2, BLOCK, 4, 0)

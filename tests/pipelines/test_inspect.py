@@ -1,7 +1,6 @@
 """inspect(): of checkpoints in every format."""
 
 import pytest
-
 import torch
 
 import srcr

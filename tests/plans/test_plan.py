@@ -264,7 +264,7 @@ OTHERS = {
     PruneSpec: {"method": "wanda", "sparsity": 0.25, "mask_structure": "2:4"},
     QuantSpec: {
         "method": "rtn", "num_bits": 3, "group_size": 64, "symmetric": False, "actorder": None,
-        "scale_dtype": "float16",
+        "scale_dtype": "float16", "scale_bits": 6,
     },
     LayerPlan: {"name": "c", "prune": None, "quant": None},
     SolverSpec: {
@@ -293,7 +293,13 @@ def replaced(kind, field, value):
     if kind is PruneSpec:
         layer = dataclasses.replace(layer, prune=dataclasses.replace(layer.prune, **change))
     elif kind is QuantSpec:
-        layer = dataclasses.replace(layer, quant=dataclasses.replace(layer.quant, **change))
+        # Scales in units of super-blocks need a group size of their own.
+        quant = (
+            dataclasses.replace(layer.quant, group_size=16)
+            if "scale_bits" in change
+            else layer.quant
+        )
+        layer = dataclasses.replace(layer, quant=dataclasses.replace(quant, **change))
     else:
         layer = dataclasses.replace(layer, **change)
     return dataclasses.replace(PLAN, layers=(layer, PLAN.layers[1]))

@@ -5,7 +5,7 @@ To add one, drop a file into this folder (or another that is in ``srcr.formats._
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,11 @@ class Format:
     keeps in memory; ``load``: the model in it, dequantized, on the CPU, in a precision (None: its own);
     ``notes``: what should be said aloud of contents that it holds, such as which engines do not load them;
     ``loader``: which library opens them as a transformers model; ``group_sizes`` stand for "auto", the first
-    that divides a width; ``scale_dtype``: what it stores scales in (None: in the model's precision);
-    ``any_scale_dtype``: whether it stores them in any other that a plan names;
-    ``tolerance``: how far plain tensors may read back from what was written, relative to 1 and themselves;
-    ``check_model`` raises InputError for a model that it cannot hold, whatever is done to it.
+    that divides a width, ``super_blocks`` before those where 256 divides it: the group size and the bits of
+    scales in units of their super-blocks, by the bits of a code; ``scale_dtype``: what it stores scales in
+    (None: in the model's precision); ``any_scale_dtype``: whether it stores them in any other that a plan
+    names; ``tolerance``: how far plain tensors may read back from what was written, relative to 1 and
+    themselves; ``check_model`` raises InputError for a model that it cannot hold, whatever is done to it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Format:
     notes: Callable[[Contents], Sequence[str]] = lambda contents: ()
     loader: Callable[[Contents], Loader] = lambda contents: "transformers"
     group_sizes: tuple[int, ...] = AUTO_GROUPS
+    super_blocks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     scale_dtype: ScaleDtype | None = None
     any_scale_dtype: bool = False
     tolerance: float = 0.0

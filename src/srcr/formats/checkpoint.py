@@ -20,17 +20,19 @@ from srcr.plans.specs import QuantSpec
 @dataclass(frozen=True)
 class Scheme:
     """How a linear's codes are stored: ``num_bits`` each, ``group_size`` columns that share a scale (-1: the
-    whole row), ``symmetric`` around 0 or with zero-points."""
+    whole row), ``symmetric`` around 0 or with zero-points, scales that are whole numbers of ``scale_bits``
+    in units of their super-blocks (None: they are not)."""
 
     num_bits: int
     group_size: int
     symmetric: bool
+    scale_bits: int | None = None
 
     @classmethod
     def of(cls, quant: QuantSpec) -> "Scheme":
         """The scheme of a spec whose group size is explicit."""
         assert isinstance(quant.group_size, int), "group sizes are resolved before"
-        return cls(quant.num_bits, quant.group_size, quant.symmetric)
+        return cls(quant.num_bits, quant.group_size, quant.symmetric, quant.scale_bits)
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,6 +58,12 @@ def check(contents: Contents) -> None:
             "compressed-tensors cannot hold this architecture: transformers initialises its linear layers "
             "while it loads them, and packed codes have no weight for that: use --format dense"
         )
+    in_units = [name for name, scheme in contents.schemes.items() if scheme.scale_bits is not None]
+    if in_units:
+        raise InputError(
+            f"compressed-tensors stores every scale as a number of its own, and those of {in_units[0]} are "
+            "multiples (super-blocks of gguf): compress the original model, or use --format dense"
+        )
     stacked = [name for name in contents.schemes if topology.matrix(name).index is not None]
     if stacked:
         raise InputError(

@@ -16,25 +16,34 @@ from srcr.numerics.packing import pack, unpack
 #: Between the name of a linear and that of one of its tensors.
 SEPARATOR = ":"
 #: The tensors that a weight may have.
-PARTS = ("shape", "error", "codes", "scale", "product", "zero_point", "values", "mask")
+PARTS = (
+    "shape", "error", "codes", "scale", "super_scale", "product", "zero_point", "values", "mask",
+)  # fmt: skip
 
 
 def encode(weight: CompressedWeight) -> dict[str, Tensor]:
-    """The tensors of a weight. ``shape`` int64 [4]: its rows, columns, bits and group size (16 and -1 where
-    it is not quantized); ``error`` float64 []; ``codes`` uint8, ``scale`` [rows, groups], ``product`` [0] in
-    the precision that both are multiplied in where it is another than the scale's, and where it is asymmetric
-    ``zero_point`` int8 [rows, groups], or ``values`` [rows, cols]; ``mask`` uint8 where it is pruned."""
+    """The tensors of a weight. ``shape`` int64: its rows, columns, bits and group size (16 and -1 where it is
+    not quantized), and the bits of its scales where they are multiples; ``error`` float64 []; ``codes``
+    uint8; ``scale`` [rows, groups], int8 where they are multiples of ``super_scale`` [rows, super-blocks];
+    ``product`` [0] in the precision that codes and scales are multiplied in, where it is another than
+    theirs; ``zero_point`` int8 [rows, groups] where it is asymmetric; or ``values`` [rows, cols]; ``mask``
+    uint8 where it is pruned."""
     rows, cols = weight.shape
     tensors = {"error": torch.tensor(weight.error, dtype=torch.float64)}
-    bits, size = 16, -1
+    shape = [rows, cols, 16, -1]
     if weight.codes is not None:
         grid = weight.grid
         assert grid is not None
-        bits, size = grid.num_bits, grid.group_size
-        lowest, _ = code_range(bits)
+        shape = [rows, cols, grid.num_bits, grid.group_size]
+        lowest, _ = code_range(grid.num_bits)
         unsigned = (weight.codes.to(torch.int16) - lowest).to(torch.uint8)
-        tensors["codes"] = pack(unsigned, bits)
-        tensors["scale"] = grid.scale.to(grid.dtype).contiguous()
+        tensors["codes"] = pack(unsigned, grid.num_bits)
+        if grid.super_scale is None or grid.scale_bits is None:
+            tensors["scale"] = grid.scale.to(grid.dtype).contiguous()
+        else:
+            tensors["scale"] = grid.multiples().to(torch.int8)
+            tensors["super_scale"] = grid.super_scale.to(grid.dtype).contiguous()
+            shape.append(grid.scale_bits)
         if grid.product_dtype != grid.dtype:
             tensors["product"] = torch.empty(0, dtype=grid.product_dtype)
         if grid.zero_point is not None:
@@ -44,13 +53,13 @@ def encode(weight: CompressedWeight) -> dict[str, Tensor]:
         tensors["values"] = weight.values.contiguous()
     if weight.mask is not None:
         tensors["mask"] = pack(weight.mask.to(torch.uint8), 1)
-    tensors["shape"] = torch.tensor([rows, cols, bits, size], dtype=torch.int64)
+    tensors["shape"] = torch.tensor(shape, dtype=torch.int64)
     return tensors
 
 
 def decode(tensors: Mapping[str, Tensor]) -> CompressedWeight:
     """The weight that :func:`encode` made ``tensors`` of."""
-    rows, cols, bits, size = tensors["shape"].tolist()
+    rows, cols, bits, size, *scale_bits = tensors["shape"].tolist()
     mask = codes = grid = None
     if "mask" in tensors:
         mask = unpack(tensors["mask"], 1, (rows, cols)).to(torch.bool)
@@ -59,15 +68,16 @@ def decode(tensors: Mapping[str, Tensor]) -> CompressedWeight:
         codes = (unpack(tensors["codes"], bits, (rows, cols)).to(torch.int16) + lowest).to(
             torch.int8
         )
-        scale, zero_point = tensors["scale"], tensors.get("zero_point")
-        grid = Grid(
-            scale.to(torch.float32),
-            None if zero_point is None else zero_point.to(torch.float32),
-            bits,
-            size,
-            scale.dtype,
-            tensors["product"].dtype if "product" in tensors else None,
+        stored = tensors.get("super_scale", tensors["scale"])
+        product = tensors["product"].dtype if "product" in tensors else None
+        scale, zero_point, super_scale = (
+            tensors[part].to(torch.float32) if part in tensors else None
+            for part in ("scale", "zero_point", "super_scale")
         )
+        assert scale is not None
+        grid = Grid(scale, zero_point, bits, size, stored.dtype, product)
+        if super_scale is not None:
+            grid = grid.in_units(super_scale, scale_bits[0])
     return CompressedWeight(mask, float(tensors["error"]), codes, grid, tensors.get("values"))
 
 

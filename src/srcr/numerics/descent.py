@@ -105,7 +105,7 @@ def _refit_rows(state: DescentState, damped: DampedHessian, reach: Tensor) -> No
     # c (H + damp I) = (reach - pull) / scale, but for the rounding of the engine's product
     energy = ((reach - state.pull) * steps).sum(dim=1) / grid.scale[:, 0]
     grid.scale[:, 0] = refit_scale(
-        grid.scale[:, 0], (state.pull * steps).sum(dim=1), energy, grid.dtype
+        grid.scale[:, 0], (state.pull * steps).sum(dim=1), energy, grid.rounding(0)
     )
     moved = grid.dequantize(codes).sub_(state.weight)
     state.weight.add_(moved)
@@ -160,5 +160,5 @@ def _refit_group(state: DescentState, grid: Grid, span: slice) -> None:
     along, energy = (
         (reached * steps).sum(dim=1) for reached in (state.pull, product(steps, state.damped))
     )
-    grid.scale[:, number] = refit_scale(grid.scale[:, number], along, energy, grid.dtype)
+    grid.scale[:, number] = refit_scale(grid.scale[:, number], along, energy, grid.rounding(number))
     state.weight[:, span] = grid.group(number).dequantize(codes)

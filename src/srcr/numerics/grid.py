@@ -5,6 +5,7 @@ rounded to the precision they are stored in *before* any code is chosen, and deq
 in that precision, because that is what the engine that loads the checkpoint will do.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,8 @@ CACHED_ELEMENTS = 1 << 18
 #: Of the ranges that a search of scales tries, how far apart the first are, and which beside the best of
 #: those are tried next.
 COARSE = 3
+#: Columns of a super-block, whose scales are whole multiples of one number.
+SUPER_BLOCK = 256
 FINE = (-2, -1, 1, 2)
 
 
@@ -54,17 +57,28 @@ def round_product(product: Tensor, dtype: torch.dtype) -> Tensor:
 class GridSpec:
     """The kind of a grid: ``num_bits`` of a code, ``group_size`` columns that share a scale (a divisor of
     the width), ``symmetric`` around 0 or with a zero-point, ``dtype`` of the stored scales, ``product``: the
-    precision that the engine multiplies codes and scales in (None: that of the scales)."""
+    precision that the engine multiplies codes and scales in (None: that of the scales). ``scale_bits``:
+    scales are whole numbers of so many bits, times a scale of ``dtype`` for each :data:`SUPER_BLOCK`
+    columns (None: of ``dtype`` themselves)."""
 
     num_bits: int
     group_size: int
     symmetric: bool
     dtype: torch.dtype
     product: torch.dtype | None = None
+    scale_bits: int | None = None
 
     def grid(self, scale: Tensor, zero_point: Tensor | None) -> "Grid":
-        """The grid of this kind with these scales and zero-points [rows, groups]."""
-        return Grid(scale, zero_point, self.num_bits, self.group_size, self.dtype, self.product)
+        """The grid of this kind with these scales and zero-points [rows, groups]; scales that are whole
+        multiples of another are rounded to such."""
+        grid = Grid(scale, zero_point, self.num_bits, self.group_size, self.dtype, self.product)
+        if self.scale_bits is None:
+            return grid
+        per_block = scale.view(len(scale), -1, SUPER_BLOCK // self.group_size)
+        largest = per_block.gather(2, per_block.abs().argmax(dim=2, keepdim=True))[..., 0]
+        super_scale = round_to_storage(largest / code_range(self.scale_bits)[0], self.dtype)
+        grid = replace(grid, super_scale=super_scale, scale_bits=self.scale_bits)
+        return replace(grid, scale=grid.rounding()(scale))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +120,9 @@ class QParams:
 @dataclass(frozen=True, eq=False)
 class Grid:
     """The grid of a weight [rows, cols]: ``scale`` [rows, groups] float32 holding values of ``dtype``;
-    ``zero_point`` [rows, groups] float32 holding codes, or None when symmetric; ``product`` as in
-    :class:`GridSpec`."""
+    ``zero_point`` [rows, groups] float32 holding codes, or None when symmetric; ``product`` and
+    ``scale_bits`` as in :class:`GridSpec`; ``super_scale`` [rows, super-blocks] float32 holding values of
+    ``dtype``: what the scales are multiples of (None: of nothing, they have ``dtype`` themselves)."""
 
     scale: Tensor
     zero_point: Tensor | None
@@ -115,6 +130,8 @@ class Grid:
     group_size: int
     dtype: torch.dtype
     product: torch.dtype | None = None
+    super_scale: Tensor | None = None
+    scale_bits: int | None = None
 
     @property
     def product_dtype(self) -> torch.dtype:
@@ -156,6 +173,35 @@ class Grid:
             weight[rows] = round_product(product, self.product_dtype)
         return weight
 
+    def rounding(self, group: int | None = None) -> Callable[[Tensor], Tensor]:
+        """What rounds scales [rows, groups], or those [rows] of a ``group``, to what stores them."""
+        if self.super_scale is None or self.scale_bits is None:
+            return lambda scale: round_to_storage(scale, self.dtype)
+        per_block = SUPER_BLOCK // self.group_size
+        unit = self._units() if group is None else self.super_scale[:, group // per_block]
+        lowest, highest = code_range(self.scale_bits)
+
+        def rounded(scale: Tensor) -> Tensor:
+            multiple = (scale / unit).round_().clamp_(lowest, highest)
+            # By a scale of 0 nothing can be divided.
+            return torch.where(multiple == 0, torch.ones_like(multiple), multiple) * unit
+
+        return rounded
+
+    def in_units(self, super_scale: Tensor, scale_bits: int) -> "Grid":
+        """The grid whose scales are those of this one, whole numbers of ``scale_bits``, times
+        ``super_scale`` [rows, super-blocks]."""
+        grid = replace(self, super_scale=super_scale, scale_bits=scale_bits)
+        return replace(grid, scale=self.scale * grid._units())
+
+    def multiples(self) -> Tensor:
+        """The scales float32 [rows, groups] in units of those of their super-blocks."""
+        return (self.scale / self._units()).round_()
+
+    def _units(self) -> Tensor:
+        assert self.super_scale is not None
+        return self.super_scale.repeat_interleave(SUPER_BLOCK // self.group_size, dim=1)
+
     def steps(self, codes: Tensor) -> Tensor:
         """How many steps float32 [rows, cols] each of ``codes`` is away from 0."""
         steps = codes.to(torch.float32, copy=True)
@@ -163,12 +209,19 @@ class Grid:
             steps.view(len(steps), -1, self.group_size).sub_(self.zero_point[..., None])
         return steps
 
-    def rows(self, rows: slice) -> "Grid":
-        """The grid of a slice of the rows."""
-        zero_point = None if self.zero_point is None else self.zero_point[rows]
-        return replace(self, scale=self.scale[rows], zero_point=zero_point)
+    def rows(self, rows: slice | Tensor) -> "Grid":
+        """The grid of some of the rows."""
+        return self._mapped(lambda values: values[rows])
 
     def to(self, device: torch.device | str) -> "Grid":
         """The same grid on another device."""
-        zero_point = None if self.zero_point is None else self.zero_point.to(device)
-        return replace(self, scale=self.scale.to(device), zero_point=zero_point)
+        return self._mapped(lambda values: values.to(device))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Grid":
+        zero_point, super_scale = (
+            None if values is None else change(values)
+            for values in (self.zero_point, self.super_scale)
+        )
+        return replace(
+            self, scale=change(self.scale), zero_point=zero_point, super_scale=super_scale
+        )

@@ -1,6 +1,6 @@
 """The scales of a grid: searched for the lowest error of the weights, then refitted to chosen codes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -157,16 +157,18 @@ def _candidates(
     return [(largest / -quant_min, None), (largest / quant_min, None)]
 
 
-def refit_scale(scale: Tensor, along: Tensor, energy: Tensor, dtype: torch.dtype) -> Tensor:
+def refit_scale(
+    scale: Tensor, along: Tensor, energy: Tensor, rounding: Callable[[Tensor], Tensor]
+) -> Tensor:
     """The scales [rows] of a group that, with the codes as they are, come nearest to the target in the
-    outputs, rounded to ``dtype``; those in ``scale`` where that would not be nearer.
+    outputs, rounded by ``rounding``; those in ``scale`` where that would not be nearer.
 
     With the group's codes c (less the zero-point), all else in place, the damped output error changes by
     ``-2 step along + step^2 energy``, where ``along`` is ``(target - Q)(H + damp I) c^T`` and ``energy`` is
     ``c (H + damp I) c^T``.
     """
     step = along / energy.clamp_min(torch.finfo(torch.float32).tiny)
-    fitted = round_to_storage(scale + step, dtype)
+    fitted = rounding(scale + step)
     step = fitted - scale
     # A row of zero codes says nothing of its scale.
     nearer = (energy > 0) & torch.isfinite(fitted) & (step * (step * energy - 2 * along) < 0)

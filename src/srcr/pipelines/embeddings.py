@@ -72,7 +72,8 @@ def round_to_nearest(
     other; some rows at a time. Its error is that of the weights, relative, squared."""
     scheme, cols = Scheme.of(quant), W.shape[1]
     size = cols if scheme.group_size == -1 else scheme.group_size
-    spec = GridSpec(scheme.num_bits, size, scheme.symmetric, *quant.scale_precision(dtype))
+    precision = quant.scale_precision(dtype)
+    spec = GridSpec(scheme.num_bits, size, scheme.symmetric, *precision, quant.scale_bits)
     fit, importance = get_quantizer(quant.method).fit, torch.ones(cols, device=device)
     codes, scales, zero_points, wrong, energy = [], [], [], 0.0, 0.0
     for rows in row_chunks(W, CHUNK_ELEMENTS):

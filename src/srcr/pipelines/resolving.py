@@ -12,6 +12,7 @@ from srcr.plans.plan import CompressionPlan, Recipe
 from srcr.plans.resolve import (
     check_plan,
     resolve_group_sizes,
+    resolve_scale_bits,
     resolve_scale_dtype,
     uniform_plan,
 )
@@ -48,6 +49,7 @@ def resolve_plan(
         plan = uniform_plan(shapes, plan, tables, others)
     check_methods(plan)
     check_plan(plan, shapes, tables)
+    plan = resolve_scale_bits(plan, shapes, tables, fmt.super_blocks)
     plan, sizes = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
     plan = resolve_scale_dtype(plan, fmt.scale_dtype)
     _check_scales(plan, fmt)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from srcr.errors import InputError
+from srcr.numerics.grid import SUPER_BLOCK
 from srcr.numerics.masks import parse_structure
 from srcr.plans.patterns import check_patterns, matches, matches_any
 from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe
@@ -98,6 +99,32 @@ def resolve_group_sizes(
     return replace(plan, layers=layers, embeddings=tables), note
 
 
+def resolve_scale_bits(
+    plan: CompressionPlan,
+    shapes: Shapes,
+    embeddings: Shapes | None = None,
+    choices: Mapping[int, tuple[int, int]] | None = None,
+) -> CompressionPlan:
+    """The plan with scales in units of their super-blocks where a format has such for its widths: ``choices``
+    are the group size and the bits of a scale by the bits of a code. Only where the group size is "auto", the
+    grid is symmetric, and super-blocks divide the width."""
+    if not choices:
+        return plan
+    widths = {name: width for name, (_, width) in [*shapes.items(), *(embeddings or {}).items()]}
+
+    def resolved(layer: LayerPlan) -> LayerPlan:
+        quant = layer.quant
+        if quant is None or quant.group_size != "auto" or not quant.symmetric:
+            return layer
+        if quant.num_bits not in choices or widths[layer.name] % SUPER_BLOCK:
+            return layer
+        size, bits = choices[quant.num_bits]
+        return replace(layer, quant=replace(quant, group_size=size, scale_bits=bits))
+
+    tables = None if plan.embeddings is None else tuple(map(resolved, plan.embeddings))
+    return replace(plan, layers=tuple(map(resolved, plan.layers)), embeddings=tables)
+
+
 def resolve_scale_dtype(plan: CompressionPlan, dtype: ScaleDtype | None) -> CompressionPlan:
     """The plan with scales of ``dtype`` where it says nothing of them."""
     if dtype is None:
@@ -152,6 +179,11 @@ def _check_layer(layer: LayerPlan, width: int) -> None:
             raise InputError(
                 f"group size {size} does not divide the width {width} of {layer.name}: use a "
                 "divisor, -1 (channel-wise) or auto"
+            )
+        if layer.quant.scale_bits is not None and width % SUPER_BLOCK:
+            raise InputError(
+                f"scale_bits needs a width that {SUPER_BLOCK} divides, and that of {layer.name} is {width}: "
+                "leave scale_bits out of the plan for this layer"
             )
     if layer.prune is not None:
         pattern = parse_structure(layer.prune.mask_structure)

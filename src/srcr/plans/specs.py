@@ -8,6 +8,7 @@ import torch
 
 from srcr.errors import InputError
 from srcr.numerics import masks
+from srcr.numerics.grid import SUPER_BLOCK
 from srcr.numerics.masks import UNSTRUCTURED, parse_structure
 from srcr.serialize import STRICT
 
@@ -64,7 +65,9 @@ class QuantSpec:
     (-1: the whole row; "auto": the first of 128, 64, 32 that divides the width, else the whole row),
     ``symmetric`` around 0 or with an integer zero-point, ``actorder`` "static" (columns swept by falling
     ``diag(H)``, groups as they stand in the file) or None, ``scale_dtype`` the precision of stored
-    scales, which the engine then multiplies in float32 (None: the model's own for both)."""
+    scales, which the engine then multiplies in float32 (None: the model's own for both). ``scale_bits``:
+    scales are whole numbers of so many bits, times one of ``scale_dtype`` for 256 columns (None: none are).
+    """
 
     __pydantic_config__ = STRICT
 
@@ -74,6 +77,7 @@ class QuantSpec:
     symmetric: bool = True
     actorder: Literal["static"] | None = "static"
     scale_dtype: ScaleDtype | None = None
+    scale_bits: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_bits <= 8:
@@ -82,6 +86,18 @@ class QuantSpec:
             )
         if isinstance(self.group_size, int) and self.group_size != -1 and self.group_size < 1:
             raise InputError(f"group_size {self.group_size} must be -1 (channel-wise) or positive")
+        if self.scale_bits is not None:
+            self._check_scale_bits(self.scale_bits)
+
+    def _check_scale_bits(self, scale_bits: int) -> None:
+        if not 2 <= scale_bits <= 8:
+            raise InputError(f"scale_bits {scale_bits} is out of range: 2 to 8, or none")
+        size = self.group_size
+        if not self.symmetric or size == "auto" or size < 1 or SUPER_BLOCK % size:
+            raise InputError(
+                f"scale_bits needs symmetric grids and a group_size that divides {SUPER_BLOCK}, not "
+                f"{'zero-points' if not self.symmetric else size}"
+            )
 
     def scale_precision(self, own: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
         """What scales are stored in, and what codes are multiplied by them in, of a model of its ``own``

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from srcr.numerics.compressed import CompressedWeight
-from srcr.numerics.grid import Grid, code_range, round_product, round_to_storage
+from srcr.numerics.grid import Grid, code_range, round_product
 from srcr.numerics.tensors import row_chunks
 
 #: How far, in steps of the grid, a latent number may begin from its code.
@@ -52,7 +52,7 @@ class LatentWeight:
         grid = self.compressed.grid
         if grid is None:
             return None
-        scale = round_to_storage(self.start * self.log_gain.exp(), grid.dtype)
+        scale = grid.rounding()(self.start * self.log_gain.exp())
         return replace(grid, scale=scale)
 
     def write(self, weight: Tensor) -> None:

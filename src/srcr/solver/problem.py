@@ -137,7 +137,9 @@ def _stack(names: Sequence[str], problem: LayerProblem) -> RowStack:
     grid_spec = None
     if plan.quant is not None:
         precision = plan.quant.scale_precision(problem.dtype)
-        grid_spec = GridSpec(plan.quant.num_bits, size, plan.quant.symmetric, *precision)
+        grid_spec = GridSpec(
+            plan.quant.num_bits, size, plan.quant.symmetric, *precision, plan.quant.scale_bits
+        )
     return RowStack(
         tuple(names), W,
         tuple(problem.weights[name].shape[0] for name in names),

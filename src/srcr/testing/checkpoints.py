@@ -12,6 +12,7 @@ from srcr.plans.plan import CompressionPlan, Recipe
 from srcr.plans.resolve import (
     check_plan,
     resolve_group_sizes,
+    resolve_scale_bits,
     resolve_scale_dtype,
     uniform_plan,
 )
@@ -29,6 +30,7 @@ def compressed_checkpoint(
     plan = uniform_plan(shapes, plan, tables) if isinstance(plan, Recipe) else plan
     check_plan(plan, shapes, tables)
     fmt = fmt or get_format("dense")
+    plan = resolve_scale_bits(plan, shapes, tables, fmt.super_blocks)
     plan, _ = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
     plan = resolve_scale_dtype(plan, fmt.scale_dtype)
     weights: dict[str, CompressedWeight] = {}

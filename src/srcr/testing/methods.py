@@ -78,13 +78,13 @@ def check_quantizer(quantizer: Quantizer | str) -> None:
     quantizer = methods.get_quantizer(quantizer) if isinstance(quantizer, str) else quantizer
     who = f"quantizer {quantizer.name!r}"
     for symmetric in (True, False):
-        for size, *precision in (
-            (COLS, torch.float32),
-            (GROUP, torch.float32),
-            (COLS, torch.bfloat16),
+        for size, dtype, product in (
+            (COLS, torch.float32, None),
+            (GROUP, torch.float32, None),
+            (COLS, torch.bfloat16, None),
             (GROUP, torch.float16, torch.float32),
         ):
-            specs = [GridSpec(bits, size, symmetric, *precision) for bits in range(2, 9)]
+            specs = [GridSpec(bits, size, symmetric, dtype, product) for bits in range(2, 9)]
             errors = [_check_fit(who, quantizer, spec) for spec in specs]
             finer = all(after < before for before, after in pairwise(errors))
             require(finer, f"{who}: more num_bits do not make the rounding error less: {errors}")

@@ -26,12 +26,14 @@ from srcr.models.source import plain_config
 from srcr.numerics.coding import decode_symbols, encode_symbols
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.float_coding import decode_floats, encode_floats
-from srcr.numerics.grid import Grid, code_range
+from srcr.numerics.grid import SUPER_BLOCK, Grid, code_range
 from srcr.numerics.tensors import dtype_name
 from srcr.records.run import LoadedBytes
 from srcr.storage.index import containers
 from srcr.storage.layout import ARCHIVE
 
+#: What is added to multiples of super-blocks' scales, so that none is negative.
+MIDDLE = 128
 #: Kinds of records.
 CODES, PLAIN = "codes", "plain"
 #: Precisions by their names in records.
@@ -109,10 +111,13 @@ def _codes_record(name: str, weight: CompressedWeight, scheme: Scheme) -> Record
     assert codes is not None
     assert grid is not None
     symbols = (codes.numpy().astype(np.int16) - code_range(grid.num_bits)[0]).astype(np.uint8)
-    parts = {
-        "codes": encode_symbols(symbols),
-        "scale": encode_floats(grid.scale.to(grid.dtype)),
-    }
+    parts = {"codes": encode_symbols(symbols)}
+    if grid.super_scale is None:
+        parts["scale"] = encode_floats(grid.scale.to(grid.dtype))
+    else:
+        multiples = (grid.multiples() + MIDDLE).to(torch.uint8)
+        parts["scale"] = encode_symbols(multiples.numpy())
+        parts["super_scale"] = encode_floats(grid.super_scale.to(grid.dtype))
     if grid.zero_point is not None:
         zeros = (grid.zero_point - code_range(grid.num_bits)[0]).to(torch.uint8)
         parts["zero_point"] = encode_symbols(zeros.numpy())
@@ -122,6 +127,7 @@ def _codes_record(name: str, weight: CompressedWeight, scheme: Scheme) -> Record
         "bits": grid.num_bits,
         "group_size": scheme.group_size,
         "scale_dtype": dtype_name(grid.dtype),
+        "scale_bits": grid.scale_bits,
         "product_dtype": dtype_name(grid.product_dtype),
         "parts": {key: len(part) for key, part in parts.items()},
     }
@@ -154,7 +160,12 @@ def _scheme(record: Record, shape: tuple[int, int]) -> Scheme:
         or not _divides(size, shape[1])
     ):
         raise InputError(f"the archive's record {record.name!r} does not fit the model")
-    return Scheme(bits, size, "zero_point" not in parts)
+    scale_bits: Any = record.header.get("scale_bits")
+    if scale_bits is not None and (
+        scale_bits not in range(2, 9) or shape[1] % SUPER_BLOCK or not _divides(size, SUPER_BLOCK)
+    ):
+        raise InputError(f"the archive's record {record.name!r} does not fit the model")
+    return Scheme(bits, size, "zero_point" not in parts, scale_bits)
 
 
 def _divides(size: Any, width: int) -> bool:
@@ -178,21 +189,32 @@ def _decode(archive: ArchiveFile, name: str) -> CompressedWeight:
         lowest = code_range(bits)[0]
         symbols = decode_symbols(parts["codes"], (rows, cols))
         codes = torch.from_numpy((symbols.astype(np.int16) + lowest).astype(np.int8))
-        scale, zero_point = decode_floats(parts["scale"], (rows, groups), dtype), None
+        scale, super_scale = _decode_scales(record, dtype)
+        zero_point = None
         if "zero_point" in parts:
             zeros = decode_symbols(parts["zero_point"], (rows, groups))
             zero_point = torch.from_numpy(zeros).to(torch.float32) + lowest
     except (InputError, KeyError) as error:
         raise InputError(f"{name} in {archive.path} is damaged: {error}") from None
-    grid = Grid(
-        scale.to(torch.float32),
-        zero_point,
-        bits,
-        size,
-        dtype,
-        None if product == dtype else product,
-    )
+    grid = Grid(scale, zero_point, bits, size, dtype, None if product == dtype else product)
+    if super_scale is not None:
+        grid = grid.in_units(super_scale, header["scale_bits"])
     return CompressedWeight(None, float("nan"), codes, grid)
+
+
+def _decode_scales(record: Record, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Scales float32 [rows, groups], or their multiples and what these are multiples of [rows, super-blocks].
+
+    Raises:
+        InputError, KeyError: they are damaged.
+    """
+    (rows, cols), parts, size = record.shape(), record.parts(), record.header["group_size"]
+    groups = 1 if size == -1 else cols // size
+    if record.header.get("scale_bits") is None:
+        return decode_floats(parts["scale"], (rows, groups), dtype).to(torch.float32), None
+    multiples = torch.from_numpy(decode_symbols(parts["scale"], (rows, groups)))
+    units = decode_floats(parts["super_scale"], (rows, cols // SUPER_BLOCK), dtype)
+    return multiples.to(torch.float32) - MIDDLE, units.to(torch.float32)
 
 
 class ArchiveSource:

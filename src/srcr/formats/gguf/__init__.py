@@ -1,12 +1,12 @@
 """``gguf``: one file that llama.cpp runs, codes as they are.
 
-With scales for groups of 32 columns (or of a multiple) codes become blocks of Q4_0, Q5_0 and Q8_0 without
-being rounded again. Everything else stays in the model's own precision, norms in float32. The folder holds
-config.json and tokenizer as well, so that srcr reads it back.
+With scales for groups of 32 columns (or of a multiple) codes become blocks of Q4_0, Q5_0 and Q8_0; with
+scales in units of super-blocks of 256 columns, those of Q3_K and Q6_K. Nothing is rounded again. Everything
+else stays in the model's own precision, norms in float32. The folder holds config.json and tokenizer as
+well, so that srcr reads it back.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,15 @@ from srcr.formats.gguf.architectures import (
     rope_tensors,
     write_metadata,
 )
-from srcr.formats.gguf.blocks import BLOCK, BY_NAME, block_type, pack_blocks, unpack_blocks
+from srcr.formats.gguf.blocks import (
+    BLOCK,
+    BY_NAME,
+    SUPER_BLOCKS,
+    BlockType,
+    block_type,
+    pack_blocks,
+    unpack_blocks,
+)
 from srcr.formats.gguf.source import OFFSET_ERROR, GgufFile, GgufSource
 from srcr.formats.gguf.vocabulary import chat_template, read_vocabulary, write_vocabulary
 from srcr.formats.shards import write_config
@@ -40,7 +48,10 @@ from srcr.storage.index import containers
 from srcr.storage.layout import GGUF
 
 #: What llama.cpp calls the kind of a file by most of its tensors.
-FILE_TYPES = {4: "MOSTLY_Q4_0", 5: "MOSTLY_Q5_0", 8: "MOSTLY_Q8_0"}
+FILE_TYPES = {
+    "Q3_K": "MOSTLY_Q3_K_S", "Q4_0": "MOSTLY_Q4_0", "Q5_0": "MOSTLY_Q5_0", "Q6_K": "MOSTLY_Q6_K",
+    "Q8_0": "MOSTLY_Q8_0",
+}  # fmt: skip
 PLAIN_FILE_TYPES = {
     torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16",
 }  # fmt: skip
@@ -60,6 +71,9 @@ def check(contents: Contents) -> None:
                 f"gguf keeps a pruned weight exactly 0 with grids around 0 only, and {name} has zero-points: "
                 "use --symmetric"
             )
+        if scheme.scale_bits is not None:
+            _check_super_blocks(name, scheme)
+            continue
         width = contents.topology.shape(name)[1]
         if width % BLOCK:
             names = [n for n in contents.schemes if contents.topology.shape(n)[1] % BLOCK]
@@ -75,13 +89,29 @@ def check(contents: Contents) -> None:
             )
 
 
+def _check_super_blocks(name: str, scheme: Scheme) -> None:
+    """Refuse scales in units of super-blocks that no type has.
+
+    Raises:
+        InputError: names what there is.
+    """
+    kind = block_type(scheme.num_bits, scheme.scale_bits)
+    if kind is None or kind.group_size != scheme.group_size:
+        raise InputError(
+            f"gguf has super-blocks of codes of at most 3 bits with scales of 6, and of at most 6 bits with "
+            f"scales of 8, in groups of 16; {name} has {scheme.num_bits} bits, scale_bits "
+            f"{scheme.scale_bits} and group_size {scheme.group_size}: leave the last two out of the plan"
+        )
+
+
 def notes(contents: Contents) -> list[str]:
     """Where the format takes more bytes than the codes need."""
     result = []
-    narrow = sorted({s.num_bits for s in contents.schemes.values() if _wider(s.num_bits)})
+    kinds = {(s.num_bits, _kind(s).name) for s in contents.schemes.values()}
+    narrow = sorted((bits, name) for bits, name in kinds if BY_NAME[name].num_bits != bits)
     if narrow:
-        bits = " and ".join(map(str, narrow))
-        names = " and ".join(block_type(b).name for b in narrow)
+        bits = " and ".join(str(each) for each, _ in narrow)
+        names = " and ".join(name for _, name in narrow)
         result.append(
             f"codes of {bits} bits are stored as {names}, which takes more: --format archive packs them"
         )
@@ -105,8 +135,11 @@ def _check_model(opened: OpenModel) -> None:
         read_vocabulary(opened.folder, opened.vocabulary)
 
 
-def _wider(num_bits: int) -> bool:
-    return block_type(num_bits).num_bits != num_bits
+def _kind(scheme: Scheme) -> BlockType:
+    """The type of what a scheme's codes are stored in."""
+    kind = block_type(scheme.num_bits, scheme.scale_bits)
+    assert kind is not None, "checked before"
+    return kind
 
 
 def _layout(
@@ -116,7 +149,7 @@ def _layout(
     rows, cols = shape
     if scheme is None:
         return {ref.parameter: torch.empty(rows, cols, dtype=dtype, device="meta")}
-    size = cols // BLOCK * block_type(scheme.num_bits).size
+    size = cols // _kind(scheme).columns * _kind(scheme).size
     return {ref.parameter: torch.empty(rows, size, dtype=torch.uint8, device="meta")}
 
 
@@ -175,7 +208,7 @@ def _declare(writer: Any, gguf: Any, checkpoint: Checkpoint, names: TensorNames,
     layout = _layout(
         contents.topology.matrix(linear), contents.topology.shape(linear), scheme, checkpoint.dtype
     )
-    kind = None if scheme is None else block_type(scheme.num_bits).name
+    kind = None if scheme is None else _kind(scheme).name
     _add(writer, gguf, names.name(name), layout[name].shape, layout[name].dtype, kind)
 
 
@@ -225,10 +258,10 @@ def _add(
 
 
 def _file_type(checkpoint: Checkpoint) -> str:
-    widths = [block_type(s.num_bits).num_bits for s in checkpoint.contents.schemes.values()]
-    if not widths:
+    kinds = [_kind(scheme).name for scheme in checkpoint.contents.schemes.values()]
+    if not kinds:
         return PLAIN_FILE_TYPES[checkpoint.dtype]
-    return FILE_TYPES[max(set(widths), key=widths.count)]
+    return FILE_TYPES[max(sorted(set(kinds)), key=kinds.count)]
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -244,7 +277,7 @@ def _read(folder: Path) -> Checkpoint:
         if parameter in source.present:
             kind = BY_NAME.get(file.kind(source.stored.name(parameter)))
             if kind is not None:
-                schemes[name] = Scheme(kind.num_bits, BLOCK, True)
+                schemes[name] = Scheme(kind.num_bits, kind.group_size, True, kind.scale_bits)
     contents = Contents(topology, opened.config, schemes, tuple(schemes))
     return Checkpoint.of(opened, contents, partial(_decode, source, contents))
 
@@ -259,8 +292,7 @@ def _decode(source: GgufSource, contents: Contents, name: str) -> CompressedWeig
     assert weight.codes is not None
     assert weight.grid is not None
     back = torch.argsort(order)
-    grid = replace(weight.grid, scale=weight.grid.scale[back])
-    return CompressedWeight(None, weight.error, weight.codes[back], grid)
+    return CompressedWeight(None, weight.error, weight.codes[back], weight.grid.rows(back))
 
 
 def _recognises(folder: Path) -> bool:
@@ -292,7 +324,7 @@ def _library() -> Any:
 
 FORMAT = Format(
     name="gguf",
-    summary="one file that llama.cpp runs: codes of 4, 5 and 8 bits in blocks of 32",
+    summary="one file that llama.cpp runs: codes of 3 to 8 bits in blocks of 32 and 256 columns",
     check=check,
     write=_write,
     read=_read,
@@ -304,6 +336,7 @@ FORMAT = Format(
     loader=lambda contents: "srcr",
     check_model=_check_model,
     group_sizes=(BLOCK,),
+    super_blocks=SUPER_BLOCKS,
     scale_dtype="float16",
     tolerance=OFFSET_ERROR,
 )
