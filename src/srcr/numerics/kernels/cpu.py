@@ -21,9 +21,25 @@ from srcr.numerics.kernels.states import DescentState, SweepState
 #: How the engine's product is rounded: not at all, or to one of the 16-bit types.
 _PRODUCT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+#: A step within a loop: inlined by LLVM, for Numba's own inlining takes several times as long to compile.
+_INLINED: dict[str, Any] = {"forceinline": True, **_OPTIONS}
+#: Loops marked `prange` run in parallel, and nothing else: to look for more takes long to compile.
+_PARALLEL: dict[str, Any] = {
+    "parallel": {
+        "prange": True,
+        "comprehension": False,
+        "reduction": False,
+        "inplace_binop": False,
+        "setitem": False,
+        "numpy": False,
+        "stencil": False,
+        "fusion": False,
+    },
+    **_OPTIONS,
+}
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(**_INLINED)
 def _rounded(x, product):  # type: ignore[no-untyped-def]
     """``x`` as the nearest value of a 16-bit type (ties to even), in float32; -0.0 becomes 0.0."""
     if product == 1:
@@ -42,7 +58,7 @@ def _rounded(x, product):  # type: ignore[no-untyped-def]
     return x + np.float32(0.0)
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(**_INLINED)
 def _fixed(w, kept, r, j, g, scale, zero, low, high, product, codes):  # type: ignore[no-untyped-def]
     """What weight ``w`` of row r, column j becomes; its code is noted. Without a grid (g < 0, else the
     column's group) it stays, if it is kept."""
@@ -55,7 +71,7 @@ def _fixed(w, kept, r, j, g, scale, zero, low, high, product, codes):  # type: i
     return _rounded((code - z) * s, product)
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(**_INLINED)
 def _fix_weight(  # type: ignore[no-untyped-def]
     w, pivot, r, j, i, g, work, codes, mask, errors, push, scale, zero, low, high, product
 ):
@@ -69,7 +85,7 @@ def _fix_weight(  # type: ignore[no-untyped-def]
     return errors[r, i]
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(**_INLINED)
 def _step_weight(  # type: ignore[no-untyped-def]
     pull, energy, r, j, g, weight, codes, mask, scale, zero, low, high, product
 ):
@@ -82,7 +98,14 @@ def _step_weight(  # type: ignore[no-untyped-def]
     return weight[r, j] - before
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(**_INLINED)
+def _copy(source, target):  # type: ignore[no-untyped-def]
+    """``target[:] = source``, without the check of shapes, which takes seconds to compile."""
+    for k in range(source.size):
+        target[k] = source[k]
+
+
+@njit(**_INLINED)
 def _push(row, w0, w1, w2, w3, e0, e1, e2, e3):  # type: ignore[no-untyped-def]
     """Subtract ``e * row`` from four rows."""
     for k in range(row.size):
@@ -93,7 +116,7 @@ def _push(row, w0, w1, w2, w3, e0, e1, e2, e3):  # type: ignore[no-untyped-def]
         w3[k] -= e3 * u
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(**_PARALLEL)
 def _sweep(  # type: ignore[no-untyped-def]
     work, upper, groups, codes, mask, errors, push, scale, zero, low, high, product,
     start, first, last, stop,
@@ -116,13 +139,13 @@ def _sweep(  # type: ignore[no-untyped-def]
             e3 = _fix_weight(w3[i], p, r3, j, i, g, work, codes, mask, errors, push,
                             scale, zero, low, high, product)  # fmt: skip
             _push(upper[i, k:], w0[k:], w1[k:], w2[k:], w3[k:], e0, e1, e2, e3)
-        work[r0, last:stop] = w0[last - start :]
-        work[r1, last:stop] = w1[last - start :]
-        work[r2, last:stop] = w2[last - start :]
-        work[r3, last:stop] = w3[last - start :]
+        _copy(w0[last - start :], work[r0, last:stop])
+        _copy(w1[last - start :], work[r1, last:stop])
+        _copy(w2[last - start :], work[r2, last:stop])
+        _copy(w3[last - start :], work[r3, last:stop])
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(**_PARALLEL)
 def _descend(  # type: ignore[no-untyped-def]
     pull, damped, group_size, weight, codes, mask, scale, zero, low, high, product, start, stop
 ):
@@ -131,7 +154,8 @@ def _descend(  # type: ignore[no-untyped-def]
         r0 = 4 * quad
         count = min(4, rows - r0)
         p = np.zeros((4, stop - start), np.float32)
-        p[:count] = pull[r0 : r0 + count]
+        for q in range(count):
+            _copy(pull[r0 + q], p[q])
         p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
         e = np.zeros(4, np.float32)
         for j in range(start, stop):
@@ -143,7 +167,7 @@ def _descend(  # type: ignore[no-untyped-def]
             _push(damped[i, k:], p0[k:], p1[k:], p2[k:], p3[k:], e[0], e[1], e[2], e[3])
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(**_PARALLEL)
 def _permute(matrix, order):  # type: ignore[no-untyped-def]
     for r in prange(matrix.shape[0]):
         row = matrix[r].copy()

@@ -15,7 +15,15 @@ from numba import njit, prange
 from torch import Tensor
 
 from srcr.numerics.grid import COARSE, FINE, Grid, GridSpec, code_range, smallest_scale
-from srcr.numerics.kernels.cpu import _OPTIONS, _PRODUCT, _rounded, _threads
+from srcr.numerics.kernels.cpu import (
+    _INLINED,
+    _OPTIONS,
+    _PARALLEL,
+    _PRODUCT,
+    _copy,
+    _rounded,
+    _threads,
+)
 
 #: Columns between two looks at whether a try is still worth it.
 CHUNK = 64
@@ -70,7 +78,7 @@ def _dot(a, b, start, n):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(**_INLINED)
 def _errors_of(x, start, n, scale, zero, low, high, product, out):  # type: ignore[no-untyped-def]
     inverse = np.float32(1.0) / scale
     for k in range(n):
@@ -107,7 +115,18 @@ def _loss(  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(**_INLINED)
+def _zero_others(x, alive):  # type: ignore[no-untyped-def]
+    """Make 0 what is not alive, where anything is."""
+    count = 0
+    for k in range(x.size):
+        count += alive[k]
+    if count:
+        for k in range(x.size):
+            x[k] = x[k] if alive[k] else np.float32(0.0)
+
+
+@njit(**_INLINED)
 def _round_to_storage(scale, stored, smallest):  # type: ignore[no-untyped-def]
     """As :func:`srcr.numerics.grid.round_to_storage`."""
     scale = _rounded(scale, stored)
@@ -132,7 +151,7 @@ def _grid(number, lowest, highest, shrinks, low, high, symmetric, stored, smalle
     return _round_to_storage(largest / divisor, stored, smallest), np.float32(0.0)
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(**_PARALLEL)
 def _search(  # type: ignore[no-untyped-def]
     W,
     mask,
@@ -158,13 +177,12 @@ def _search(  # type: ignore[no-untyped-def]
         served = 0
         for r in range(block * BLOCK, min((block + 1) * BLOCK, rows)):
             for g in range(groups):
-                x[:] = W[r, g * size : (g + 1) * size]
+                _copy(W[r, g * size : (g + 1) * size], x)
                 if mask.size:
-                    alive = mask[r, g * size : (g + 1) * size]
-                    if alive.any():
-                        for k in range(size):
-                            x[k] = x[k] if alive[k] else np.float32(0.0)
-                lowest, highest = min(x.min(), np.float32(0.0)), max(x.max(), np.float32(0.0))
+                    _zero_others(x, mask[r, g * size : (g + 1) * size])
+                lowest = highest = np.float32(0.0)
+                for k in range(size):
+                    lowest, highest = min(lowest, x[k]), max(highest, x[k])
                 best, most = -1, np.inf
                 for turn in range(-1, coarse.size):
                     number = served if turn < 0 else coarse[turn]
