@@ -1,11 +1,14 @@
 """inspect(): what srcr sees in a model."""
 
 from contextlib import suppress
+from pathlib import Path
 
 from srcr.errors import InputError
-from srcr.formats import detect
+from srcr.formats import detect, recognised
+from srcr.formats.checkpoint import DequantizedSource
 from srcr.models.checkpoint import ModelLike, OpenModel, open_model
 from srcr.models.config import is_quantized
+from srcr.models.load import load_model, resolve
 from srcr.models.topology import Block, Topology
 from srcr.numerics.tensors import dtype_name
 from srcr.records.inspection import (
@@ -25,7 +28,7 @@ def inspect(model: ModelLike) -> Inspection:
     >>> inspect("bundled").architecture
     'LlamaForCausalLM'
     """
-    opened = open_model(model)
+    opened = _open(model)
     topology = opened.topology
     return Inspection(
         model=opened.name,
@@ -40,6 +43,16 @@ def inspect(model: ModelLike) -> Inspection:
         blocks=tuple(_inspect_block(block, topology) for block in topology.blocks),
         embeddings=_inspect_embeddings(opened),
     )
+
+
+def _open(model: ModelLike) -> OpenModel:
+    """The open model; of what srcr alone reads, by its format."""
+    if isinstance(model, str | Path):
+        folder = resolve(model)
+        fmt = recognised(folder)
+        if fmt is not None and fmt.load is not load_model:
+            return OpenModel(str(model), DequantizedSource(fmt.read(folder)), folder)
+    return open_model(model)
 
 
 def _inspect_embeddings(opened: OpenModel) -> tuple[InspectedEmbedding, ...]:

@@ -30,7 +30,7 @@ def compressed_checkpoint(
     check_plan(plan, shapes, tables)
     fmt = fmt or get_format("dense")
     plan, _ = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
-    plan = resolve_scale_dtype(plan, fmt.scale_dtype)
+    plan = resolve_scale_dtype(plan, fmt.scale_dtype(opened.dtype))
     weights: dict[str, CompressedWeight] = {}
     for layer in plan.layers:
         weight = opened.blockwise.matrix(layer.name).to(torch.float32)

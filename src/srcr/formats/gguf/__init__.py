@@ -304,6 +304,6 @@ FORMAT = Format(
     loader=lambda contents: "srcr",
     check_model=_check_model,
     group_sizes=(BLOCK,),
-    scale_dtype="float16",
+    scale_dtype=lambda dtype: "float16",
     tolerance=OFFSET_ERROR,
 )
