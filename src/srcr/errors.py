@@ -19,13 +19,6 @@ class InputError(SrcrError):
     exit_code = 2
 
 
-class NotAvailableYetError(InputError):
-    """The option or command belongs to the design but has not been built yet."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} is not available yet in this version of srcr.")
-
-
 class NumericalError(SrcrError):
     """Weights, activations or Hessians are not finite, or cannot be factorised."""
 

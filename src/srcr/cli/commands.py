@@ -134,7 +134,8 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            "--format", help="The format to convert to: archive, compressed-tensors, dense, gguf."
+            "--format",
+            help="The format to convert to: archive, compressed-tensors, dense, gguf, gptq.",
         ),
     ],
     overwrite: given.Overwrite = False,

@@ -82,7 +82,8 @@ SeqLen = Annotated[int | None, typer.Option(help="Tokens a sequence. [default: 5
 Format = Annotated[
     str | None,
     typer.Option(
-        "--format", help="compressed-tensors, gguf, archive or dense. [default: compressed-tensors]"
+        "--format",
+        help="compressed-tensors, gptq, gguf, archive or dense. [default: compressed-tensors]",
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from srcr.environment import definitions
-from srcr.errors import InputError, NotAvailableYetError
+from srcr.errors import InputError
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
 from srcr.models.checkpoint import OpenModel
 from srcr.models.config import read_config
@@ -23,10 +23,6 @@ from srcr.models.matrices import MatrixRef
 from srcr.plans.resolve import AUTO_GROUPS
 from srcr.plans.specs import ScaleDtype
 from srcr.records.run import LoadedBytes, Loader
-
-#: Formats that a later version brings.
-LATER = ("gptq",)
-
 
 #: ``(matrix, its shape [rows, cols], its scheme or None, dtype)`` -> the tensors that it is stored as, by
 #: their full names, without data.
@@ -44,10 +40,10 @@ class Format:
     ``notes``: what should be said aloud of contents that it holds, such as which engines do not load them;
     ``loader``: which library opens them as a transformers model; ``group_sizes`` stand for "auto", the first
     that divides a width, ``super_blocks`` before those where 256 divides it: the group size and the bits of
-    scales in units of their super-blocks, by the bits of a code; ``scale_dtype``: what it stores scales in
-    (None: in the model's precision); ``any_scale_dtype``: whether it stores them in any other that a plan
-    names; ``tolerance``: how far plain tensors may read back from what was written, relative to 1 and
-    themselves; ``check_model`` raises InputError for a model that it cannot hold, whatever is done to it.
+    scales in units of their super-blocks, by the bits of a code; ``scale_dtype``: what it stores the scales
+    of a model of a precision in (None: in that); ``any_scale_dtype``: whether it stores them in any other
+    that a plan names; ``tolerance``: how far plain tensors may read back from what was written, relative to 1
+    and themselves; ``check_model`` raises InputError for a model that it cannot hold, whatever is done to it.
     """
 
     name: str
@@ -63,7 +59,7 @@ class Format:
     loader: Callable[[Contents], Loader] = lambda contents: "transformers"
     group_sizes: tuple[int, ...] = AUTO_GROUPS
     super_blocks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    scale_dtype: ScaleDtype | None = None
+    scale_dtype: Callable[[torch.dtype], ScaleDtype | None] = lambda dtype: None
     any_scale_dtype: bool = False
     tolerance: float = 0.0
     check_model: Callable[[OpenModel], None] = lambda opened: None
@@ -85,12 +81,10 @@ def get_format(name: str) -> Format:
     """The format called ``name``.
 
     Raises:
-        InputError: lists the names there are; NotAvailableYetError: known, but not built yet.
+        InputError: lists the names there are.
     """
     if name in formats():
         return formats()[name]
-    if name in LATER:
-        raise NotAvailableYetError(f"--format {name}")
     raise InputError(f"format {name!r} is not known: use {', '.join(formats())}")
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from srcr.errors import InputError
 from srcr.models.checkpoint import OpenModel, load_from
 from srcr.models.config import config_of
 from srcr.models.topology import LinearGroup, Topology
@@ -57,6 +58,20 @@ class Contents:
     def split_groups(self) -> list[LinearGroup]:
         """The groups whose linears have different schemes, which engines that fuse them cannot serve."""
         return [g for g in self.topology.groups() if len(self.group_schemes(g)) > 1]
+
+
+def check_own_scales(contents: Contents, fmt: str) -> None:
+    """Refuse scales in units of super-blocks, for a format in which each is a number of its own.
+
+    Raises:
+        InputError: names a linear that has such.
+    """
+    for name, scheme in contents.schemes.items():
+        if scheme.scale_bits is not None:
+            raise InputError(
+                f"{fmt} stores every scale as a number of its own, and those of {name} are multiples "
+                "(super-blocks of gguf): compress the original model, or use --format dense"
+            )
 
 
 def planned_contents(plan: CompressionPlan, opened: OpenModel) -> Contents:

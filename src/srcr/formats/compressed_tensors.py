@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srcr.errors import InputError
 from srcr.formats import Format
-from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
+from srcr.formats.checkpoint import Checkpoint, Contents, Scheme, check_own_scales
 from srcr.formats.shards import write_config, write_shards
 from srcr.models.checkpoint import OpenModel
 from srcr.models.config import read_config
@@ -58,12 +58,7 @@ def check(contents: Contents) -> None:
             "compressed-tensors cannot hold this architecture: transformers initialises its linear layers "
             "while it loads them, and packed codes have no weight for that: use --format dense"
         )
-    in_units = [name for name, scheme in contents.schemes.items() if scheme.scale_bits is not None]
-    if in_units:
-        raise InputError(
-            f"compressed-tensors stores every scale as a number of its own, and those of {in_units[0]} are "
-            "multiples (super-blocks of gguf): compress the original model, or use --format dense"
-        )
+    check_own_scales(contents, "compressed-tensors")
     stacked = [name for name in contents.schemes if topology.matrix(name).index is not None]
     if stacked:
         raise InputError(

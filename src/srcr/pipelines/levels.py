@@ -63,7 +63,7 @@ def space_for(space: SearchSpace, fmt: Format, opened: OpenModel) -> SearchSpace
         widths = [width for _, width in shapes.values()]
         sizes = (n for n in fmt.group_sizes if all(width % n == 0 for width in widths))
         quant = replace(quant, group_size=next(sizes, quant.group_size))
-    quant = replace(quant, scale_dtype=quant.scale_dtype or fmt.scale_dtype)
+    quant = replace(quant, scale_dtype=quant.scale_dtype or fmt.scale_dtype(opened.dtype))
     space = replace(space, quant=quant)
     quantized = [level for level in space.levels if level.num_bits < FULL_BITS]
     if quantized:

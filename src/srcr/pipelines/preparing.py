@@ -105,7 +105,7 @@ def prepare(
     opened = open_for(output, model, options)
     sizes = sizes_of_plan(plan, opened)
     smaller = planned_smaller(opened, sizes)
-    plan, grouping = resolve_plan(plan, smaller.topology, options.seed, settings)
+    plan, grouping = resolve_plan(plan, smaller, options.seed, settings)
     plan = replace(plan, structures=resolved(sizes) if sizes else None)
     contents = planned_contents(plan, smaller)
     fmt, fallback = pick_format(output.format, contents)

@@ -7,7 +7,6 @@ from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import Contents
 from srcr.methods import check_methods
 from srcr.models.checkpoint import OpenModel
-from srcr.models.topology import Topology
 from srcr.plans.plan import CompressionPlan, Recipe
 from srcr.plans.resolve import (
     check_plan,
@@ -16,6 +15,7 @@ from srcr.plans.resolve import (
     resolve_scale_dtype,
     uniform_plan,
 )
+from srcr.plans.specs import ScaleDtype
 from srcr.structure.sizes import StructureSize, structure_sizes
 
 #: What is written where no format is named and it can hold the plan; and where it cannot.
@@ -36,13 +36,14 @@ def sizes_of_plan(plan: CompressionPlan | Recipe, opened: OpenModel) -> tuple[St
 
 
 def resolve_plan(
-    plan: CompressionPlan | Recipe, topology: Topology, seed: int | None, fmt: Format
+    plan: CompressionPlan | Recipe, opened: OpenModel, seed: int | None, fmt: Format
 ) -> tuple[CompressionPlan, str | None]:
     """The plan made explicit for a format and checked, and a note on its group sizes.
 
     Raises:
         InputError: it does not fit the model.
     """
+    topology = opened.topology
     shapes, tables = topology.shapes, topology.embedding_shapes
     if isinstance(plan, Recipe):
         others = [*topology.untouched, *([topology.head] if topology.head else [])]
@@ -51,13 +52,14 @@ def resolve_plan(
     check_plan(plan, shapes, tables)
     plan = resolve_scale_bits(plan, shapes, tables, fmt.super_blocks)
     plan, sizes = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
-    plan = resolve_scale_dtype(plan, fmt.scale_dtype)
-    _check_scales(plan, fmt)
+    stored = fmt.scale_dtype(opened.dtype)
+    plan = resolve_scale_dtype(plan, stored)
+    _check_scales(plan, fmt, stored)
     return (plan if seed is None else replace(plan, seed=seed)), sizes
 
 
-def _check_scales(plan: CompressionPlan, fmt: Format) -> None:
-    """Refuse scales of another precision than a format stores.
+def _check_scales(plan: CompressionPlan, fmt: Format, stored: ScaleDtype | None) -> None:
+    """Refuse scales of another precision than the ``stored`` one of a format.
 
     Raises:
         InputError: names the layer.
@@ -66,7 +68,7 @@ def _check_scales(plan: CompressionPlan, fmt: Format) -> None:
         return
     for layer in (*plan.layers, *(plan.embeddings or ())):
         asked = None if layer.quant is None else layer.quant.scale_dtype
-        if asked not in (None, fmt.scale_dtype):
+        if asked not in (None, stored):
             raise InputError(
                 f"the plan wants {asked} scales for {layer.name}, which {fmt.name} does not store: leave "
                 "scale_dtype out of the plan, or name the format that it was made for"

@@ -32,7 +32,7 @@ def compressed_checkpoint(
     fmt = fmt or get_format("dense")
     plan = resolve_scale_bits(plan, shapes, tables, fmt.super_blocks)
     plan, _ = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
-    plan = resolve_scale_dtype(plan, fmt.scale_dtype)
+    plan = resolve_scale_dtype(plan, fmt.scale_dtype(opened.dtype))
     weights: dict[str, CompressedWeight] = {}
     for layer in plan.layers:
         weight = opened.blockwise.matrix(layer.name).to(torch.float32)

@@ -337,6 +337,6 @@ FORMAT = Format(
     check_model=_check_model,
     group_sizes=(BLOCK,),
     super_blocks=SUPER_BLOCKS,
-    scale_dtype="float16",
+    scale_dtype=lambda dtype: "float16",
     tolerance=OFFSET_ERROR,
 )
