@@ -16,10 +16,12 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from srcr.errors import InputError
+
+if TYPE_CHECKING:  # what only reads files does not wait for torch
+    import torch
 
 #: Packages that decide the result.
 PACKAGES = ("srcr", "torch", "transformers", "compressed-tensors", "safetensors")
@@ -55,12 +57,14 @@ def cache_folder() -> Path:
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "srcr"
 
 
-def select_device(name: str) -> torch.device:
+def select_device(name: str) -> "torch.device":
     """The torch device called auto, cpu or cuda.
 
     Raises:
         InputError: unknown, or there is no such device here.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
@@ -74,6 +78,8 @@ def select_device(name: str) -> torch.device:
 def multiplies_bfloat16() -> bool:
     """Whether torch multiplies bfloat16 on this CPU at full speed: by AVX-512 BF16 or AMX, unless
     ``ATEN_CPU_CAPABILITY`` or ``ONEDNN_MAX_CPU_ISA`` mask those."""
+    import torch
+
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     has = any(getattr(torch.cpu, name, lambda: False)() for name in names)
     masked = torch.backends.cpu.get_cpu_capability() != "AVX512"
@@ -136,9 +142,11 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes:.2f} GB"
 
 
-def resident_memory(device: torch.device) -> int:
+def resident_memory(device: "torch.device") -> int:
     """Bytes in use now."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.memory_allocated(device))
     with suppress(OSError):
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
@@ -152,9 +160,11 @@ def peak_memory() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def available_memory(device: torch.device) -> int:
+def available_memory(device: "torch.device") -> int:
     """Bytes that nobody uses, as far as can be known: within the limit of a container."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, StopIteration):

@@ -1,65 +1,17 @@
 """The commands: what they are given becomes the arguments of a public function, and its result is shown."""
 
 import dataclasses
-import json
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from srcr.cli import parameters as given
+from srcr.cli.app import Command, app, command_line, print_json
 from srcr.errors import InputError
 
-app = typer.Typer(
-    name="srcr",
-    help="Make a causal language model much smaller, and prove how much of its meaning is left.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 
-
-def fail(message: str, code: int) -> NoReturn:
-    """Say what went wrong, as one line, and leave.
-
-    Raises:
-        SystemExit: always, with ``code``.
-    """
-    sys.stdout.flush()
-    line = " ".join(part.strip() for part in message.splitlines())
-    typer.echo(f"error: {line}", err=True)
-    raise SystemExit(code)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Where the user interrupts, say what is left of the work, and leave: typer would say nothing.
-
-    Raises:
-        SystemExit: with 1, where the user interrupts.
-    """
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        fail(f"interrupted; {error or 'nothing was written'}", 1)
-
-
-def print_json(data: Any) -> None:
-    """One JSON value on stdout."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def command_line() -> str:
-    """The command as a record keeps it."""
-    return "srcr " + shlex.join(sys.argv[1:])
-
-
-@app.command()
+@app.command(cls=Command)
 def inspect(model: given.Model, as_json: given.Json = False) -> None:
     """Show what srcr sees in a model: blocks, linear layers, which share an input, bytes."""
     from srcr.cli import tables
@@ -73,7 +25,7 @@ def inspect(model: given.Model, as_json: given.Json = False) -> None:
         tables.inspection(inspection)
 
 
-@app.command()
+@app.command(cls=Command)
 def compress(
     model: given.Model,
     out: given.Out,
@@ -114,18 +66,17 @@ def compress(
 
     options = Options.of(arguments, config)
     output = Output(out, options.format, overwrite, resume)
-    with interruptible():
-        record = run(
-            model, options.compression(), options.data(), output, options.run(command_line()),
-            options.recovery(),
-        )  # fmt: skip
+    record = run(
+        model, options.compression(), options.data(), output, options.run(command_line()),
+        options.recovery(),
+    )  # fmt: skip
     if as_json:
         print_json(to_dict(record) | {"out": str(out)})
     else:
         tables.compression(record, out)
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="A compressed model.", show_default=False)
@@ -146,15 +97,14 @@ def export(
     from srcr.pipelines.options import Output, RunOptions
     from srcr.serialize import to_dict
 
-    with interruptible():
-        record = run(folder, Output(out, format, overwrite), RunOptions(command=command_line()))
+    record = run(folder, Output(out, format, overwrite), RunOptions(command=command_line()))
     if as_json:
         print_json(to_dict(record) | {"out": str(out)})
     else:
         tables.export(record, out)
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="A compressed model.", show_default=False)
@@ -176,8 +126,7 @@ def verify(
     from srcr.serialize import to_dict
 
     names = None if engines is None else tuple(engines.split(","))
-    with interruptible():
-        result = run(folder, names, RunOptions(command=command_line()))
+    result = run(folder, names, RunOptions(command=command_line()))
     if as_json:
         print_json(to_dict(result))
     else:
@@ -186,7 +135,7 @@ def verify(
         raise SystemExit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     base: given.Base,
     compressed: given.Compressed,
@@ -266,7 +215,7 @@ def _semantic_spec(
     return from_dict(SemanticSpec, values, where="the command line") if asked else None
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
     results: Annotated[
         list[Path],
@@ -282,7 +231,7 @@ def report(
     typer.echo(f"report: {out}")
 
 
-@app.command()
+@app.command(cls=Command)
 def methods(as_json: given.Json = False) -> None:
     """List the pruning and quantization methods."""
     from srcr.cli import tables

@@ -11,7 +11,7 @@ from srcr.data.sources import Calibration, RecoveryText
 from srcr.environment import parse_size
 from srcr.errors import InputError
 from srcr.methods import get_pruner, get_quantizer
-from srcr.numerics.masks import UNSTRUCTURED, parse_structure
+from srcr.numerics.sparsity import UNSTRUCTURED, parse_structure
 from srcr.pipelines.options import RunOptions
 from srcr.plans.plan import CompressionPlan, Recipe, read_plan
 from srcr.plans.recovery import RecoverySpec, parse_duration

@@ -7,10 +7,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from srcr.cli import parameters as given
-from srcr.cli.commands import app, command_line, interruptible, print_json
+from srcr.cli.app import Command, app, command_line, print_json
 
 
-@app.command()
+@app.command(cls=Command)
 def recover(
     base: given.Base,
     compressed: Annotated[
@@ -52,8 +52,7 @@ def recover(
         seed, device or "auto", memory, command=command_line(), cache=cache is not False
     )
     output = Output(out, None, overwrite, resume)
-    with interruptible():
-        record = run(base, compressed, output, _spec(arguments), text, options)
+    record = run(base, compressed, output, _spec(arguments), text, options)
     if os.environ.get("RANK", "0") != "0":  # another process speaks
         return
     if as_json:

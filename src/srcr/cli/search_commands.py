@@ -6,11 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from srcr.cli import parameters as given
-from srcr.cli.commands import app, command_line, interruptible, print_json
+from srcr.cli.app import Command, app, command_line, print_json
 from srcr.errors import InputError
 
 
-@app.command()
+@app.command(cls=Command)
 def sensitivity(
     model: given.Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="The JSON table.", show_default=False)],
@@ -61,7 +61,7 @@ def sensitivity(
         tables.sensitivity(table, out)
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
     model: given.Model,
     target: given.TargetSize = None,
@@ -153,7 +153,7 @@ def _size(
     raise InputError("a search needs either --target tcr=0.8125 or --constraint semantic>=0.98")
 
 
-@app.command()
+@app.command(cls=Command)
 def search(
     model: given.Model,
     out: given.Out,
@@ -204,10 +204,9 @@ def search(
         SearchSpec.trials if trials is None else trials, storage, study,
         resources(database, database_limit, ray), aim, recovery=options.training(),
     )  # fmt: skip
-    with interruptible():
-        result = run(
-            model, size, options.space(), options.data(), output, spec, options.run(command_line())
-        )
+    result = run(
+        model, size, options.space(), options.data(), output, spec, options.run(command_line())
+    )
     if as_json:
         print_json(to_dict(result) | {"out": str(out)})
     else:

@@ -18,14 +18,21 @@ from srcr.engine.memory import (
     token_batches,
 )
 from srcr.environment import parse_size, select_device
-from srcr.formats import Format
+from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import planned_contents
 from srcr.metrics.rates import FULL_BITS
-from srcr.models.checkpoint import OpenModel
-from srcr.pipelines.opening import TextModel, text_cache, writes_itself, writing_progress
-from srcr.pipelines.options import RunOptions
+from srcr.models.checkpoint import ModelLike, OpenModel
+from srcr.pipelines.opening import (
+    TextModel,
+    open_for,
+    text_cache,
+    writes_itself,
+    writing_progress,
+)
+from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
 from srcr.planning.context import SearchContext, load_splits
+from srcr.planning.costs import SizeBudget, check_reachable
 from srcr.planning.database.build import (
     DatabaseBuilder,
     check_database_size,
@@ -36,17 +43,22 @@ from srcr.planning.database.build import (
 from srcr.planning.database.store import LevelDatabase
 from srcr.planning.evaluators import Evaluator
 from srcr.planning.evaluators.local import EvaluatorInputs, LocalEvaluator
-from srcr.planning.evaluators.ray import RayEvaluator, solve_on
+from srcr.planning.evaluators.ray import RayEvaluator, check_ray, solve_on
 from srcr.planning.memory import (
     SearchPolicy,
     TextShape,
     choose_search_policy,
     estimate_search_memory,
 )
+from srcr.planning.objective import check_objective
 from srcr.planning.space import SearchSpace
-from srcr.planning.specs import MeasurementSpec, Resources
+from srcr.planning.specs import MeasurementSpec, Resources, SearchSpec
+from srcr.plans.objective import Constraint
+from srcr.plans.plan import Target
 from srcr.plans.resolve import AUTO_GROUPS
 
+#: What a search writes where no format is named: zeros and widths are worth nothing in a dense checkpoint.
+SEARCH_FORMAT = "compressed-tensors"
 #: At most so many logits of each model does an evaluation make at a time.
 EVALUATED_LOGITS = 1 << 26
 
@@ -70,6 +82,31 @@ def space_for(space: SearchSpace, fmt: Format, opened: OpenModel) -> SearchSpace
         uniform = space.plan(dict.fromkeys(shapes, quantized[0]), shapes, 0)
         fmt.check(planned_contents(uniform, opened))
     return space
+
+
+def open_to_search(
+    model: ModelLike,
+    target: Target | Constraint,
+    space: SearchSpace | None,
+    output: Output,
+    spec: SearchSpec,
+    options: RunOptions,
+) -> tuple[OpenModel, SearchSpace, str]:
+    """The open model of a search, the levels of its format, and that format's name.
+
+    Raises:
+        InputError: as :func:`open_for` and :func:`space_for`; a target out of reach, an objective that
+            finalists could not be compared by, a cluster that cannot be used.
+    """
+    fmt = get_format(output.format or SEARCH_FORMAT)
+    objective = target.objective if isinstance(target, Constraint) else spec.objective
+    opened = open_for(output, model, options)
+    space = space_for(space or SearchSpace(), fmt, opened)
+    check_ray(spec.resources.ray, opened)
+    check_objective(objective, opened)
+    if isinstance(target, Target):
+        check_reachable(SizeBudget.of(target, opened.blockwise, space, fmt.name))
+    return opened, space, fmt.name
 
 
 def open_context(

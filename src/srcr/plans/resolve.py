@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from srcr.errors import InputError
-from srcr.numerics.masks import parse_structure
+from srcr.numerics.sparsity import parse_structure
 from srcr.plans.patterns import check_patterns, matches, matches_any
 from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe
 from srcr.plans.specs import ScaleDtype

@@ -2,22 +2,17 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from srcr.errors import InputError
-from srcr.numerics import masks
-from srcr.numerics.masks import UNSTRUCTURED, parse_structure
+from srcr.numerics.sparsity import UNSTRUCTURED, count_pruned, parse_structure
 from srcr.serialize import STRICT
 
-#: What scales may be stored in.
+if TYPE_CHECKING:  # plans are read where nothing is computed
+    import torch
+
+#: What scales may be stored in, by torch's names.
 ScaleDtype = Literal["float16", "bfloat16", "float32"]
-SCALE_DTYPES: dict[ScaleDtype, torch.dtype] = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-}
 
 Mode = Literal["joint", "sequential-a", "sequential-b"]
 
@@ -83,12 +78,14 @@ class QuantSpec:
         if isinstance(self.group_size, int) and self.group_size != -1 and self.group_size < 1:
             raise InputError(f"group_size {self.group_size} must be -1 (channel-wise) or positive")
 
-    def scale_precision(self, own: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    def scale_precision(self, own: "torch.dtype") -> "tuple[torch.dtype, torch.dtype]":
         """What scales are stored in, and what codes are multiplied by them in, of a model of its ``own``
         precision."""
+        import torch
+
         if self.scale_dtype is None:
             return own, own
-        return SCALE_DTYPES[self.scale_dtype], torch.float32
+        return getattr(torch, self.scale_dtype), torch.float32
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ class Override:
         others = others or PruneSpec(sparsity=0.0)
         structure = self.structure
         if structure is None:  # another sparsity leaves an N:M structure, which has its own
-            structure = others.mask_structure if self.sparsity is None else masks.UNSTRUCTURED
+            structure = others.mask_structure if self.sparsity is None else UNSTRUCTURED
         sparsity = others.sparsity if self.sparsity is None else self.sparsity
         method = self.prune_method or others.method
         if parse_structure(structure) and self.sparsity is None:
@@ -201,4 +198,4 @@ class CompressionLevel:
 
     def cost(self, size: int) -> int:
         """Theoretical bits of ``size`` weights: what is not pruned, times the width."""
-        return (size - masks.count_pruned(self.sparsity, size)) * self.num_bits
+        return (size - count_pruned(self.sparsity, size)) * self.num_bits
