@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from srcr.data.sources import Calibration
+from srcr.data.specs import Calibration
 from srcr.data.splits import item_indices, search_sequences
 from srcr.errors import InputError
 from srcr.models.checkpoint import open_model

@@ -26,7 +26,7 @@ def _format_options(command: Any, ctx: Any, formatter: Any) -> None:
         if record is not None:
             kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
             panel = getattr(parameter, "rich_help_panel", None) or kind
-            sections.setdefault(panel, []).append(record)
+            sections.setdefault(panel, []).append((record[0].partition(" <")[0], record[1]))
     for panel, records in sections.items():
         with formatter.section(panel):
             formatter.write_dl(records)
@@ -34,6 +34,10 @@ def _format_options(command: Any, ctx: Any, formatter: Any) -> None:
 
 class Command(TyperCommand):
     """A command whose help has its options in groups."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The arguments by their names alone."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options, a section for each group."""
@@ -120,3 +124,8 @@ def print_json(data: Any) -> None:
 def command_line() -> str:
     """The command as a record keeps it, quoted for a shell."""
     return "srcr " + shlex.join(sys.argv[1:])
+
+
+def given_only(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given: the others are as their specification says."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from srcr.cli import evaluate_parameters as measuring
 from srcr.cli import parameters as given
-from srcr.cli.app import Command, app, command_line, print_json
+from srcr.cli.app import Command, app, command_line, given_only, print_json
 from srcr.errors import InputError
 
 
@@ -78,16 +79,9 @@ def compress(
 
 @app.command(cls=Command)
 def export(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A compressed model.", show_default=False)
-    ],
+    folder: given.Folder,
     out: given.Out,
-    format: Annotated[
-        str,
-        typer.Option(
-            "--format", help="The format to convert to: archive, compressed-tensors, dense, gguf."
-        ),
-    ],
+    format: given.ExportFormat,
     overwrite: given.Overwrite = False,
     as_json: given.Json = False,
 ) -> None:
@@ -106,15 +100,14 @@ def export(
 
 @app.command(cls=Command)
 def verify(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A compressed model.", show_default=False)
-    ],
+    folder: given.Folder,
     engines: Annotated[
         str | None,
         typer.Option(
             help="The engines to ask, with commas between: transformers, llama.cpp, vllm. "
             "Without it: all that are installed.",
             show_default=False,
+            metavar="NAMES",
         ),
     ] = None,
     as_json: given.Json = False,
@@ -138,20 +131,20 @@ def verify(
 @app.command(cls=Command)
 def evaluate(
     base: given.Base,
-    compressed: given.Compressed,
-    out: given.JsonFile = None,
-    text: given.Text = "self",
-    samples: given.TextSamples = None,
-    seq_len: given.TextLength = 512,
-    tasks: given.Tasks = None,
+    compressed: measuring.Compressed,
+    out: measuring.JsonFile = None,
+    text: measuring.Text = None,
+    samples: measuring.TextSamples = None,
+    seq_len: given.TextLength = None,
+    tasks: measuring.Tasks = None,
     limit: given.Limit = None,
-    semantic: given.Semantic = False,
-    prompts: given.Prompts = None,
-    prompt_len: given.PromptLength = None,
-    new_tokens: given.NewTokens = None,
-    scorer: given.Scorer = None,
-    speed: given.Speed = False,
-    report: given.Report = False,
+    semantic: measuring.Semantic = False,
+    prompts: measuring.Prompts = None,
+    prompt_len: measuring.PromptLength = None,
+    new_tokens: measuring.NewTokens = None,
+    scorer: measuring.Scorer = None,
+    speed: measuring.Speed = False,
+    report: measuring.Report = False,
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
     device: given.Device = None,
@@ -161,7 +154,7 @@ def evaluate(
     """Measure what compressed models kept of the original, with 95 % intervals."""
     from srcr.cli import tables
     from srcr.cli.options import split_names
-    from srcr.data.sources import EvaluationText
+    from srcr.data.specs import EvaluationText
     from srcr.metrics.speed import SpeedSpec
     from srcr.metrics.tasks import TaskSpec
     from srcr.pipelines.evaluate import evaluate as run
@@ -175,7 +168,7 @@ def evaluate(
     evaluations = run(
         base,
         compressed,
-        EvaluationText(text, samples, seq_len),
+        EvaluationText(**given_only({"source": text, "samples": samples, "seq_len": seq_len})),
         None if tasks is None else TaskSpec(split_names(tasks), limit),
         _semantic_spec(semantic, prompts, prompt_len, new_tokens, scorer),
         RunOptions(seed, device or "auto", cache=cache is not False),
@@ -198,16 +191,12 @@ def _semantic_spec(
     scorer: str | None,
 ) -> Any:
     """What ``--semantic`` and the options that belong to it ask for; None without it."""
-    from srcr.metrics.semantic import SemanticSpec
+    from srcr.metrics.specs import SemanticSpec
     from srcr.serialize import from_dict
 
-    values = {
-        "n": prompts,
-        "prompt_len": prompt_len,
-        "max_new_tokens": new_tokens,
-        "scorer": scorer,
-    }
-    values = {key: value for key, value in values.items() if value is not None}
+    values = given_only(
+        {"n": prompts, "prompt_len": prompt_len, "max_new_tokens": new_tokens, "scorer": scorer}
+    )
     if values and not asked:
         raise InputError(
             "--prompts, --prompt-len, --new-tokens and --scorer belong to --semantic: add it"
@@ -219,7 +208,7 @@ def _semantic_spec(
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(help="Compressed folders, or JSON of 'srcr evaluate'.", show_default=False),
+        typer.Argument(metavar="RESULT...", help="Compressed folders, or JSON of 'srcr evaluate'."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file.")] = Path("report.html"),
     overwrite: given.Overwrite = False,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from srcr.data.sources import Calibration, RecoveryText
+from srcr.data.specs import Calibration, RecoveryText
 from srcr.environment import parse_size
 from srcr.errors import InputError
 from srcr.methods import get_pruner, get_quantizer

@@ -2,33 +2,30 @@
 
 import os
 import sys
-from typing import Annotated, Any, NoReturn
-
-import typer
+from typing import Any, NoReturn
 
 from srcr.cli import parameters as given
-from srcr.cli.app import Command, app, command_line, print_json
+from srcr.cli import recover_parameters as training
+from srcr.cli.app import Command, app, command_line, given_only, print_json
 
 
 @app.command(cls=Command)
 def recover(
     base: given.Base,
-    compressed: Annotated[
-        str, typer.Argument(help="The compressed version to train.", show_default=False)
-    ],
+    compressed: given.Candidate,
     out: given.Out,
-    stage: given.StageName = None,
-    minutes: given.Minutes = None,
-    steps: given.Steps = None,
-    batch: given.BatchRows = None,
-    train: given.Train = None,
-    loss: given.Loss = None,
-    lr: given.LearningRate = None,
-    calibration: given.Sources = None,
-    samples: given.RecoverySamples = None,
-    seq_len: given.TextLength = 512,
-    held_out: given.HeldOut = "self",
-    processes: given.ProcessCount = 1,
+    stage: training.StageName = None,
+    minutes: training.Minutes = None,
+    steps: training.Steps = None,
+    batch: training.BatchRows = None,
+    train: training.Train = None,
+    loss: training.Loss = None,
+    lr: training.LearningRate = None,
+    calibration: training.Sources = None,
+    samples: training.RecoverySamples = None,
+    seq_len: given.TextLength = None,
+    held_out: training.HeldOut = None,
+    processes: training.ProcessCount = 1,
     memory: given.Memory = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -42,12 +39,18 @@ def recover(
     if processes > 1 and "WORLD_SIZE" not in os.environ:
         _start(processes)
     from srcr.cli import tables
-    from srcr.data.sources import RecoveryText
+    from srcr.data.specs import RecoveryText
     from srcr.pipelines.options import Output, RunOptions
     from srcr.pipelines.recover import recover as run
     from srcr.serialize import to_dict
 
-    text = RecoveryText(tuple(calibration or ("self",)), samples, seq_len, held_out)
+    asked = {
+        "sources": tuple(calibration or ()) or None,
+        "samples": samples,
+        "seq_len": seq_len,
+        "held_out": held_out,
+    }
+    text = RecoveryText(**given_only(asked))
     options = RunOptions(
         seed, device or "auto", memory, command=command_line(), cache=cache is not False
     )
@@ -71,12 +74,11 @@ def _start(processes: int) -> NoReturn:
 
 def _spec(arguments: dict[str, Any]) -> Any:
     """What the options say of training; ten minutes where they set no end."""
-    from srcr.pipelines.recover import TEN_MINUTES
-    from srcr.plans.recovery import RecoverySpec
+    from srcr.plans.recovery import TEN_MINUTES, RecoverySpec
     from srcr.serialize import from_dict
 
     names = ("stage", "minutes", "steps", "batch", "train", "loss", "lr")
-    values = {name: arguments[name] for name in names if arguments[name] is not None}
+    values = given_only({name: arguments[name] for name in names})
     if not {"minutes", "steps"} & values.keys():
         values["minutes"] = TEN_MINUTES.minutes
     return from_dict(RecoverySpec, values, "the command line")

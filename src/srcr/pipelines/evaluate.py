@@ -10,11 +10,8 @@ import numpy as np
 import torch
 
 from srcr.data.sampling import OnProgress
-from srcr.data.sources import (
-    EvaluationText,
-    Source,
-    evaluation_request,
-)
+from srcr.data.sources import evaluation_request
+from srcr.data.specs import EvaluationText, Source
 from srcr.data.token_ids import check_tokens
 from srcr.data.tokens import Tokens
 from srcr.environment import select_device, versions
@@ -23,13 +20,8 @@ from srcr.metrics import retention
 from srcr.metrics.divergence import measure_divergence, plan_passes
 from srcr.metrics.harness import ItemSelection
 from srcr.metrics.retention import PairedScores, item_scores, task_score
-from srcr.metrics.semantic import (
-    SemanticSpec,
-    continue_prompts,
-    load_prompts,
-    prepare,
-    semantic_consistency,
-)
+from srcr.metrics.semantic import continue_prompts, load_prompts, prepare, semantic_consistency
+from srcr.metrics.specs import SemanticSpec
 from srcr.metrics.speed import SpeedSpec, measure_speed
 from srcr.metrics.tasks import Task, TaskResult, TaskSpec, resolve_tasks, run_tasks
 from srcr.models.checkpoint import ModelLike, OpenModel

@@ -8,7 +8,7 @@ from srcr.records.card import model_card, with_evaluation
 from srcr.records.evaluation import Evaluation
 from srcr.records.run import RunRecord
 from srcr.serialize import from_yaml, to_json, to_yaml
-from srcr.storage.atomic import write_text
+from srcr.storage.files import write_text
 from srcr.storage.layout import CARD, EVALUATION, PLAN, RECORD
 
 

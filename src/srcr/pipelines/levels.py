@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from srcr.data.sources import CALIBRATION_SAMPLES, Calibration, calibration_request
+from srcr.data.sources import calibration_request
+from srcr.data.specs import CALIBRATION_SAMPLES, Calibration
 from srcr.data.splits import search_sequences
 from srcr.data.tokens import context_length
 from srcr.engine.memory import (

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from srcr.data.sampling import OnProgress, sampling_memory
-from srcr.data.sources import Calibration, TextRequest, load_tokens
+from srcr.data.sources import TextRequest, load_tokens
+from srcr.data.specs import Calibration
 from srcr.data.text_cache import TextCache
 from srcr.data.tokens import Tokens
 from srcr.environment import cache_folder, versions

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from srcr.data.sources import Calibration, Source
+from srcr.data.specs import Calibration, Source
 from srcr.errors import InputError
 from srcr.formats import get_format
 from srcr.models.checkpoint import ModelLike, OpenModel

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from srcr.data.sources import Calibration, Source, calibration_request
+from srcr.data.sources import calibration_request
+from srcr.data.specs import Calibration, Source
 from srcr.data.token_ids import check_tokens
 from srcr.data.tokens import Tokens, context_length
 from srcr.engine.memory import MemoryPolicy, choose_policy, estimate_memory

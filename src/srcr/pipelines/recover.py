@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from srcr.data.sources import RecoveryText, Source
+from srcr.data.specs import RecoveryText, Source
 from srcr.environment import peak_memory, select_device, versions
 from srcr.errors import InputError
 from srcr.formats import Format, detect
@@ -39,7 +39,7 @@ from srcr.pipelines.training import (
     train,
 )
 from srcr.plans.plan import CompressionPlan
-from srcr.plans.recovery import RecoverySpec
+from srcr.plans.recovery import TEN_MINUTES, RecoverySpec
 from srcr.records.run import LayerRecord, RunRecord
 from srcr.recovery.processes import Processes, current_processes
 from srcr.serialize import digest, from_yaml
@@ -50,9 +50,6 @@ from srcr.storage.safetensors import hash_files
 
 #: Files of a compressed model that say what it was, and not what training made of it.
 OUTDATED = (RECORD, CARD, EVALUATION, REPORT, SEARCH)
-
-#: How long training takes where nothing else is asked for.
-TEN_MINUTES = RecoverySpec(minutes=10)
 
 
 @dataclass(frozen=True, eq=False)

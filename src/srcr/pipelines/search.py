@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from srcr.data.sources import Calibration, RecoveryText, Source
+from srcr.data.specs import Calibration, RecoveryText, Source
 from srcr.environment import release_memory
 from srcr.errors import InputError
 from srcr.models.checkpoint import ModelLike
@@ -50,7 +50,8 @@ from srcr.records.evaluation import Evaluation
 from srcr.records.search import Measurement, SearchResult
 from srcr.records.sensitivity import SensitivityTable
 from srcr.serialize import from_dict, read_json, to_json
-from srcr.storage.atomic import atomic_output, write_text
+from srcr.storage.atomic import atomic_output
+from srcr.storage.files import write_text
 from srcr.storage.layout import EVALUATION, JOURNAL, RECORD, SEARCH
 
 #: Finalists besides uniform ones that prune: quantized alone, allocated, searched.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from srcr.data.sources import Calibration, Source
+from srcr.data.specs import Calibration, Source
 from srcr.models.checkpoint import ModelLike
 from srcr.pipelines.levels import fill_database, open_context, open_evaluator
 from srcr.pipelines.opening import open_with_bar

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from srcr.data.splits import ItemPart, Splits, prompts_of
 from srcr.data.tokens import Tokens, context_length
 from srcr.errors import InputError
-from srcr.metrics.semantic import SemanticSpec
+from srcr.metrics.specs import SemanticSpec
 from srcr.metrics.tasks import TaskSpec, resolve_tasks
 from srcr.models.checkpoint import OpenModel
 from srcr.plans.objective import LOWER_IS_BETTER, Constraint, Objective

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from srcr.errors import InputError
 from srcr.numerics.sparsity import UNSTRUCTURED, count_pruned, parse_structure
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # plans are read where nothing is computed
 ScaleDtype = Literal["float16", "bfloat16", "float32"]
 
 Mode = Literal["joint", "sequential-a", "sequential-b"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 #: The dense model runs on at least this share of the calibration batches where nothing else is said, and
 #: on at least so many tokens for every input of the widest linear: the regression on its inputs has that many
