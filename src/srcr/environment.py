@@ -58,7 +58,7 @@ def cache_folder() -> Path:
 
 
 def select_device(name: str) -> "torch.device":
-    """The torch device called auto, cpu or cuda.
+    """The torch device called auto, cpu, cuda or, with a number, cuda:0, which becomes the current one.
 
     Raises:
         InputError: unknown, or there is no such device here.
@@ -67,11 +67,21 @@ def select_device(name: str) -> "torch.device":
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"device {name!r} is not known: use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch sees no GPU here: use cpu or auto")
-    return torch.device(name)
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise InputError(f"device {name!r} is not known: use auto, cpu, cuda or cuda:0")
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"device {name!r} was asked for, but torch sees no GPU here: use cpu or auto"
+        )
+    if number:
+        if int(number) >= torch.cuda.device_count():
+            raise InputError(
+                f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} here: "
+                f"use cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+            )
+        torch.cuda.set_device(int(number))
+    return torch.device(kind)
 
 
 @cache

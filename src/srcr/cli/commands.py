@@ -52,6 +52,7 @@ def compress(
     recover: given.Recover = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
+    allow_requantize: given.Requantize = None,
     seed: given.Seed = None,
     device: given.Device = None,
     cache: given.Cache = None,
@@ -171,7 +172,7 @@ def evaluate(
         EvaluationText(**given_only({"source": text, "samples": samples, "seq_len": seq_len})),
         None if tasks is None else TaskSpec(split_names(tasks), limit),
         _semantic_spec(semantic, prompts, prompt_len, new_tokens, scorer),
-        RunOptions(seed, device or "auto", cache=cache is not False),
+        RunOptions(**given_only({"seed": seed, "device": device, "cache": cache})),
         SpeedSpec() if speed else None,
     )
     evaluations = [dataclasses.replace(each, command=command_line()) for each in evaluations]

@@ -70,6 +70,7 @@ class Options:
     device: str | None = None
     memory: str | None = None
     cache: bool | None = None
+    allow_requantize: bool | None = None
     sparsities: list[float] | None = None
     widths: list[int] | None = None
 
@@ -226,10 +227,9 @@ class Options:
 
     def run(self, command: str) -> RunOptions:
         """How the run goes, whatever it does."""
-        keeps = self.cache is not False
-        return RunOptions(
-            self.seed, self.device or "auto", self.memory, command=command, cache=keeps
-        )
+        names = ("seed", "device", "memory", "cache", "allow_requantize")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return RunOptions(command=command, **given)
 
 
 def resources(database: Path | None, limit: str | None, ray: str | None) -> "Resources":

@@ -72,7 +72,7 @@ ExportFormat = Annotated[
     ),
 ]
 Requantize = Annotated[
-    bool,
+    bool | None,
     option(
         RUN, "Compress a model that is compressed already, which loses more.", "--allow-requantize"
     ),
@@ -122,7 +122,12 @@ QuantMethod = Annotated[
 ]
 Mode = Annotated[
     str | None,
-    option(WEIGHTS, "One pass, or the paper's sequences.", default=SolverSpec.mode, choices=MODES),
+    option(
+        WEIGHTS,
+        "One pass, or the paper's sequences.",
+        default=SolverSpec.mode,
+        choices=("mode", *MODES),
+    ),
 ]
 Embeddings = Annotated[
     int | None,

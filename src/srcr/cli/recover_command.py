@@ -51,9 +51,8 @@ def recover(
         "held_out": held_out,
     }
     text = RecoveryText(**given_only(asked))
-    options = RunOptions(
-        seed, device or "auto", memory, command=command_line(), cache=cache is not False
-    )
+    machine = {"seed": seed, "device": device, "memory": memory, "cache": cache}
+    options = RunOptions(command=command_line(), **given_only(machine))
     output = Output(out, None, overwrite, resume)
     record = run(base, compressed, output, _spec(arguments), text, options)
     if os.environ.get("RANK", "0") != "0":  # another process speaks

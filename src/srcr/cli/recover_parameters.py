@@ -30,7 +30,7 @@ StageName = Annotated[
         "End to end, each block for itself, or both.",
         "--stage",
         default=recovery.RecoverySpec.stage,
-        choices=get_args(recovery.Stage),
+        choices=("stage", *get_args(recovery.Stage)),
     ),
 ]
 BatchRows = Annotated[
@@ -49,7 +49,7 @@ Train = Annotated[
         TRAINING,
         "codes (what is behind them, scales, norms and biases), or scales (codes stay).",
         default=recovery.RecoverySpec.train,
-        choices=get_args(recovery.Trained),
+        choices=("train", *get_args(recovery.Trained)),
     ),
 ]
 Loss = Annotated[
@@ -58,7 +58,7 @@ Loss = Annotated[
         TRAINING,
         "kl (to the original's predictions), or cakld (both ways).",
         default=recovery.RecoverySpec.loss,
-        choices=get_args(recovery.LossName),
+        choices=("loss", *get_args(recovery.LossName)),
     ),
 ]
 LearningRate = Annotated[

@@ -85,6 +85,16 @@ def check_text(text: Calibration | EvaluationText | RecoveryText) -> None:
             check_source(str(source))
 
 
+def check_calibration(calibration: "Calibration | Source") -> None:
+    """:func:`check_text` of what a calibration may be: a :class:`Calibration`, or any other source.
+
+    Raises:
+        InputError: as :func:`check_text`.
+    """
+    if isinstance(calibration, Calibration | str | Path):
+        check_text(Calibration.of(calibration))
+
+
 def check_counts(samples: int | None, seq_len: int) -> None:
     """Refuse counts that give no text to predict.
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from srcr.environment import definitions
 from srcr.errors import InputError, nearest
-from srcr.plans.plan import CompressionPlan
+from srcr.plans.plan import CompressionPlan, Recipe
+from srcr.plans.specs import PruneSpec, QuantSpec
 
 if TYPE_CHECKING:  # a list of methods does not wait for torch
     from torch import Tensor
@@ -104,14 +105,22 @@ def get_quantizer(name: str) -> Quantizer:
     return quantizers()[name]
 
 
-def check_methods(plan: CompressionPlan) -> None:
+def check_methods(plan: CompressionPlan | Recipe) -> None:
     """Refuse a plan with a method that does not exist.
 
     Raises:
         InputError: lists the names there are.
     """
-    for layer in (*plan.layers, *(plan.embeddings or ())):
-        if layer.quant is not None:
-            get_quantizer(layer.quant.method)
-        if layer.prune is not None:
-            get_pruner(layer.prune.method)
+    specs: list[PruneSpec | QuantSpec | None]
+    if isinstance(plan, Recipe):
+        specs = [plan.prune, plan.quant, plan.embeddings]
+        for override in plan.overrides.values():
+            specs += override.applied(plan.prune, plan.quant)
+    else:
+        layers = (*plan.layers, *(plan.embeddings or ()))
+        specs = [spec for layer in layers for spec in (layer.prune, layer.quant)]
+    for spec in specs:
+        if isinstance(spec, PruneSpec):
+            get_pruner(spec.method)
+        elif spec is not None:
+            get_quantizer(spec.method)

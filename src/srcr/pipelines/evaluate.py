@@ -11,7 +11,7 @@ import torch
 
 from srcr.data.sampling import OnProgress
 from srcr.data.sources import evaluation_request
-from srcr.data.specs import EvaluationText, Source
+from srcr.data.specs import EvaluationText, Source, check_text
 from srcr.data.token_ids import check_tokens
 from srcr.data.tokens import Tokens
 from srcr.environment import select_device, versions
@@ -30,6 +30,7 @@ from srcr.pipelines.candidates import Candidate, open_candidates
 from srcr.pipelines.opening import TextModel, load_text, open_with_bar
 from srcr.pipelines.options import RunOptions
 from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.refusals import check_order, check_run
 from srcr.records.card import labels
 from srcr.records.evaluation import Divergence, Evaluation, Semantic, Speed
 from srcr.records.run import INCLUDES
@@ -90,10 +91,15 @@ def evaluate(
     True
     """
     started = time.monotonic()
+    check_run(options)
     device = select_device(options.device)
     if not compressed:
         raise InputError("no compressed model was given")
+    source = text if isinstance(text, Tokens) else EvaluationText.of(text)
+    if isinstance(source, EvaluationText):
+        check_text(source)
     chosen = resolve_tasks(tasks.names) if tasks else None
+    check_order(base, compressed, "evaluate")
     opened = open_with_bar(base, options)
     if tasks is not None and opened.tokenizer is None:
         raise InputError(
@@ -101,7 +107,6 @@ def evaluate(
         )
     reference, candidates = open_candidates(opened, compressed, device)
     comparison = _Comparison(opened, reference, candidates, options)
-    source = text if isinstance(text, Tokens) else EvaluationText.of(text)
     tokens = _text(source, comparison)
     _warn_of_calibration(tokens, candidates)
     prompts = source if isinstance(source, Tokens) else source.source

@@ -25,13 +25,14 @@ from srcr.metrics.rates import FULL_BITS
 from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.pipelines.opening import (
     TextModel,
-    open_for,
+    open_with_bar,
     text_cache,
     writes_itself,
     writing_progress,
 )
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.refusals import check_original, check_place
 from srcr.planning.context import SearchContext, load_splits
 from srcr.planning.costs import SizeBudget, check_reachable
 from srcr.planning.database.build import (
@@ -51,7 +52,7 @@ from srcr.planning.memory import (
     choose_search_policy,
     estimate_search_memory,
 )
-from srcr.planning.objective import check_objective
+from srcr.planning.objective import check_measurable, check_objective
 from srcr.planning.space import SearchSpace
 from srcr.planning.specs import MeasurementSpec, Resources, SearchSpec
 from srcr.plans.objective import Constraint
@@ -96,15 +97,18 @@ def open_to_search(
     """The open model of a search, the levels of its format, and that format's name.
 
     Raises:
-        InputError: as :func:`open_for` and :func:`space_for`; a target out of reach, an objective that
+        InputError: as :func:`check_place` and :func:`space_for`; a target out of reach, an objective that
             finalists could not be compared by, a cluster that cannot be used.
     """
     fmt = get_format(output.format or SEARCH_FORMAT)
     objective = target.objective if isinstance(target, Constraint) else spec.objective
-    opened = open_for(output, model, options)
+    check_objective(objective)
+    check_place(output, model, options)
+    check_original(model, options)
+    opened = open_with_bar(model, options)
     space = space_for(space or SearchSpace(), fmt, opened)
     check_ray(spec.resources.ray, opened)
-    check_objective(objective, opened)
+    check_measurable(objective, opened)
     if isinstance(target, Target):
         check_reachable(SizeBudget.of(target, opened.blockwise, space, fmt.name))
     return opened, space, fmt.name

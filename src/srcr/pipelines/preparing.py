@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from srcr.data.sources import calibration_request
-from srcr.data.specs import Calibration, Source
+from srcr.data.specs import Calibration, Source, check_calibration
 from srcr.data.token_ids import check_tokens
 from srcr.data.tokens import Tokens, context_length
 from srcr.engine.memory import MemoryPolicy, choose_policy, estimate_memory
@@ -21,18 +21,20 @@ from srcr.environment import (
 from srcr.errors import InputError
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import Contents, planned_contents
+from srcr.methods import check_methods
 from srcr.models.blockwise import BlockwiseModel
 from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.pipelines.notes import left_alone, left_out, quantized_already
 from srcr.pipelines.opening import (
     TextModel,
     load_text,
-    open_for,
+    open_with_bar,
     writes_itself,
     writing_memory,
 )
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import say, stage
+from srcr.pipelines.refusals import check_original, check_place
 from srcr.pipelines.resolving import DEFAULT_FORMAT, pick_format, resolve_plan, sizes_of_plan
 from srcr.pipelines.training import (
     Recovery,
@@ -100,10 +102,14 @@ def prepare(
 ) -> Work:
     """Everything that can be refused, before any work is done: what is cheap to check first."""
     started = time.monotonic()
+    check_methods(plan)
+    check_calibration(calibration)
     settings = get_format(output.format or DEFAULT_FORMAT)
     device = select_device(options.device)
     budget = None if options.memory is None else parse_size(options.memory)
-    opened = open_for(output, model, options)
+    check_place(output, model, options)
+    check_original(model, options)
+    opened = open_with_bar(model, options)
     sizes = sizes_of_plan(plan, opened)
     smaller = planned_smaller(opened, sizes)
     plan, grouping = resolve_plan(plan, smaller.topology, options.seed, settings)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from srcr.data.specs import RecoveryText, Source
+from srcr.data.specs import RecoveryText, Source, check_text
 from srcr.environment import peak_memory, select_device, versions
 from srcr.errors import InputError
 from srcr.formats import Format, detect
@@ -24,9 +24,10 @@ from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.paths import compute_paths
 from srcr.pipelines.candidates import check_vocabulary
 from srcr.pipelines.folder import read_records, write_records
-from srcr.pipelines.opening import open_for
+from srcr.pipelines.opening import open_with_bar
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.refusals import check_order, check_place
 from srcr.pipelines.trained import measured_layers
 from srcr.pipelines.training import (
     Texts,
@@ -145,11 +146,14 @@ def _prepare(
     started = time.monotonic()
     if spec.steps is None and spec.minutes is None and spec.stage != "blockwise":
         raise InputError("a recovery needs an end: give steps or minutes")
+    check_text(text)
+    check_place(output, base, options)
+    check_order(base, [compressed], "recover")
     device = select_device(options.device)
     folder = resolve(compressed)
     record, plan = read_records(folder)
     fmt = detect(folder)
-    opened = open_for(output, base, options)
+    opened = open_with_bar(base, options)
     checkpoint = trainable(fmt.read(folder), plan, folder)
     check_vocabulary(opened, str(compressed), checkpoint.vocabulary, load_tokenizer(folder))
     check_memory(opened, spec, device, options)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from srcr.errors import InputError
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import Contents
-from srcr.methods import check_methods
 from srcr.models.checkpoint import OpenModel
 from srcr.models.topology import Topology
 from srcr.plans.plan import CompressionPlan, Recipe
@@ -46,7 +45,6 @@ def resolve_plan(
     if isinstance(plan, Recipe):
         others = [*topology.untouched, *([topology.head] if topology.head else [])]
         plan = uniform_plan(shapes, plan, tables, others)
-    check_methods(plan)
     check_plan(plan, shapes, tables)
     plan, sizes = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
     plan = resolve_scale_dtype(plan, fmt.scale_dtype)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from srcr.data.specs import Calibration, RecoveryText, Source
+from srcr.data.specs import Calibration, RecoveryText, Source, check_text
 from srcr.environment import release_memory
 from srcr.errors import InputError
 from srcr.models.checkpoint import ModelLike
@@ -84,6 +84,7 @@ def search(
     """
     started = time.monotonic()
     output, calibration = Output.of(output), Calibration.of(calibration)
+    check_text(calibration)
     opened, space, name = open_to_search(model, target, space, output, spec, options)
     most = OTHER_FINALISTS + spec.exploration.joint_uniform
     context, policy = open_context(opened, calibration, spec.measurement, most, options)

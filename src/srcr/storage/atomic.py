@@ -33,6 +33,10 @@ def check_output(out: Path, source: Path | None, overwrite: bool, resume: bool =
                 raise InputError(
                     f"output {path} is or holds the model itself: choose another folder"
                 )
+        if source in out.resolve().parents:
+            raise InputError(
+                f"output {out} lies in the model's folder {source}: choose a place beside it"
+            )
     if _exists(_aside(out)):
         raise InputError(
             f"{_aside(out)} exists: the earlier {out.name} that an interrupted run had put aside. Move it "

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and where they may be written."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from srcr.errors import InputError
@@ -22,7 +23,7 @@ def check_parent(out: Path) -> None:
 
     Raises:
         InputError: it is empty, "." or "..", or the root; its name is too long; a file stands where its
-            folder would be.
+            folder would be; nothing can be written there.
     """
     if out.name in ("", ".."):
         raise InputError(f"output {str(out)!r} has no name of its own: give that of something new")
@@ -35,6 +36,13 @@ def check_parent(out: Path) -> None:
     parent = next(path for path in out.resolve().parents if path.exists())
     if not parent.is_dir():
         raise InputError(f"output {out}: {parent} is a file, not a folder")
+    try:  # permissions do not tell whether a file system takes files
+        with tempfile.TemporaryDirectory(prefix=".srcr-", dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"output {out}: nothing can be written into {parent} ({error.strerror}): choose another place"
+        ) from None
 
 
 def check_new_file(out: Path, overwrite: bool) -> None:
