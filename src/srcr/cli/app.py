@@ -121,6 +121,17 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def show_preview(preview: Any, as_json: bool) -> None:
+    """What a command would come to, on stdout."""
+    from srcr.cli import tables
+    from srcr.serialize import to_dict
+
+    if as_json:
+        print_json(to_dict(preview))
+    else:
+        tables.preview(preview)
+
+
 def command_line() -> str:
     """The command as a record keeps it, quoted for a shell."""
     return "srcr " + shlex.join(sys.argv[1:])

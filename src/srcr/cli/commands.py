@@ -8,7 +8,7 @@ import typer
 
 from srcr.cli import evaluate_parameters as measuring
 from srcr.cli import parameters as given
-from srcr.cli.app import Command, app, command_line, given_only, print_json
+from srcr.cli.app import Command, app, command_line, given_only, print_json, show_preview
 from srcr.errors import InputError
 
 
@@ -52,6 +52,7 @@ def compress(
     recover: given.Recover = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
+    dry_run: given.DryRun = False,
     allow_requantize: given.Requantize = None,
     seed: given.Seed = None,
     device: given.Device = None,
@@ -68,6 +69,17 @@ def compress(
 
     options = Options.of(arguments, config)
     output = Output(out, options.format, overwrite, resume)
+    if dry_run:
+        from srcr.pipelines.preview import preview_compression
+
+        show_preview(
+            preview_compression(
+                model, output, options.compression(), options.data(), options.run(command_line()),
+                options.recovery(),
+            ),
+            as_json,
+        )  # fmt: skip
+        return
     record = run(
         model, options.compression(), options.data(), output, options.run(command_line()),
         options.recovery(),

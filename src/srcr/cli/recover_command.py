@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from srcr.cli import parameters as given
 from srcr.cli import recover_parameters as training
-from srcr.cli.app import Command, app, command_line, given_only, print_json
+from srcr.cli.app import Command, app, command_line, given_only, print_json, show_preview
 
 
 @app.command(cls=Command)
@@ -29,6 +29,7 @@ def recover(
     memory: given.Memory = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
+    dry_run: given.DryRun = False,
     seed: given.Seed = None,
     device: given.Device = None,
     cache: given.Cache = None,
@@ -36,7 +37,7 @@ def recover(
 ) -> None:
     """Repair a compressed model by distillation: same format, same zeros, same bits, same bytes."""
     arguments = locals()
-    if processes > 1 and "WORLD_SIZE" not in os.environ:
+    if processes > 1 and not dry_run and "WORLD_SIZE" not in os.environ:
         _start(processes)
     from srcr.cli import tables
     from srcr.data.specs import RecoveryText
@@ -54,6 +55,12 @@ def recover(
     machine = {"seed": seed, "device": device, "memory": memory, "cache": cache}
     options = RunOptions(command=command_line(), **given_only(machine))
     output = Output(out, None, overwrite, resume)
+    if dry_run:
+        from srcr.pipelines.preview import preview_recovery
+
+        wanted = preview_recovery(base, compressed, output, _spec(arguments), text, options)
+        show_preview(wanted, as_json)
+        return
     record = run(base, compressed, output, _spec(arguments), text, options)
     if os.environ.get("RANK", "0") != "0":  # another process speaks
         return

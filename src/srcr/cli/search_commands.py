@@ -5,7 +5,7 @@ from typing import Any
 
 from srcr.cli import parameters as given
 from srcr.cli import search_parameters as searching
-from srcr.cli.app import Command, app, command_line, given_only, print_json
+from srcr.cli.app import Command, app, command_line, given_only, print_json, show_preview
 from srcr.errors import InputError
 
 
@@ -187,6 +187,7 @@ def search(
     memory: given.Memory = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
+    dry_run: given.DryRun = False,
     allow_requantize: given.Requantize = None,
     seed: given.Seed = None,
     device: given.Device = None,
@@ -209,9 +210,13 @@ def search(
         SearchSpec.trials if trials is None else trials, storage, study,
         resources(database, database_limit, ray), aim, recovery=options.training(),
     )  # fmt: skip
-    result = run(
-        model, size, options.space(), options.data(), output, spec, options.run(command_line())
-    )
+    wanted = (model, size, options.space(), options.data(), output, spec)
+    if dry_run:
+        from srcr.pipelines.preview import preview_search
+
+        show_preview(preview_search(*wanted, options.run(command_line())), as_json)
+        return
+    result = run(*wanted, options.run(command_line()))
     if as_json:
         print_json(to_dict(result) | {"out": str(out)})
     else:

@@ -47,6 +47,7 @@ from srcr.planning.evaluators import Evaluator
 from srcr.planning.evaluators.local import EvaluatorInputs, LocalEvaluator
 from srcr.planning.evaluators.ray import RayEvaluator, check_ray, solve_on
 from srcr.planning.memory import (
+    SearchMemory,
     SearchPolicy,
     TextShape,
     choose_search_policy,
@@ -158,6 +159,36 @@ def _choose_memory(
     options: RunOptions,
 ) -> SearchPolicy:
     """What the memory budget leaves; a note where it should be said aloud."""
+    need = _memory_needed(opened, calibration, measurement, finalists, options)
+    policy, note = choose_search_policy(
+        need, options.memory, select_device(options.device), measurement.cache_bytes, finalists
+    )
+    say(note, options.quiet)
+    return policy
+
+
+def choose_search_memory(
+    opened: OpenModel, calibration: Calibration, spec: SearchSpec, options: RunOptions
+) -> int:
+    """Bytes that a search takes beside what the process has.
+
+    Raises:
+        InputError: more than its memory budget.
+    """
+    need = _memory_needed(opened, calibration, spec.measurement, spec.finalists, options)
+    device, most = select_device(options.device), spec.measurement.cache_bytes
+    choose_search_policy(need, options.memory, device, most, spec.finalists)
+    return need.smallest
+
+
+def _memory_needed(
+    opened: OpenModel,
+    calibration: Calibration,
+    measurement: MeasurementSpec,
+    finalists: int,
+    options: RunOptions,
+) -> SearchMemory:
+    """What a search takes of memory, with so many finalists (0: nothing is evaluated)."""
     device = select_device(options.device)
     # What is out of range is refused with the text; here it must only be no less than a token.
     length = max(1, min(calibration.seq_len, context_length(opened.config) or calibration.seq_len))
@@ -172,13 +203,7 @@ def _choose_memory(
     evaluated = max(1, min(BATCH_TOKENS, EVALUATED_LOGITS // opened.vocabulary) // length)
     shape = TextShape(length, writing, measured, evaluated)
     need = estimate_search_memory(opened, shape, least)
-    if finalists == 0:
-        need = replace(need, finalist=0, evaluating=0)
-    policy, note = choose_search_policy(
-        need, options.memory, device, measurement.cache_bytes, finalists
-    )
-    say(note, options.quiet)
-    return policy
+    return need if finalists else replace(need, finalist=0, evaluating=0)
 
 
 def fill_database(

@@ -54,9 +54,6 @@ from srcr.storage.atomic import atomic_output
 from srcr.storage.files import write_text
 from srcr.storage.layout import EVALUATION, JOURNAL, RECORD, SEARCH
 
-#: Finalists besides uniform ones that prune: quantized alone, allocated, searched.
-OTHER_FINALISTS = 3
-
 
 @torch.no_grad()
 def search(
@@ -86,8 +83,7 @@ def search(
     output, calibration = Output.of(output), Calibration.of(calibration)
     check_text(calibration)
     opened, space, name = open_to_search(model, target, space, output, spec, options)
-    most = OTHER_FINALISTS + spec.exploration.joint_uniform
-    context, policy = open_context(opened, calibration, spec.measurement, most, options)
+    context, policy = open_context(opened, calibration, spec.measurement, spec.finalists, options)
     problem = search_problem(context, target, space, name, spec)
     if spec.recovery is not None:
         check_memory(opened, spec.recovery, context.blocks.device, options)
