@@ -9,7 +9,8 @@ import time
 
 import torch
 
-from srcr.data.sources import EvaluationText, evaluation_request, load_tokens
+from srcr.data.sources import evaluation_request, load_tokens
+from srcr.data.specs import EvaluationText
 from srcr.metrics.divergence import measure_divergence
 from srcr.models.checkpoint import open_model
 

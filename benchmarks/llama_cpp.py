@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 import srcr
-from srcr.data.sources import Calibration, EvaluationText, calibration_request, evaluation_request
+from srcr.data.sources import calibration_request, evaluation_request
+from srcr.data.specs import Calibration, EvaluationText
 from srcr.data.tokens import Tokens
 from srcr.engines.llama_cpp import _library, open_llama
 from srcr.formats import get_format

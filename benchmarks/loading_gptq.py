@@ -6,7 +6,7 @@ Writes small random checkpoints (every width, whole rows and groups of 32, symme
 three precisions, several settings, model families), and has the interpreter of an environment of its own,
 which needs no srcr (benchmarks/peer_gptqmodel.py says how it is made), load each with `GPTQModel.load` and
 its plain PyTorch kernel on the CPU. Compared are the weights that its layers compute, with those that srcr
-reads, and the logits, with those of srcr.load in float32: GPTQModel runs in the 16 bits of the checkpoint's scales.
+reads, and the logits, with those of srcr.load in float32: GPTQModel runs in the 16 bits of the scales.
 Prints a table as Markdown, with the versions.
 """
 

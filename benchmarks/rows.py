@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from srcr.data.sources import EvaluationText
+from srcr.data.specs import EvaluationText
 from srcr.models.load import load_model, load_tokenizer, resolve
 from srcr.pipelines.evaluate import evaluate
 from srcr.pipelines.options import RunOptions

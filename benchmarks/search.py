@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from srcr.data.sources import Calibration
+from srcr.data.specs import Calibration
 from srcr.metrics.intervals import ratio_interval
 from srcr.models.checkpoint import open_model
 from srcr.models.load import load_model

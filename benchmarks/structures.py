@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 import srcr
-from srcr.data.sources import Calibration, calibration_request, load_tokens
+from srcr.data.sources import calibration_request, load_tokens
+from srcr.data.specs import Calibration
 from srcr.models.checkpoint import open_model
 from srcr.numerics import hessian, moments
 from srcr.numerics.elements import choose_elements

@@ -11,10 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srcr.data.sources import Calibration, EvaluationText, RecoveryText
+    from srcr.data.specs import Calibration, EvaluationText, RecoveryText
     from srcr.data.tokens import Tokens
     from srcr.formats import load
-    from srcr.metrics.semantic import SemanticSpec
+    from srcr.metrics.specs import SemanticSpec
     from srcr.metrics.speed import SpeedSpec
     from srcr.metrics.tasks import TaskSpec
     from srcr.models.checkpoint import OpenModel, open_model
@@ -46,10 +46,10 @@ __version__ = "0.1.0"
 
 #: Where each public name lives.
 _HOMES = {
-    "srcr.data.sources": ("Calibration", "EvaluationText", "RecoveryText"),
+    "srcr.data.specs": ("Calibration", "EvaluationText", "RecoveryText"),
     "srcr.data.tokens": ("Tokens",),
     "srcr.formats": ("load",),
-    "srcr.metrics.semantic": ("SemanticSpec",),
+    "srcr.metrics.specs": ("SemanticSpec",),
     "srcr.metrics.speed": ("SpeedSpec",),
     "srcr.metrics.tasks": ("TaskSpec",),
     "srcr.models.checkpoint": ("OpenModel", "open_model"),

@@ -16,10 +16,12 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from srcr.errors import InputError
+
+if TYPE_CHECKING:  # what only reads files does not wait for torch
+    import torch
 
 #: Packages that decide the result.
 PACKAGES = ("srcr", "torch", "transformers", "compressed-tensors", "safetensors")
@@ -55,25 +57,39 @@ def cache_folder() -> Path:
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "srcr"
 
 
-def select_device(name: str) -> torch.device:
-    """The torch device called auto, cpu or cuda.
+def select_device(name: str) -> "torch.device":
+    """The torch device called auto, cpu, cuda or, with a number, cuda:0, which becomes the current one.
 
     Raises:
         InputError: unknown, or there is no such device here.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"device {name!r} is not known: use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch sees no GPU here: use cpu or auto")
-    return torch.device(name)
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise InputError(f"device {name!r} is not known: use auto, cpu, cuda or cuda:0")
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"device {name!r} was asked for, but torch sees no GPU here: use cpu or auto"
+        )
+    if number:
+        if int(number) >= torch.cuda.device_count():
+            raise InputError(
+                f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} here: "
+                f"use cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+            )
+        torch.cuda.set_device(int(number))
+    return torch.device(kind)
 
 
 @cache
 def multiplies_bfloat16() -> bool:
     """Whether torch multiplies bfloat16 on this CPU at full speed: by AVX-512 BF16 or AMX, unless
     ``ATEN_CPU_CAPABILITY`` or ``ONEDNN_MAX_CPU_ISA`` mask those."""
+    import torch
+
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     has = any(getattr(torch.cpu, name, lambda: False)() for name in names)
     masked = torch.backends.cpu.get_cpu_capability() != "AVX512"
@@ -136,9 +152,11 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes:.2f} GB"
 
 
-def resident_memory(device: torch.device) -> int:
+def resident_memory(device: "torch.device") -> int:
     """Bytes in use now."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.memory_allocated(device))
     with suppress(OSError):
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
@@ -152,9 +170,11 @@ def peak_memory() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def available_memory(device: torch.device) -> int:
+def available_memory(device: "torch.device") -> int:
     """Bytes that nobody uses, as far as can be known: within the limit of a container."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, StopIteration):

@@ -1,5 +1,8 @@
 """The one hierarchy of errors. Every message says what was wrong, with the value, and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class SrcrError(Exception):
     """A run failed for a reason srcr can name. The command line exits with 1.
@@ -44,3 +47,15 @@ def in_one_line(error: BaseException, length: int = 300) -> str:
     """All that an exception of another library says, in one line, cut where it is long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= length else f"{text[:length]}..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to use instead of a name that is not known: all there are, and the one that may have been meant.
+
+    >>> nearest("jont", ["joint", "sequential-a"])
+    'use joint, sequential-a (did you mean joint?)'
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name.lower(), names, 1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return f"use {', '.join(names)}{meant}"

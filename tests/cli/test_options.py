@@ -3,7 +3,7 @@
 import pytest
 
 from srcr.cli.options import DECIDED_BY_A_PLAN, DECIDED_BY_A_TABLE, Options
-from srcr.data.sources import Calibration
+from srcr.data.specs import Calibration
 from srcr.errors import InputError
 from srcr.pipelines.options import RunOptions
 from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe

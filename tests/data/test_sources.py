@@ -14,13 +14,8 @@ from tokenizers.processors import TemplateProcessing
 from srcr.data import sampling
 from srcr.data.decoding import cache_width
 from srcr.data.sampling import TextPlan, draw, sampling_rows, write_text
-from srcr.data.sources import (
-    RecoveryText,
-    TextRequest,
-    held_out_request,
-    load_tokens,
-    recovery_requests,
-)
+from srcr.data.sources import TextRequest, held_out_request, load_tokens, recovery_requests
+from srcr.data.specs import RecoveryText
 from srcr.data.tokens import Tokens, seed_stream
 from srcr.errors import InputError, NumericalError
 from srcr.models.checkpoint import open_model

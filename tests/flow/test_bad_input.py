@@ -55,7 +55,10 @@ def refused(srcr, tmp_path):
         (["--structure", "2:4", "--sparsity", 0.3], "sparsity 0.3 contradicts 2:4"),
         (["--prune-method", "guess"], "prune method 'guess' is not known: use "),
         (["--quant-method", "guess"], "quant method 'guess' is not known: use "),
-        (["--mode", "both"], "mode"),
+        (
+            ["--mode", "jont"],
+            "--mode 'jont' is not known: use joint, sequential-a, sequential-b (did you",
+        ),
         (["--format", "onnx"], "format 'onnx' is not known"),
         (["--device", "tpu"], "device 'tpu' is not known"),
         (["--samples", 0], "samples 0 must be at least 1"),
@@ -83,10 +86,69 @@ def test_options_that_cannot_be(options, message, refused, tiny, ids, tmp_path):
     assert message in refused("compress", tiny, "-o", tmp_path / "out", *data, *options)
 
 
+EMPTY = {
+    "compress": ("-o", "OUT"),
+    "search": ("-o", "OUT", "--target", "tcr=0.8"),
+    "evaluate": ("EMPTY",),
+    "recover": ("EMPTY", "-o", "OUT"),
+    "sensitivity": ("-o", "OUT.json"),
+    "plan": ("-o", "OUT.yaml", "--target", "tcr=0.8"),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("search", ["--target", "tcr=2"], "tcr=2: a rate is from 0"),
+        ("plan", ["--target", "tcr=2"], "tcr=2: a rate is from 0"),
+        ("search", ["--target", "stored=much"], "'much' is no size"),
+        ("search", ["--objective", "nonsense"], "unknown task 'nonsense'"),
+        ("search", ["--format", "gguff"], "did you mean gguf?"),
+        ("compress", ["--format", "dens"], "did you mean dense?"),
+        ("compress", ["--quant-method", "gptqq"], "did you mean gptq?"),
+        ("plan", ["--prune-method", "sparsgpt"], "did you mean sparsegpt?"),
+        *((c, ["--device", "gpu"], "'gpu' is not known") for c in EMPTY if c != "evaluate"),
+        *((c, ["--calibration", "no.txt"], "no.txt does not exist") for c in EMPTY if c != "evaluate"),
+        *((c, ["--samples", 0], "samples 0 must be") for c in EMPTY if c != "recover"),
+        *((c, ["--memory", "much"], "'much' is no size") for c in ("compress", "search")),
+        ("evaluate", ["--text", "no.txt"], "no.txt does not exist"),
+        ("evaluate", ["--tasks", "nonsense"], "unknown task 'nonsense'"),
+        ("recover", ["--held-out", "no.txt"], "no.txt does not exist"),
+        *((c, ["-o", "/proc/out"], "nothing can be written into /proc") for c in ("compress", "search")),
+        *((c, ["-o", "EMPTY/out"], "lies in the model's folder") for c in ("compress", "search")),
+    ],
+    ids=lambda value: "_".join(map(str, value)) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_can_be_refused_is_refused_before_the_model_is_read(
+    command, options, message, refused, tmp_path
+):
+    """The model is an empty folder: whoever looks into it says that first."""
+    (tmp_path / "empty").mkdir()
+    names = {"EMPTY": str(tmp_path / "empty"), "OUT": str(tmp_path / "out")}
+    args = [command, "EMPTY", *EMPTY[command], *options]
+    for name, path in names.items():
+        args = [str(arg).replace(name, path) for arg in args]
+    assert message in refused(*args)
+
+
+def test_what_is_compressed_already_is_asked_about(srcr, refused, tiny, ids, tmp_path):
+    small, again = tmp_path / "small", tmp_path / "again"
+    data = ("--calibration", ids, "--quant-method", "rtn")
+    assert srcr("compress", tiny, "-o", small, *data).code == 0
+    for command in (("compress",), ("search", "--target", "tcr=0.8")):
+        message = refused(command[0], small, "-o", again, *command[1:], "--calibration", ids)
+        assert "is compressed already (it holds srcr.json)" in message
+    assert srcr("compress", small, "-o", again, *data, "--allow-requantize").code == 0
+    for command in ("evaluate", "recover"):
+        out = ("-o", tmp_path / "better") if command == "recover" else ()
+        message = refused(command, small, tiny, *out)
+        assert f"the original comes first, 'srcr {command} {tiny} {small}'" in message
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there(refused, tiny, tmp_path):
     assert "torch sees no GPU" in refused(
-        "compress", tiny, "-o", tmp_path / "o", "--device", "cuda"
+        "compress", tiny, "-o", tmp_path / "o", "--device", "cuda:1"
     )
 
 

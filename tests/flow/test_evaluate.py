@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from srcr.bundled import chance, model_path
-from srcr.data.sources import Calibration, EvaluationText
+from srcr.data.specs import Calibration, EvaluationText
 from srcr.formats import load
-from srcr.metrics.semantic import SemanticSpec
+from srcr.metrics.specs import SemanticSpec
 from srcr.metrics.tasks import TaskSpec
 from srcr.models.load import load_tokenizer
 from srcr.pipelines.compress import compress

@@ -30,3 +30,27 @@ process.start()
     assert done.returncode == code
     assert done.stdout == "done\nlet go\n"
     assert ("why" in done.stderr) == ("why" in end)
+
+
+@pytest.mark.parametrize("where", ["open_model", "load_tokens"])
+def test_an_interrupt_says_what_is_left_and_leaves_with_130(
+    where, srcr, tiny, tmp_path, monkeypatch
+):
+    """While the model is opened, and while text is read: nothing is written yet."""
+
+    def interrupt(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"srcr.pipelines.opening.{where}", interrupt)
+    result = srcr("compress", tiny, "-o", tmp_path / "out")
+    assert result.code == 130
+    assert result.error() == "error: interrupted; nothing was written"
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_without_a_command_help_is_shown(srcr):
+    shown = srcr()
+    assert shown.code == 0
+    assert "Commands:" in shown.out
+    assert srcr("-h").out == shown.out == srcr("--help").out
+    assert srcr("--version").out.startswith("srcr ")

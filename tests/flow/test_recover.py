@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from srcr.data.sources import RecoveryText
+from srcr.data.specs import RecoveryText
 from srcr.errors import InputError
 from srcr.formats import detect
 from srcr.pipelines.compress import compress

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from srcr.data.sources import Calibration
+from srcr.data.specs import Calibration
 from srcr.errors import NumericalError, SrcrError
 from srcr.models.checkpoint import open_model
 from srcr.models.load import load_model

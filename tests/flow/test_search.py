@@ -77,6 +77,9 @@ def test_a_search_finds_writes_and_proves(srcr, base, text, tmp_path):
         assert data["sensitivity"][name]["sha256"] == Tokens.of(ids).sha256
     assert chosen["text"]["sha256"] == Tokens.of(load_file(text)["input_ids"][32:]).sha256
     assert json.loads((out / "evaluation.json").read_text())["text"] == chosen["text"]
+    card = (out / "README.md").read_text()
+    assert "Not measured yet" not in card
+    assert f"{chosen['divergence']['kl']['value']:.4g}" in card
     page = tmp_path / "report.html"
     assert srcr("report", out, "-o", page).code == 0
     html = page.read_text()

@@ -13,6 +13,7 @@ from compressed_tensors.quantization import (
 from compressed_tensors.quantization.utils import calculate_qparams
 
 from srcr.data.tokens import Tokens
+from srcr.errors import InputError
 from srcr.formats import load
 from srcr.models.checkpoint import open_model
 from srcr.pipelines.compress import compress
@@ -83,7 +84,10 @@ def test_it_is_loaded_and_measured(scheme, tmp_path):
 def test_its_weights_are_compressed_without_its_quantizers(scheme, tmp_path):
     _, other = quantized(tmp_path, scheme)
     recipe = Recipe(PruneSpec("magnitude", 0.25))
-    record = compress(str(other), recipe, Tokens.of(IDS), tmp_path / "o", RunOptions(quiet=True))
+    with pytest.raises(InputError, match="compressed already"):
+        compress(str(other), recipe, Tokens.of(IDS), tmp_path / "o", RunOptions(quiet=True))
+    options = RunOptions(quiet=True, allow_requantize=True)
+    record = compress(str(other), recipe, Tokens.of(IDS), tmp_path / "o", options)
     assert record.format == "dense"
     assert any("is quantized already" in note for note in record.notes)
     weights = load(tmp_path / "o").state_dict()

@@ -14,10 +14,11 @@ from srcr.formats.native import decode, encode
 from srcr.formats.verify import verify_tensors
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.descent import refine
-from srcr.numerics.grid import SUPER_BLOCK, GridSpec, code_range
+from srcr.numerics.grid import GridSpec, code_range
 from srcr.numerics.hessian import DampedHessian
 from srcr.numerics.obs import SweepResult
 from srcr.numerics.scales import fit_grid
+from srcr.numerics.super_blocks import SUPER_BLOCK
 from srcr.plans.plan import CompressionPlan, LayerPlan
 from srcr.recovery.latent import LatentWeight
 from srcr.storage.layout import GGUF

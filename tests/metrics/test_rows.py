@@ -7,12 +7,13 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from srcr.data.sources import EvaluationText
+from srcr.data.specs import EvaluationText
 from srcr.data.tokens import Tokens
 from srcr.errors import InputError
 from srcr.metrics import divergence
 from srcr.metrics.divergence import DivergenceAccumulator, measure_divergence
-from srcr.metrics.semantic import SemanticSpec, load_prompts
+from srcr.metrics.semantic import load_prompts
+from srcr.metrics.specs import SemanticSpec
 from srcr.models.checkpoint import open_model
 from srcr.pipelines.evaluate import evaluate
 from srcr.pipelines.options import RunOptions

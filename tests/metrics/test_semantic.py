@@ -16,7 +16,7 @@ from srcr.formats import load
 from srcr.metrics import consistency, embeddings, semantic
 from srcr.metrics.continuations import END, continue_greedily, stop_tokens
 from srcr.metrics.embeddings import Scorer, embed_texts, load_scorer
-from srcr.metrics.semantic import SemanticSpec
+from srcr.metrics.specs import SemanticSpec
 from srcr.models.checkpoint import open_model
 from srcr.models.load import load_tokenizer
 from srcr.serialize import to_dict

@@ -9,6 +9,7 @@ import reference
 from srcr.errors import InputError
 from srcr.numerics import masks, saliency
 from srcr.numerics.kernels.dispatch import kth_smallest
+from srcr.numerics.sparsity import count_pruned, parse_structure
 
 shapes = st.tuples(st.integers(1, 7), st.integers(1, 9))
 sparsities = st.floats(0, 0.999, allow_nan=False)
@@ -43,7 +44,7 @@ def test_the_kth_smallest_of_many(device):
 @given(shape=shapes, sparsity=sparsities, seed=seeds, ties=st.booleans())
 def test_the_whole_layer_loses_exactly_the_lowest(shape, sparsity, seed, ties):
     scores = random_scores(shape, seed, ties)
-    count = masks.count_pruned(sparsity, scores.numel())
+    count = count_pruned(sparsity, scores.numel())
     mask = masks.prune_lowest(scores, count)
     assert int((~mask).sum()) == count
     if 0 < count < scores.numel():
@@ -54,7 +55,7 @@ def test_the_whole_layer_loses_exactly_the_lowest(shape, sparsity, seed, ties):
 
 @given(sparsity=sparsities, size=st.integers(1, 10_000))
 def test_count_is_the_nearest_whole_number(sparsity, size):
-    count = masks.count_pruned(sparsity, size)
+    count = count_pruned(sparsity, size)
     assert 0 <= count <= size
     assert abs(count - sparsity * size) <= 0.5
 
@@ -73,7 +74,7 @@ def test_none_and_all(count):
 @given(shape=shapes, sparsity=sparsities, seed=seeds, ties=st.booleans())
 def test_rowwise_counts_are_exact_and_even(shape, sparsity, seed, ties):
     scores = random_scores(shape, seed, ties)
-    count = masks.count_pruned(sparsity, scores.numel())
+    count = count_pruned(sparsity, scores.numel())
     mask = masks.prune_rowwise(scores, count)
     pruned = (~mask).sum(1).tolist()
     assert sum(pruned) == count
@@ -108,7 +109,7 @@ def test_n_of_m_refuses_a_width_that_m_does_not_divide(cols, group):
     [("unstructured", None), ("2:4", (2, 4)), ("6:8", (6, 8)), ("1:128", (1, 128))],
 )
 def test_structures_that_are_known(text, expected):
-    assert masks.parse_structure(text) == expected
+    assert parse_structure(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -128,14 +129,14 @@ def test_structures_that_are_known(text, expected):
 )
 def test_structures_that_are_not_known_are_named(text):
     with pytest.raises(InputError) as caught:
-        masks.parse_structure(text)
+        parse_structure(text)
     assert repr(text) in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["0:4", "4:4", "5:4", "0:0", "1:1"])
 def test_patterns_that_keep_none_or_all_are_refused(text):
     with pytest.raises(InputError, match="N must be at least 1 and less than M"):
-        masks.parse_structure(text)
+        parse_structure(text)
 
 
 def test_saliencies_follow_their_formulas():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from srcr.data.sources import Calibration, calibration_request
+from srcr.data.sources import calibration_request
+from srcr.data.specs import Calibration
 from srcr.models.checkpoint import open_model
 from srcr.pipelines.compress import compress
 from srcr.pipelines.opening import TextModel, load_text, text_cache, writing_memory

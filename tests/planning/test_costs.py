@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from srcr.data.sources import Calibration
+from srcr.data.specs import Calibration
 from srcr.errors import InputError
 from srcr.models.checkpoint import open_model
 from srcr.pipelines.compress import compress

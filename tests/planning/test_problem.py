@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from srcr.data.sources import Calibration
+from srcr.data.specs import Calibration
 from srcr.data.splits import item_indices, search_sequences
 from srcr.errors import InputError
 from srcr.models.checkpoint import open_model
 from srcr.pipelines.levels import open_context
 from srcr.pipelines.options import RunOptions
-from srcr.planning.objective import check_objective
+from srcr.planning.objective import check_measurable, check_objective
 from srcr.planning.problem import search_problem
 from srcr.planning.space import SearchSpace, level_grid
 from srcr.planning.specs import ExplorationSpec, MeasurementSpec, SearchSpec
@@ -112,14 +112,14 @@ def test_a_constraint_has_its_own_objective(opened, tmp_path):
 
 def test_objectives_that_cannot_be_measured_are_refused():
     opened = open_model(tiny_model("llama"))
-    check_objective(Objective("semantic"), opened)
+    check_measurable(Objective("semantic"), opened)
     with pytest.raises(InputError, match="tasks are text, but LlamaForCausalLM has no tokenizer"):
-        check_objective(Objective("sr"), opened)
+        check_measurable(Objective("sr"), opened)
     with pytest.raises(InputError, match="nonsense"):
-        check_objective(Objective("nonsense"), opened)
+        check_objective(Objective("nonsense"))
     short = open_model(tiny_model("llama", max_position_embeddings=48))
     with pytest.raises(InputError, match="32 new ones exceed the model's context of 48"):
-        check_objective(Objective("semantic"), short)
+        check_measurable(Objective("semantic"), short)
 
 
 def test_too_little_text_is_refused_with_the_reason(opened, tmp_path):

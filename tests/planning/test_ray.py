@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from srcr.data.sources import Calibration
+from srcr.data.specs import Calibration
 from srcr.models.checkpoint import open_model
 from srcr.pipelines.levels import fill_database, open_context, open_evaluator
 from srcr.pipelines.options import RunOptions

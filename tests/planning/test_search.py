@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from srcr.data.sources import Calibration
+from srcr.data.specs import Calibration
 from srcr.errors import InputError, SrcrError
 from srcr.models import checkpoint
 from srcr.models.checkpoint import open_model

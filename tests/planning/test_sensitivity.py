@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from srcr.data.sources import Calibration
+from srcr.data.specs import Calibration
 from srcr.errors import InputError
 from srcr.models.checkpoint import open_model
 from srcr.models.matrices import read_matrix

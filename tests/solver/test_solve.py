@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import reference
 from srcr.errors import InputError, NumericalError
 from srcr.methods import pruners, quantizers
-from srcr.numerics import masks
 from srcr.numerics.hessian import LayerStatistics, output_error
+from srcr.numerics.sparsity import count_pruned
 from srcr.plans.plan import LayerPlan
 from srcr.plans.specs import PruneSpec, QuantSpec, SolverSpec
 from srcr.solver.problem import LayerProblem
@@ -79,7 +79,7 @@ def assert_exact(result, sparsity):
     if sparsity == 0:
         assert result.mask is None
     else:
-        assert int((~result.mask).sum()) == masks.count_pruned(sparsity, out.numel())
+        assert int((~result.mask).sum()) == count_pruned(sparsity, out.numel())
         assert bool((out[~result.mask] == 0).all())
     assert sparsity != 0 or result.codes is not None
     if result.codes is not None:

@@ -1,65 +1,18 @@
 """The commands: what they are given becomes the arguments of a public function, and its result is shown."""
 
 import dataclasses
-import json
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from srcr.cli import evaluate_parameters as measuring
 from srcr.cli import parameters as given
+from srcr.cli.app import Command, app, command_line, given_only, print_json, show_preview
 from srcr.errors import InputError
 
-app = typer.Typer(
-    name="srcr",
-    help="Make a causal language model much smaller, and prove how much of its meaning is left.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 
-
-def fail(message: str, code: int) -> NoReturn:
-    """Say what went wrong, as one line, and leave.
-
-    Raises:
-        SystemExit: always, with ``code``.
-    """
-    sys.stdout.flush()
-    line = " ".join(part.strip() for part in message.splitlines())
-    typer.echo(f"error: {line}", err=True)
-    raise SystemExit(code)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Where the user interrupts, say what is left of the work, and leave: typer would say nothing.
-
-    Raises:
-        SystemExit: with 1, where the user interrupts.
-    """
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        fail(f"interrupted; {error or 'nothing was written'}", 1)
-
-
-def print_json(data: Any) -> None:
-    """One JSON value on stdout."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def command_line() -> str:
-    """The command as a record keeps it."""
-    return "srcr " + shlex.join(sys.argv[1:])
-
-
-@app.command()
+@app.command(cls=Command)
 def inspect(model: given.Model, as_json: given.Json = False) -> None:
     """Show what srcr sees in a model: blocks, linear layers, which share an input, bytes."""
     from srcr.cli import tables
@@ -73,7 +26,7 @@ def inspect(model: given.Model, as_json: given.Json = False) -> None:
         tables.inspection(inspection)
 
 
-@app.command()
+@app.command(cls=Command)
 def compress(
     model: given.Model,
     out: given.Out,
@@ -99,6 +52,8 @@ def compress(
     recover: given.Recover = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
+    dry_run: given.DryRun = False,
+    allow_requantize: given.Requantize = None,
     seed: given.Seed = None,
     device: given.Device = None,
     cache: given.Cache = None,
@@ -114,30 +69,32 @@ def compress(
 
     options = Options.of(arguments, config)
     output = Output(out, options.format, overwrite, resume)
-    with interruptible():
-        record = run(
-            model, options.compression(), options.data(), output, options.run(command_line()),
-            options.recovery(),
+    if dry_run:
+        from srcr.pipelines.preview import preview_compression
+
+        show_preview(
+            preview_compression(
+                model, output, options.compression(), options.data(), options.run(command_line()),
+                options.recovery(),
+            ),
+            as_json,
         )  # fmt: skip
+        return
+    record = run(
+        model, options.compression(), options.data(), output, options.run(command_line()),
+        options.recovery(),
+    )  # fmt: skip
     if as_json:
         print_json(to_dict(record) | {"out": str(out)})
     else:
         tables.compression(record, out)
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A compressed model.", show_default=False)
-    ],
+    folder: given.Folder,
     out: given.Out,
-    format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="The format to convert to: archive, compressed-tensors, dense, gguf, gptq.",
-        ),
-    ],
+    format: given.ExportFormat,
     overwrite: given.Overwrite = False,
     as_json: given.Json = False,
 ) -> None:
@@ -147,25 +104,23 @@ def export(
     from srcr.pipelines.options import Output, RunOptions
     from srcr.serialize import to_dict
 
-    with interruptible():
-        record = run(folder, Output(out, format, overwrite), RunOptions(command=command_line()))
+    record = run(folder, Output(out, format, overwrite), RunOptions(command=command_line()))
     if as_json:
         print_json(to_dict(record) | {"out": str(out)})
     else:
         tables.export(record, out)
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A compressed model.", show_default=False)
-    ],
+    folder: given.Folder,
     engines: Annotated[
         str | None,
         typer.Option(
             help="The engines to ask, with commas between: transformers, llama.cpp, vllm. "
             "Without it: all that are installed.",
             show_default=False,
+            metavar="NAMES",
         ),
     ] = None,
     as_json: given.Json = False,
@@ -177,8 +132,7 @@ def verify(
     from srcr.serialize import to_dict
 
     names = None if engines is None else tuple(engines.split(","))
-    with interruptible():
-        result = run(folder, names, RunOptions(command=command_line()))
+    result = run(folder, names, RunOptions(command=command_line()))
     if as_json:
         print_json(to_dict(result))
     else:
@@ -187,23 +141,23 @@ def verify(
         raise SystemExit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     base: given.Base,
-    compressed: given.Compressed,
-    out: given.JsonFile = None,
-    text: given.Text = "self",
-    samples: given.TextSamples = None,
-    seq_len: given.TextLength = 512,
-    tasks: given.Tasks = None,
+    compressed: measuring.Compressed,
+    out: measuring.JsonFile = None,
+    text: measuring.Text = None,
+    samples: measuring.TextSamples = None,
+    seq_len: given.TextLength = None,
+    tasks: measuring.Tasks = None,
     limit: given.Limit = None,
-    semantic: given.Semantic = False,
-    prompts: given.Prompts = None,
-    prompt_len: given.PromptLength = None,
-    new_tokens: given.NewTokens = None,
-    scorer: given.Scorer = None,
-    speed: given.Speed = False,
-    report: given.Report = False,
+    semantic: measuring.Semantic = False,
+    prompts: measuring.Prompts = None,
+    prompt_len: measuring.PromptLength = None,
+    new_tokens: measuring.NewTokens = None,
+    scorer: measuring.Scorer = None,
+    speed: measuring.Speed = False,
+    report: measuring.Report = False,
     overwrite: given.Overwrite = False,
     seed: given.Seed = None,
     device: given.Device = None,
@@ -213,7 +167,7 @@ def evaluate(
     """Measure what compressed models kept of the original, with 95 % intervals."""
     from srcr.cli import tables
     from srcr.cli.options import split_names
-    from srcr.data.sources import EvaluationText
+    from srcr.data.specs import EvaluationText
     from srcr.metrics.speed import SpeedSpec
     from srcr.metrics.tasks import TaskSpec
     from srcr.pipelines.evaluate import evaluate as run
@@ -227,10 +181,10 @@ def evaluate(
     evaluations = run(
         base,
         compressed,
-        EvaluationText(text, samples, seq_len),
+        EvaluationText(**given_only({"source": text, "samples": samples, "seq_len": seq_len})),
         None if tasks is None else TaskSpec(split_names(tasks), limit),
         _semantic_spec(semantic, prompts, prompt_len, new_tokens, scorer),
-        RunOptions(seed, device or "auto", cache=cache is not False),
+        RunOptions(**given_only({"seed": seed, "device": device, "cache": cache})),
         SpeedSpec() if speed else None,
     )
     evaluations = [dataclasses.replace(each, command=command_line()) for each in evaluations]
@@ -250,16 +204,12 @@ def _semantic_spec(
     scorer: str | None,
 ) -> Any:
     """What ``--semantic`` and the options that belong to it ask for; None without it."""
-    from srcr.metrics.semantic import SemanticSpec
+    from srcr.metrics.specs import SemanticSpec
     from srcr.serialize import from_dict
 
-    values = {
-        "n": prompts,
-        "prompt_len": prompt_len,
-        "max_new_tokens": new_tokens,
-        "scorer": scorer,
-    }
-    values = {key: value for key, value in values.items() if value is not None}
+    values = given_only(
+        {"n": prompts, "prompt_len": prompt_len, "max_new_tokens": new_tokens, "scorer": scorer}
+    )
     if values and not asked:
         raise InputError(
             "--prompts, --prompt-len, --new-tokens and --scorer belong to --semantic: add it"
@@ -267,11 +217,11 @@ def _semantic_spec(
     return from_dict(SemanticSpec, values, where="the command line") if asked else None
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(help="Compressed folders, or JSON of 'srcr evaluate'.", show_default=False),
+        typer.Argument(metavar="RESULT...", help="Compressed folders, or JSON of 'srcr evaluate'."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file.")] = Path("report.html"),
     overwrite: given.Overwrite = False,
@@ -283,7 +233,7 @@ def report(
     typer.echo(f"report: {out}")
 
 
-@app.command()
+@app.command(cls=Command)
 def methods(as_json: given.Json = False) -> None:
     """List the pruning and quantization methods."""
     from srcr.cli import tables

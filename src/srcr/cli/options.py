@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from srcr.data.sources import Calibration, RecoveryText
+from srcr.data.specs import Calibration, RecoveryText
 from srcr.environment import parse_size
 from srcr.errors import InputError
 from srcr.methods import get_pruner, get_quantizer
-from srcr.numerics.masks import UNSTRUCTURED, parse_structure
+from srcr.numerics.sparsity import UNSTRUCTURED, parse_structure
 from srcr.pipelines.options import RunOptions
 from srcr.plans.plan import CompressionPlan, Recipe, read_plan
 from srcr.plans.recovery import RecoverySpec, parse_duration
@@ -70,6 +70,7 @@ class Options:
     device: str | None = None
     memory: str | None = None
     cache: bool | None = None
+    allow_requantize: bool | None = None
     sparsities: list[float] | None = None
     widths: list[int] | None = None
 
@@ -226,10 +227,9 @@ class Options:
 
     def run(self, command: str) -> RunOptions:
         """How the run goes, whatever it does."""
-        keeps = self.cache is not False
-        return RunOptions(
-            self.seed, self.device or "auto", self.memory, command=command, cache=keeps
-        )
+        names = ("seed", "device", "memory", "cache", "allow_requantize")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return RunOptions(command=command, **given)
 
 
 def resources(database: Path | None, limit: str | None, ray: str | None) -> "Resources":

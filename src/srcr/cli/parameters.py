@@ -1,262 +1,233 @@
-"""Parameters that several commands have: their flags and help texts, once."""
+"""Parameters that several commands have: their flags and help texts, once. Defaults are those of the
+specifications that they fill in."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="A folder, a hub id, or 'bundled'.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue a killed run of the same settings.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
-Config = Annotated[Path | None, typer.Option(help="A YAML file with these options by name.")]
+from srcr.cli.option import (
+    LAYERS,
+    MEASURES,
+    OUTPUT,
+    RUN,
+    TEXT,
+    TRAINING,
+    WEIGHTS,
+    option,
+)
+from srcr.data.specs import (
+    CALIBRATION_SAMPLES,
+    Calibration,
+    EvaluationText,
+)
+from srcr.numerics.sparsity import UNSTRUCTURED
+from srcr.pipelines.options import RunOptions
+from srcr.plans.specs import MODES, PruneSpec, QuantSpec, SolverSpec
 
-# Methods
+
+def _folder(text: str) -> Any:
+    return typer.Argument(metavar="DIR", help=text, show_default=False)
+
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A folder, a hub id, or 'bundled'.", show_default=False),
+]
+Folder = Annotated[Path, _folder("A compressed model.")]
+
+Base = Annotated[
+    str, typer.Argument(metavar="BASE", help="The original model.", show_default=False)
+]
+Candidate = Annotated[
+    str,
+    typer.Argument(metavar="COMPRESSED", help="The compressed version.", show_default=False),
+]
+
+# Output
+Out = Annotated[Path, option(OUTPUT, "The folder to write.", "--out", "-o", metavar="OUT")]
+Overwrite = Annotated[bool, option(OUTPUT, "Replace an earlier result.", "--overwrite")]
+Json = Annotated[bool, option(OUTPUT, "Print one JSON object on stdout.", "--json")]
+Resume = Annotated[bool, option(RUN, "Continue a killed run of the same settings.", "--resume")]
+Config = Annotated[
+    Path | None, option(RUN, "A YAML file with these options by name.", metavar="FILE")
+]
+Format = Annotated[
+    str | None,
+    option(
+        OUTPUT,
+        "compressed-tensors, gptq, gguf, archive or dense.",
+        "--format",
+        default="compressed-tensors",
+        metavar="NAME",
+    ),
+]
+ExportFormat = Annotated[
+    str,
+    option(
+        OUTPUT,
+        "The format to convert to: archive, compressed-tensors, dense, gguf or gptq.",
+        "--format",
+        metavar="NAME",
+    ),
+]
+Requantize = Annotated[
+    bool | None,
+    option(
+        RUN, "Compress a model that is compressed already, which loses more.", "--allow-requantize"
+    ),
+]
+
+# Weights
 Sparsity = Annotated[
-    float | None, typer.Option(help="Fraction of weights that become zero, 0 to 1. [default: 0]")
+    float | None,
+    option(WEIGHTS, "Share of the weights that become zero, 0 to 1.", default=0, metavar="S"),
 ]
 Structure = Annotated[
     str | None,
-    typer.Option(help="unstructured, or N:M (N of every M are kept). [default: unstructured]"),
+    option(
+        WEIGHTS,
+        "unstructured, or N:M (N of every M are kept).",
+        default=UNSTRUCTURED,
+        metavar="N:M",
+    ),
 ]
-Bits = Annotated[int | None, typer.Option(help="2 to 8; 16 quantizes nothing. [default: 4]")]
+Bits = Annotated[
+    int | None,
+    option(WEIGHTS, "2 to 8; 16 quantizes nothing.", default=QuantSpec.num_bits, metavar="B"),
+]
 GroupSize = Annotated[
     str | None,
-    typer.Option(
-        help="Columns that share a scale: auto (128 where it divides, else -1), -1 (the whole row) or "
-        "a number. [default: auto]"
+    option(
+        WEIGHTS,
+        "Columns that share a scale: auto (128, 64 or 32, the first that divides, else -1), -1 (the whole "
+        "row) or a number.",
+        default=QuantSpec.group_size,
+        metavar="N",
     ),
 ]
 Symmetric = Annotated[
     bool | None,
-    typer.Option(
-        "--symmetric/--asymmetric", help="Without or with zero-points. [default: symmetric]"
+    option(
+        WEIGHTS, "Without or with zero-points.", "--symmetric/--asymmetric", default="symmetric"
     ),
 ]
-PruneMethod = Annotated[str | None, typer.Option(help="See 'srcr methods'. [default: sparsegpt]")]
-QuantMethod = Annotated[str | None, typer.Option(help="See 'srcr methods'. [default: gptq]")]
+PruneMethod = Annotated[
+    str | None,
+    option(WEIGHTS, "See 'srcr methods'.", default=PruneSpec.method, metavar="NAME"),
+]
+QuantMethod = Annotated[
+    str | None,
+    option(WEIGHTS, "See 'srcr methods'.", default=QuantSpec.method, metavar="NAME"),
+]
 Mode = Annotated[
-    str | None, typer.Option(help="joint, sequential-a or sequential-b. [default: joint]")
-]
-Targets = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Compress only layers that match: a glob ('*.mlp.*') or re: and a regular expression; may be "
-        "given several times. [default: all]",
+    str | None,
+    option(
+        WEIGHTS,
+        "One pass, or the paper's sequences.",
+        default=SolverSpec.mode,
+        choices=("mode", *MODES),
     ),
-]
-Ignore = Annotated[
-    list[str] | None,
-    typer.Option(help="Leave layers alone that match, as --targets; may be given several times."),
 ]
 Embeddings = Annotated[
     int | None,
-    typer.Option(
-        help="Bits of the input embedding and the output head, 4 to 8; 16 leaves them alone. [default: 16]"
+    option(
+        WEIGHTS,
+        "Bits of the input embedding and the output head, 4 to 8; 16 leaves them alone.",
+        default=16,
+        metavar="B",
     ),
 ]
 Remove = Annotated[
     str | None,
-    typer.Option(
-        help="Whole structures that go before: channels, heads (key-value heads with their query heads) and "
-        "layers, a share or a count each, as channels=0.25,heads=1,layers=2. [default: nothing]"
+    option(
+        WEIGHTS,
+        "Whole structures that go before: channels, heads (key-value heads with their query heads) and "
+        "layers, a share or a count each, as channels=0.25,heads=1,layers=2.",
+        default="nothing",
+        metavar="WHAT",
     ),
 ]
-Plan = Annotated[Path | None, typer.Option(help="A plan for each layer, instead of one for all.")]
+Plan = Annotated[
+    Path | None, option(WEIGHTS, "A plan for each layer, instead of one for all.", metavar="FILE")
+]
+Targets = Annotated[
+    list[str] | None,
+    option(
+        LAYERS,
+        "Compress only layers that match: a glob ('*.mlp.*') or re: and a regular expression; may be "
+        "given several times.",
+        default="all",
+        metavar="PATTERN",
+    ),
+]
+Ignore = Annotated[
+    list[str] | None,
+    option(
+        LAYERS,
+        "Leave layers alone that match, as --targets; may be given several times.",
+        metavar="PATTERN",
+    ),
+]
 
-# Data, format, machine
+# Text
 Source = Annotated[
     str | None,
-    typer.Option(
-        help="bundled, self, a .txt, .jsonl, .parquet or .safetensors file, or "
-        "hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]. [default: self]"
+    option(
+        TEXT,
+        "bundled, self, a .txt, .jsonl, .parquet or .safetensors file, or "
+        "hf:NAME[:CONFIG[:SPLIT[:COLUMN]]].",
+        default=Calibration.source,
+        metavar="SOURCE",
     ),
 ]
 Samples = Annotated[
-    int | None, typer.Option(help="Sequences. [default: 128, or all of a shorter text]")
-]
-SeqLen = Annotated[int | None, typer.Option(help="Tokens a sequence. [default: 512]")]
-Format = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        help="compressed-tensors, gptq, gguf, archive or dense. [default: compressed-tensors]",
+    int | None,
+    option(
+        TEXT, "Sequences.", default=f"{CALIBRATION_SAMPLES}, or all of a shorter text", metavar="N"
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")]
-Memory = Annotated[
-    str | None, typer.Option(help="Memory budget, as 4GB or 500MB. [default: half of what is free]")
+SeqLen = Annotated[
+    int | None, option(TEXT, "Tokens a sequence.", default=Calibration.seq_len, metavar="N")
+]
+TextLength = Annotated[
+    int | None,
+    option(TEXT, "Tokens a sequence.", "--seq-len", default=EvaluationText.seq_len, metavar="N"),
 ]
 Cache = Annotated[
     bool | None,
-    typer.Option(
+    option(
+        TEXT,
+        "Keep text that the model writes in the user's cache folder, and take it from there.",
         "--cache/--no-cache",
-        help="Keep text that the model writes in the user's cache folder, and take it from there. "
-        "[default: cache]",
+        default="cache",
     ),
 ]
 
-# Search
-Sparsities = Annotated[
-    str | None,
-    typer.Option(
-        help="Sparsities that a layer may have, comma-separated. [default: 0,0.1,0.2,0.25,0.3,0.4,0.5]"
-    ),
-]
-Widths = Annotated[
-    str | None,
-    typer.Option(help="Bits that a layer may have, comma-separated. [default: 2,3,4,5,6,8]"),
-]
-TargetSize = Annotated[
-    str | None, typer.Option(help="tcr=0.8125, stored=40MB or loaded=4GB.", show_default=False)
-]
-ConstraintText = Annotated[
-    str | None,
-    typer.Option(
-        help="Instead of a target, what the smallest model must keep: semantic>=0.98, kl<=0.01, "
-        "sr>=0.95, or a task's retention.",
-    ),
-]
-Trials = Annotated[int | None, typer.Option(help="Candidates measured. [default: 200]")]
-Measure = Annotated[str, typer.Option(help="kl, top1, semantic, sr, srcr, or a task's retention.")]
-SearchTasks = Annotated[str, typer.Option(help="Tasks of sr and srcr, comma-separated.")]
-Limit = Annotated[int | None, typer.Option(help="Items a task. [default: all]")]
-Storage = Annotated[
-    str | None,
-    typer.Option(help="Database URL of the trials. [default: SQLite, removed at the end]"),
-]
-Study = Annotated[
-    str | None, typer.Option(help="The study's name there. [default: by the settings]")
-]
-Database = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the level database, to keep it. [default: removed at the end]"),
-]
-DatabaseLimit = Annotated[
-    str | None, typer.Option(help="The most that the level database may take, as 2GB.")
-]
-Ray = Annotated[
-    str | None,
-    typer.Option(help="A Ray cluster that measures; 'local' starts one. [default: this process]"),
-]
-Probes = Annotated[
-    int | None,
-    typer.Option(help="Levels at which the KL of the whole model is measured. [default: 3]"),
-]
-SensitivityFile = Annotated[
-    Path | None, typer.Option(help="A table of 'srcr sensitivity'. [default: made now]")
-]
-
-# Recovery
+# Run
+Limit = Annotated[int | None, option(MEASURES, "Items a task.", default="all", metavar="N")]
 Recover = Annotated[
     str | None,
-    typer.Option(
-        help="Train the result against the original before it is written, so long: 10min, 1h, 500steps. "
-        "[default: no]"
+    option(
+        TRAINING,
+        "Train the result against the original before it is written, so long: 10min, 1h, 500steps.",
+        default="no",
+        metavar="TIME",
     ),
 ]
-Minutes = Annotated[
-    float | None, typer.Option(help="Minutes of training. [default: 10, or as --steps says]")
+Seed = Annotated[int | None, option(RUN, "Seed of everything random.", default=0, metavar="N")]
+Device = Annotated[
+    str | None, option(RUN, "auto, cpu, cuda or cuda:0.", default=RunOptions.device, metavar="NAME")
 ]
-Steps = Annotated[int | None, typer.Option(help="Steps of training, instead of --minutes.")]
-StageName = Annotated[
+Memory = Annotated[
     str | None,
-    typer.Option(
-        "--stage",
-        help="distill (end to end), blockwise (each block for itself), or both. [default: distill]",
-    ),
+    option(RUN, "Memory budget, as 4GB or 500MB.", default="half of what is free", metavar="SIZE"),
 ]
-BatchRows = Annotated[int | None, typer.Option("--batch", help="Sequences a step. [default: 8]")]
-Train = Annotated[
-    str | None,
-    typer.Option(
-        help="codes (what is behind them, scales, norms and biases), or scales (codes stay). [default: codes]"
-    ),
-]
-Loss = Annotated[
-    str | None,
-    typer.Option(help="kl (to the original's predictions), or cakld (both ways). [default: kl]"),
-]
-LearningRate = Annotated[
-    float | None,
-    typer.Option(
-        "--lr",
-        help="Learning rate, in steps of the grid, for rows of 1024 inputs. [default: 0.001]",
-    ),
-]
-Sources = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--calibration",
-        help="Text to train on, as of compress; given several times, an equal part of each. [default: self]",
-    ),
-]
-RecoverySamples = Annotated[
-    int | None, typer.Option("--samples", help="Sequences in all. [default: 512]")
-]
-ProcessCount = Annotated[
-    int,
-    typer.Option(
-        "--processes",
-        min=1,
-        help="Processes that train together, one on each GPU; or see torchrun.",
-    ),
-]
-HeldOut = Annotated[
-    str,
-    typer.Option(
-        help="Text that the best state is chosen by, and measured on: better another source."
-    ),
-]
-
-# Evaluation
-Base = Annotated[str, typer.Argument(help="The original model.", show_default=False)]
-Compressed = Annotated[
-    list[str], typer.Argument(help="One or more compressed versions.", show_default=False)
-]
-JsonFile = Annotated[Path | None, typer.Option("--out", "-o", help="Write the JSON here.")]
-Text = Annotated[str, typer.Option(help="Text to compare on, as --calibration.")]
-TextSamples = Annotated[
-    int | None, typer.Option(help="Sequences. [default: 64, or all of a shorter text]")
-]
-TextLength = Annotated[int, typer.Option(help="Tokens a sequence.")]
-Tasks = Annotated[
-    str | None,
-    typer.Option(
-        help="Comma-separated: bundled, paper (MMLU-Pro, BBH, MATH), lm-evaluation-harness names, "
-        "folders of task files with a slash in the name."
-    ),
-]
-Semantic = Annotated[bool, typer.Option("--semantic", help="Compare the meaning of continuations.")]
-Prompts = Annotated[int | None, typer.Option(help="Prompts for --semantic. [default: 200]")]
-PromptLength = Annotated[
-    int | None, typer.Option(help="Tokens a prompt for --semantic. [default: 32]")
-]
-NewTokens = Annotated[
-    int | None, typer.Option(help="Tokens a continuation for --semantic. [default: 32]")
-]
-Scorer = Annotated[
-    str | None,
-    typer.Option(
-        help="Sentence-embedding model for --semantic: a name, a folder, or the base itself: base. "
-        "[default: all-MiniLM-L6-v2 where the extra semantic is installed, else base]"
-    ),
-]
-Speed = Annotated[
+DryRun = Annotated[
     bool,
-    typer.Option(
-        "--speed",
-        help="Time both models in turn: tokens a second of reading a prompt, and of writing.",
-    ),
-]
-Report = Annotated[
-    bool,
-    typer.Option(
-        "--report",
-        help="Also write evaluation.json, report.html and the model card's figures into each folder.",
+    option(
+        RUN,
+        "Only say what it would come to: sizes, memory, disk, group sizes, and what is refused.",
+        "--dry-run",
     ),
 ]

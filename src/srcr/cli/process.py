@@ -8,9 +8,8 @@ import os
 import sys
 from contextlib import suppress
 
-import srcr.cli.recover_command
-import srcr.cli.search_commands  # noqa: F401 - registers its commands
-from srcr.cli.commands import app, fail
+from srcr.cli import commands, recover_command, search_commands  # noqa: F401 - register theirs
+from srcr.cli.app import app, fail, fail_interrupted
 from srcr.errors import SrcrError
 
 #: Bytes that are worth a call of the system: twice what is worked on at a time
@@ -26,7 +25,8 @@ def main() -> None:
     """Run the command that ``sys.argv`` names.
 
     Raises:
-        SystemExit: always; with 0 where it is done, 2 for bad usage or input, 1 where it failed.
+        SystemExit: always; with 0 where it is done, 2 for bad usage or input, 130 where the user
+            interrupts, 1 where it failed.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -37,7 +37,7 @@ def main() -> None:
     except SrcrError as error:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt as error:
-        fail(f"interrupted; {error or 'nothing was written'}", 1)
+        fail_interrupted(error)
     except (OSError, MemoryError) as error:
         named = isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
         fail(str(error) or type(error).__name__, 2 if named else 1)

@@ -1,22 +1,21 @@
 """The commands that choose a configuration: sensitivity, plan, search."""
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from srcr.cli import parameters as given
-from srcr.cli.commands import app, command_line, interruptible, print_json
+from srcr.cli import search_parameters as searching
+from srcr.cli.app import Command, app, command_line, given_only, print_json, show_preview
 from srcr.errors import InputError
 
 
-@app.command()
+@app.command(cls=Command)
 def sensitivity(
     model: given.Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON table.", show_default=False)],
-    probes: given.Probes = None,
-    sparsities: given.Sparsities = None,
-    widths: given.Widths = None,
+    out: searching.TableFile,
+    probes: searching.Probes = None,
+    sparsities: searching.Sparsities = None,
+    widths: searching.Widths = None,
     group_size: given.GroupSize = None,
     symmetric: given.Symmetric = None,
     prune_method: given.PruneMethod = None,
@@ -25,11 +24,12 @@ def sensitivity(
     calibration: given.Source = None,
     samples: given.Samples = None,
     seq_len: given.SeqLen = None,
-    database: given.Database = None,
-    database_limit: given.DatabaseLimit = None,
-    ray: given.Ray = None,
+    database: searching.Database = None,
+    database_limit: searching.DatabaseLimit = None,
+    ray: searching.Ray = None,
     memory: given.Memory = None,
     overwrite: given.Overwrite = False,
+    allow_requantize: given.Requantize = None,
     seed: given.Seed = None,
     device: given.Device = None,
     cache: given.Cache = None,
@@ -42,7 +42,7 @@ def sensitivity(
     from srcr.pipelines.sensitivity import sensitivity as run
     from srcr.planning.specs import ExplorationSpec
     from srcr.serialize import to_dict, to_json
-    from srcr.storage.atomic import check_new_file, write_text
+    from srcr.storage.files import check_new_file, write_text
 
     check_new_file(out, overwrite)
     options = Options.of(arguments, config)
@@ -61,16 +61,14 @@ def sensitivity(
         tables.sensitivity(table, out)
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
     model: given.Model,
-    target: given.TargetSize = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The YAML plan, for 'srcr compress --plan'.")
-    ] = Path("plan.yaml"),
-    table: given.SensitivityFile = None,
-    sparsities: given.Sparsities = None,
-    widths: given.Widths = None,
+    target: searching.TargetSize = None,
+    out: searching.PlanFile = Path("plan.yaml"),
+    table: searching.SensitivityFile = None,
+    sparsities: searching.Sparsities = None,
+    widths: searching.Widths = None,
     group_size: given.GroupSize = None,
     symmetric: given.Symmetric = None,
     prune_method: given.PruneMethod = None,
@@ -80,11 +78,12 @@ def plan(
     samples: given.Samples = None,
     seq_len: given.SeqLen = None,
     format: given.Format = None,
-    database: given.Database = None,
-    database_limit: given.DatabaseLimit = None,
-    ray: given.Ray = None,
+    database: searching.Database = None,
+    database_limit: searching.DatabaseLimit = None,
+    ray: searching.Ray = None,
     memory: given.Memory = None,
     overwrite: given.Overwrite = False,
+    allow_requantize: given.Requantize = None,
     seed: given.Seed = None,
     device: given.Device = None,
     cache: given.Cache = None,
@@ -98,7 +97,7 @@ def plan(
     from srcr.planning.costs import parse_target
     from srcr.records.sensitivity import SensitivityTable
     from srcr.serialize import from_yaml, to_dict, to_yaml
-    from srcr.storage.atomic import check_new_file, write_text
+    from srcr.storage.files import check_new_file, write_text
 
     size = parse_target(_named(target))
     check_new_file(out, overwrite)
@@ -134,7 +133,11 @@ def _named(target: str | None) -> str:
 
 
 def _size(
-    target: str | None, constraint: str | None, objective: str, tasks: str, limit: int | None
+    target: str | None,
+    constraint: str | None,
+    objective: str | None,
+    tasks: str | None,
+    limit: int | None,
 ) -> tuple[Any, Any]:
     """What a search looks for, and what its finalists are compared by.
 
@@ -145,28 +148,29 @@ def _size(
     from srcr.planning.costs import parse_target
     from srcr.plans.objective import Objective, parse_constraint
 
-    aim = Objective(objective, split_names(tasks), limit)
+    names = None if tasks is None else split_names(tasks)
+    aim = Objective(**given_only({"measure": objective, "tasks_of_sr": names, "limit": limit}))
     if target is not None and constraint is None:
         return parse_target(target), aim
     if target is None and constraint is not None:
         return parse_constraint(constraint, aim), aim
-    raise InputError("a search needs either --target tcr=0.8125 or --constraint semantic>=0.98")
+    raise InputError("a search needs either --target tcr=0.8125 or --constraint 'semantic>=0.98'")
 
 
-@app.command()
+@app.command(cls=Command)
 def search(
     model: given.Model,
     out: given.Out,
-    target: given.TargetSize = None,
-    constraint: given.ConstraintText = None,
-    trials: given.Trials = None,
-    objective: given.Measure = "kl",
-    tasks: given.SearchTasks = "bundled",
+    target: searching.TargetSize = None,
+    constraint: searching.ConstraintText = None,
+    trials: searching.Trials = None,
+    objective: searching.Measure = None,
+    tasks: searching.SearchTasks = None,
     limit: given.Limit = None,
-    storage: given.Storage = None,
-    study: given.Study = None,
-    sparsities: given.Sparsities = None,
-    widths: given.Widths = None,
+    storage: searching.Storage = None,
+    study: searching.Study = None,
+    sparsities: searching.Sparsities = None,
+    widths: searching.Widths = None,
     group_size: given.GroupSize = None,
     symmetric: given.Symmetric = None,
     prune_method: given.PruneMethod = None,
@@ -176,13 +180,15 @@ def search(
     samples: given.Samples = None,
     seq_len: given.SeqLen = None,
     format: given.Format = None,
-    database: given.Database = None,
-    database_limit: given.DatabaseLimit = None,
-    ray: given.Ray = None,
+    database: searching.Database = None,
+    database_limit: searching.DatabaseLimit = None,
+    ray: searching.Ray = None,
     recover: given.Recover = None,
     memory: given.Memory = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
+    dry_run: given.DryRun = False,
+    allow_requantize: given.Requantize = None,
     seed: given.Seed = None,
     device: given.Device = None,
     cache: given.Cache = None,
@@ -204,10 +210,13 @@ def search(
         SearchSpec.trials if trials is None else trials, storage, study,
         resources(database, database_limit, ray), aim, recovery=options.training(),
     )  # fmt: skip
-    with interruptible():
-        result = run(
-            model, size, options.space(), options.data(), output, spec, options.run(command_line())
-        )
+    wanted = (model, size, options.space(), options.data(), output, spec)
+    if dry_run:
+        from srcr.pipelines.preview import preview_search
+
+        show_preview(preview_search(*wanted, options.run(command_line())), as_json)
+        return
+    result = run(*wanted, options.run(command_line()))
     if as_json:
         print_json(to_dict(result) | {"out": str(out)})
     else:

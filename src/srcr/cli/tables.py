@@ -16,6 +16,7 @@ from srcr.records.card import labels
 from srcr.records.estimate import Interval
 from srcr.records.evaluation import Evaluation
 from srcr.records.inspection import Inspection
+from srcr.records.preview import Preview
 from srcr.records.run import Rates, RunRecord
 from srcr.records.search import SearchResult
 from srcr.records.sensitivity import SensitivityTable
@@ -56,6 +57,43 @@ def compression(record: RunRecord, out: Path) -> None:
         bits = str(layer.bits)
         layers.add_row(layer.name, f"{100 * layer.sparsity:.1f} %", bits, f"{layer.error:.2e}")
     console.print(layers)
+
+
+def preview(wanted: Preview) -> None:
+    """What a command would come to."""
+    table = _table(f"srcr {wanted.command} {wanted.model}, not run", "", "about")
+    rates = (
+        ("theoretical compression rate (TCr)", wanted.tcr, 100, " %"),
+        ("sparsity (pruned)", wanted.sparsity, 100, " %"),
+        ("bits a kept weight", wanted.bits, 1, ""),
+    )
+    for name, value, factor, unit in rates:
+        if value is not None:
+            table.add_row(name, f"{factor * value:.4g}{unit}")
+    sizes = (
+        ("weight files, base", wanted.base_bytes),
+        ("weight files, stored", wanted.stored_bytes),
+        ("weights in memory, as stored", wanted.loaded_bytes),
+        ("memory of the run, at least", wanted.memory_bytes),
+        ("memory that is free", wanted.free_memory_bytes),
+        ("disk that the run writes", wanted.disk_bytes),
+        ("disk that is free", wanted.free_disk_bytes),
+    )
+    for name, size in sizes:
+        if size is not None:
+            table.add_row(name, format_bytes(size))
+    groups = ", ".join(f"{size}: {count} layers" for size, count in wanted.group_sizes.items())
+    for name, text in (
+        ("columns that share a scale", groups),
+        ("text", wanted.text),
+        ("format", wanted.format),
+    ):
+        if text:
+            table.add_row(name, text)
+    console = Console()
+    console.print(table)
+    for note in wanted.notes:
+        console.print(f"note: {note}", highlight=False)
 
 
 def verification(result: VerificationResult) -> None:

@@ -17,6 +17,7 @@ from srcr.data.chat import (
     row_document,
     value_document,
 )
+from srcr.data.specs import check_source
 from srcr.data.tokens import seed_stream
 from srcr.errors import InputError, first_line
 
@@ -36,16 +37,10 @@ def read_documents(source: str, seed: int, purpose: str) -> Iterable[Document]:
         return itertools.chain.from_iterable(parts)
     if source.startswith("hf:"):
         return _read_hub(source)
+    check_source(source)
     path = Path(source)
     readers: dict[str, Callable[[Path], list[Document]]]
     readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise InputError(
-            f"text source {source!r} is not known: use bundled, self, a .txt, .jsonl, .parquet "
-            "or .safetensors file, or hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]"
-        )
-    if not path.is_file():
-        raise InputError(f"text file {source} does not exist")
     documents = [each for each in readers[path.suffix](path) if not is_blank(each)]
     if not documents:
         raise InputError(f"text file {source} is empty")

@@ -15,6 +15,16 @@ from srcr.data.documents import dataset_documents, list_documents, read_document
 from srcr.data.packing import SpecialTokens, chat_beginning, cut_rows, tokenize
 from srcr.data.padding import FEWEST_TOKENS
 from srcr.data.sampling import OnProgress, TextPlan, no_progress, write_text
+from srcr.data.specs import (
+    CALIBRATION_SAMPLES,
+    EVALUATION_SAMPLES,
+    HELD_OUT_SAMPLES,
+    RECOVERY_SAMPLES,
+    Calibration,
+    EvaluationText,
+    RecoveryText,
+    check_counts,
+)
 from srcr.data.text_cache import TextCache
 from srcr.data.token_ids import (
     check_tokens,
@@ -27,69 +37,6 @@ from srcr.data.tokens import LanguageModel, Tokens, bos_token, context_length, s
 from srcr.errors import InputError
 
 Purpose = Literal["calibration", "evaluation", "recovery", "held-out"]
-
-#: Sequences taken where no number is given.
-CALIBRATION_SAMPLES, EVALUATION_SAMPLES, RECOVERY_SAMPLES, HELD_OUT_SAMPLES = 128, 64, 512, 64
-
-
-#: A source of text as a run takes it: its name, or texts or token ids in memory.
-Source = Any
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Where calibration data comes from. ``source``: a name, or texts or token ids in memory (see
-    :mod:`srcr.data.sources`); ``samples`` None: 128, or all where there are fewer.
-
-    >>> Calibration("wiki.txt", samples=64).seq_len
-    512
-    """
-
-    source: Source = "self"
-    samples: int | None = None
-    seq_len: int = 512
-
-    @classmethod
-    def of(cls, source: "Calibration | Source") -> "Calibration":
-        """A calibration as it is; any other source with the defaults."""
-        return source if isinstance(source, cls) else cls(source)
-
-
-@dataclass(frozen=True)
-class EvaluationText:
-    """The text to compare on, as :class:`Calibration`; by default the base writes it, from another seed
-    stream than calibration's. ``samples`` None: 64."""
-
-    source: Source = "self"
-    samples: int | None = None
-    seq_len: int = 512
-
-    @classmethod
-    def of(cls, source: "EvaluationText | Source") -> "EvaluationText":
-        """A text as it is; any other source with the defaults."""
-        return source if isinstance(source, cls) else cls(source)
-
-
-@dataclass(frozen=True)
-class RecoveryText:
-    """The text that a recovery trains on, an equal part from each of the ``sources`` (see
-    :class:`Calibration`), ``samples`` rows in all (None: 512, or all where there are fewer); and the source
-    of 64 more rows that are ``held_out``, to choose and to measure by: better another than what is trained
-    on.
-
-    >>> RecoveryText(("self", "wiki.txt"), samples=256).held_out
-    'self'
-    """
-
-    sources: tuple[Source, ...] = ("self",)
-    samples: int | None = None
-    seq_len: int = 512
-    held_out: Source = "self"
-
-    @classmethod
-    def of(cls, source: "RecoveryText | Source") -> "RecoveryText":
-        """A text as it is; any other source with the defaults."""
-        return source if isinstance(source, cls) else cls((source,))
 
 
 @dataclass(frozen=True)
@@ -174,12 +121,7 @@ def load_tokens(
     """
     if isinstance(request.source, Tokens):
         return check_tokens(request.source, model)
-    if request.samples is not None and request.samples < 1:
-        raise InputError(f"samples {request.samples} must be at least 1")
-    if request.seq_len < 2:
-        raise InputError(
-            f"seq-len {request.seq_len} must be at least 2: one token to predict from one"
-        )
+    check_counts(request.samples, request.seq_len)
     limit = context_length(model.config)
     length = min(request.seq_len, limit) if limit else request.seq_len
     if request.written:

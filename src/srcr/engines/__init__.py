@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from srcr.environment import definitions
-from srcr.errors import InputError
+from srcr.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -48,5 +48,5 @@ def get_engine(name: str) -> Engine:
         InputError: lists the names there are.
     """
     if name not in engines():
-        raise InputError(f"engine {name!r} is not known: use {', '.join(engines())}")
+        raise InputError(f"engine {name!r} is not known: {nearest(name, engines())}")
     return engines()[name]

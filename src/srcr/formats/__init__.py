@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from srcr.environment import definitions
-from srcr.errors import InputError
+from srcr.errors import InputError, nearest
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
 from srcr.models.checkpoint import OpenModel
 from srcr.models.config import read_config
@@ -85,7 +85,7 @@ def get_format(name: str) -> Format:
     """
     if name in formats():
         return formats()[name]
-    raise InputError(f"format {name!r} is not known: use {', '.join(formats())}")
+    raise InputError(f"format {name!r} is not known: {nearest(name, formats())}")
 
 
 def recognised(folder: Path) -> Format | None:

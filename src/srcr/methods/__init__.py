@@ -8,22 +8,25 @@ rounded on). The solver combines a pruner with a quantizer; nothing else needs t
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from srcr.environment import definitions
-from srcr.errors import InputError
-from srcr.numerics.grid import Grid, GridSpec
-from srcr.plans.plan import CompressionPlan
+from srcr.errors import InputError, nearest
+from srcr.plans.plan import CompressionPlan, Recipe
+from srcr.plans.specs import PruneSpec, QuantSpec
+
+if TYPE_CHECKING:  # a list of methods does not wait for torch
+    from torch import Tensor
+
+    from srcr.numerics.grid import Grid, GridSpec
 
 
 class Scores(Protocol):
     """What removing each weight costs, lowest goes first."""
 
     def __call__(
-        self, W: Tensor, diagonal: Tensor, pivots: Tensor, rounded: Tensor | None
-    ) -> Tensor:
+        self, W: "Tensor", diagonal: "Tensor", pivots: "Tensor", rounded: "Tensor | None"
+    ) -> "Tensor":
         """Scores [rows, n] of the current weights ``W`` [rows, n], given ``diag(H)`` and the sweep's
         pivots of these columns [n], and what the weights would be rounded to if they were kept
         (None when nothing is rounded)."""
@@ -45,7 +48,7 @@ class Pruner:
 
 #: ``(W [rows, cols], spec, importance [cols], mask [rows, cols] or None) -> Grid`` of the weights under the
 #: mask; the importance of a column is its entry of ``diag(H)``.
-FitGrid = Callable[[Tensor, GridSpec, Tensor, Tensor | None], Grid]
+FitGrid: TypeAlias = "Callable[[Tensor, GridSpec, Tensor, Tensor | None], Grid]"
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def get_pruner(name: str) -> Pruner:
         InputError: lists the names there are.
     """
     if name not in pruners():
-        raise InputError(f"prune method {name!r} is not known: use {', '.join(pruners())}")
+        raise InputError(f"prune method {name!r} is not known: {nearest(name, pruners())}")
     return pruners()[name]
 
 
@@ -98,18 +101,26 @@ def get_quantizer(name: str) -> Quantizer:
         InputError: lists the names there are.
     """
     if name not in quantizers():
-        raise InputError(f"quant method {name!r} is not known: use {', '.join(quantizers())}")
+        raise InputError(f"quant method {name!r} is not known: {nearest(name, quantizers())}")
     return quantizers()[name]
 
 
-def check_methods(plan: CompressionPlan) -> None:
+def check_methods(plan: CompressionPlan | Recipe) -> None:
     """Refuse a plan with a method that does not exist.
 
     Raises:
         InputError: lists the names there are.
     """
-    for layer in (*plan.layers, *(plan.embeddings or ())):
-        if layer.quant is not None:
-            get_quantizer(layer.quant.method)
-        if layer.prune is not None:
-            get_pruner(layer.prune.method)
+    specs: list[PruneSpec | QuantSpec | None]
+    if isinstance(plan, Recipe):
+        specs = [plan.prune, plan.quant, plan.embeddings]
+        for override in plan.overrides.values():
+            specs += override.applied(plan.prune, plan.quant)
+    else:
+        layers = (*plan.layers, *(plan.embeddings or ()))
+        specs = [spec for layer in layers for spec in (layer.prune, layer.quant)]
+    for spec in specs:
+        if isinstance(spec, PruneSpec):
+            get_pruner(spec.method)
+        elif spec is not None:
+            get_quantizer(spec.method)

@@ -3,14 +3,21 @@
 Scales are searched for the lowest error of the surviving weights, weighted by the Hessian's diagonal.
 """
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from srcr.methods import Quantizer
-from srcr.numerics.grid import Grid, GridSpec
-from srcr.numerics.scales import fit_grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from srcr.numerics.grid import Grid, GridSpec
 
 
 def _fit(W: Tensor, spec: GridSpec, importance: Tensor, mask: Tensor | None) -> Grid:
+    from srcr.numerics.scales import fit_grid
+
     return fit_grid(W, spec, importance, mask)
 
 

@@ -1,12 +1,18 @@
 """Magnitude pruning: the smallest weights of a layer go, the others stay as they are."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from srcr.methods import Pruner
-from srcr.numerics import saliency
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _scores(W: Tensor, diagonal: Tensor, pivots: Tensor, rounded: Tensor | None) -> Tensor:
+    from srcr.numerics import saliency
+
     return saliency.magnitude(W)
 
 

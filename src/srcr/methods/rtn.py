@@ -1,13 +1,20 @@
 """Round to nearest: the range of the weights decides the grid, nothing is compensated."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from srcr.methods import Quantizer
-from srcr.numerics.grid import Grid, GridSpec
-from srcr.numerics.scales import fit_grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from srcr.numerics.grid import Grid, GridSpec
 
 
 def _fit(W: Tensor, spec: GridSpec, importance: Tensor, mask: Tensor | None) -> Grid:
+    from srcr.numerics.scales import fit_grid
+
     return fit_grid(W, spec, mask=mask, shrinks=())
 
 

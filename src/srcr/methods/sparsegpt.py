@@ -4,13 +4,19 @@ In a joint pass a kept weight is rounded, which has a cost of its own: what prun
 *difference* between the two, so that a weight that would round to zero anyway goes first, for free.
 """
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from srcr.methods import Pruner
-from srcr.numerics import saliency
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _scores(W: Tensor, diagonal: Tensor, pivots: Tensor, rounded: Tensor | None) -> Tensor:
+    from srcr.numerics import saliency
+
     if rounded is None:
         return saliency.obs(W, pivots)
     return (2 * W - rounded).mul_(rounded).div_(pivots**2)  # W^2 - (W - rounded)^2, per pivot^2

@@ -23,35 +23,13 @@ from srcr.errors import InputError
 from srcr.metrics.consistency import consistency_estimates
 from srcr.metrics.continuations import continue_greedily, decode, stop_tokens
 from srcr.metrics.embeddings import Scorer, embed_texts, load_scorer
+from srcr.metrics.specs import SemanticSpec
 from srcr.records.evaluation import Comparison, Semantic
 
 Array = npt.NDArray[np.float64]
 
 #: Pairs of continuations that are reported, those that are least alike.
 WORST = 10
-
-
-@dataclass(frozen=True)
-class SemanticSpec:
-    """``n`` prompts, each the first ``prompt_len`` tokens of a row of ``prompts`` (a text source, or token
-    ids; None: that of the evaluation), continued by ``max_new_tokens``, compared by ``scorer`` (None:
-    all-MiniLM-L6-v2 where installed, else "base"; see :func:`srcr.metrics.embeddings.load_scorer`)."""
-
-    prompts: Any = None
-    n: int = 200
-    prompt_len: int = 32
-    max_new_tokens: int = 32
-    scorer: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.n < 2:
-            raise InputError(
-                f"{self.n} prompts give no interval and no chance level: use at least 2"
-            )
-        if self.prompt_len < 2:
-            raise InputError(f"prompt_len {self.prompt_len} must be at least 2 tokens")
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens {self.max_new_tokens} must be at least 1")
 
 
 @dataclass(frozen=True, eq=False)

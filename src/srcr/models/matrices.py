@@ -1,8 +1,12 @@
 """How a 2-D weight is named, and how it is read from a module and put there."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # names and shapes are known without torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ def read_matrix(module: nn.Module, ref: MatrixRef, prefix: str = "") -> Tensor:
 
 def replace_matrix(module: nn.Module, ref: MatrixRef, matrix: Tensor, prefix: str = "") -> None:
     """Give ``module`` another matrix; the old parameter stays as it is for whoever else holds it."""
+    from torch import nn
+
     owner, key = _owner(module, ref, prefix)
     if ref.index is None:
         owner._parameters[key] = nn.Parameter(ref.stored(matrix), False)

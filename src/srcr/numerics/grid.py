@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from srcr.numerics.super_blocks import SUPER_BLOCK
 from srcr.numerics.tensors import row_chunks
 
 #: Weights that are dequantized together: they stay in the cache from step to step.
@@ -18,8 +19,6 @@ CACHED_ELEMENTS = 1 << 18
 #: Of the ranges that a search of scales tries, how far apart the first are, and which beside the best of
 #: those are tried next.
 COARSE = 3
-#: Columns of a super-block, whose scales are whole multiples of one number.
-SUPER_BLOCK = 256
 FINE = (-2, -1, 1, 2)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from srcr.data.sources import Calibration, Source
+from srcr.data.specs import Calibration, Source
 from srcr.data.tokens import Tokens
 from srcr.engine.memory import token_batches
 from srcr.environment import (

@@ -10,11 +10,8 @@ import numpy as np
 import torch
 
 from srcr.data.sampling import OnProgress
-from srcr.data.sources import (
-    EvaluationText,
-    Source,
-    evaluation_request,
-)
+from srcr.data.sources import evaluation_request
+from srcr.data.specs import EvaluationText, Source, check_text
 from srcr.data.token_ids import check_tokens
 from srcr.data.tokens import Tokens
 from srcr.environment import select_device, versions
@@ -23,13 +20,8 @@ from srcr.metrics import retention
 from srcr.metrics.divergence import measure_divergence, plan_passes
 from srcr.metrics.harness import ItemSelection
 from srcr.metrics.retention import PairedScores, item_scores, task_score
-from srcr.metrics.semantic import (
-    SemanticSpec,
-    continue_prompts,
-    load_prompts,
-    prepare,
-    semantic_consistency,
-)
+from srcr.metrics.semantic import continue_prompts, load_prompts, prepare, semantic_consistency
+from srcr.metrics.specs import SemanticSpec
 from srcr.metrics.speed import SpeedSpec, measure_speed
 from srcr.metrics.tasks import Task, TaskResult, TaskSpec, resolve_tasks, run_tasks
 from srcr.models.checkpoint import ModelLike, OpenModel
@@ -38,6 +30,7 @@ from srcr.pipelines.candidates import Candidate, open_candidates
 from srcr.pipelines.opening import TextModel, load_text, open_with_bar
 from srcr.pipelines.options import RunOptions
 from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.refusals import check_order, check_run
 from srcr.records.card import labels
 from srcr.records.evaluation import Divergence, Evaluation, Semantic, Speed
 from srcr.records.run import INCLUDES
@@ -98,10 +91,15 @@ def evaluate(
     True
     """
     started = time.monotonic()
+    check_run(options)
     device = select_device(options.device)
     if not compressed:
         raise InputError("no compressed model was given")
+    source = text if isinstance(text, Tokens) else EvaluationText.of(text)
+    if isinstance(source, EvaluationText):
+        check_text(source)
     chosen = resolve_tasks(tasks.names) if tasks else None
+    check_order(base, compressed, "evaluate")
     opened = open_with_bar(base, options)
     if tasks is not None and opened.tokenizer is None:
         raise InputError(
@@ -109,7 +107,6 @@ def evaluate(
         )
     reference, candidates = open_candidates(opened, compressed, device)
     comparison = _Comparison(opened, reference, candidates, options)
-    source = text if isinstance(text, Tokens) else EvaluationText.of(text)
     tokens = _text(source, comparison)
     _warn_of_calibration(tokens, candidates)
     prompts = source if isinstance(source, Tokens) else source.source

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from srcr.errors import InputError
 from srcr.plans.plan import CompressionPlan
-from srcr.records.card import model_card
+from srcr.records.card import model_card, with_evaluation
+from srcr.records.evaluation import Evaluation
 from srcr.records.run import RunRecord
 from srcr.serialize import from_yaml, to_json, to_yaml
-from srcr.storage.layout import CARD, PLAN, RECORD
+from srcr.storage.files import write_text
+from srcr.storage.layout import CARD, EVALUATION, PLAN, RECORD
 
 
 def read_records(folder: Path) -> tuple[RunRecord, CompressionPlan]:
@@ -29,3 +31,10 @@ def write_records(folder: Path, record: RunRecord, plan: CompressionPlan) -> Non
     (folder / PLAN).write_text(to_yaml(plan), encoding="utf-8")
     (folder / RECORD).write_text(to_json(record), encoding="utf-8")
     (folder / CARD).write_text(model_card(record, plan), encoding="utf-8")
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write what was measured of a compressed model, and its figures into the model card."""
+    write_text(folder / EVALUATION, to_json(evaluation))
+    card = folder / CARD
+    write_text(card, with_evaluation(card.read_text(encoding="utf-8"), evaluation))

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from srcr.data.sources import CALIBRATION_SAMPLES, Calibration, calibration_request
+from srcr.data.sources import calibration_request
+from srcr.data.specs import CALIBRATION_SAMPLES, Calibration
 from srcr.data.splits import search_sequences
 from srcr.data.tokens import context_length
 from srcr.engine.memory import (
@@ -18,14 +19,22 @@ from srcr.engine.memory import (
     token_batches,
 )
 from srcr.environment import parse_size, select_device
-from srcr.formats import Format
+from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import planned_contents
 from srcr.metrics.rates import FULL_BITS
-from srcr.models.checkpoint import OpenModel
-from srcr.pipelines.opening import TextModel, text_cache, writes_itself, writing_progress
-from srcr.pipelines.options import RunOptions
+from srcr.models.checkpoint import ModelLike, OpenModel
+from srcr.pipelines.opening import (
+    TextModel,
+    open_with_bar,
+    text_cache,
+    writes_itself,
+    writing_progress,
+)
+from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.refusals import check_original, check_place
 from srcr.planning.context import SearchContext, load_splits
+from srcr.planning.costs import SizeBudget, check_reachable
 from srcr.planning.database.build import (
     DatabaseBuilder,
     check_database_size,
@@ -36,17 +45,23 @@ from srcr.planning.database.build import (
 from srcr.planning.database.store import LevelDatabase
 from srcr.planning.evaluators import Evaluator
 from srcr.planning.evaluators.local import EvaluatorInputs, LocalEvaluator
-from srcr.planning.evaluators.ray import RayEvaluator, solve_on
+from srcr.planning.evaluators.ray import RayEvaluator, check_ray, solve_on
 from srcr.planning.memory import (
+    SearchMemory,
     SearchPolicy,
     TextShape,
     choose_search_policy,
     estimate_search_memory,
 )
+from srcr.planning.objective import check_measurable, check_objective
 from srcr.planning.space import SearchSpace
-from srcr.planning.specs import MeasurementSpec, Resources
+from srcr.planning.specs import MeasurementSpec, Resources, SearchSpec
+from srcr.plans.objective import Constraint
+from srcr.plans.plan import Target
 from srcr.plans.resolve import AUTO_GROUPS
 
+#: What a search writes where no format is named: zeros and widths are worth nothing in a dense checkpoint.
+SEARCH_FORMAT = "compressed-tensors"
 #: At most so many logits of each model does an evaluation make at a time.
 EVALUATED_LOGITS = 1 << 26
 
@@ -70,6 +85,34 @@ def space_for(space: SearchSpace, fmt: Format, opened: OpenModel) -> SearchSpace
         uniform = space.plan(dict.fromkeys(shapes, quantized[0]), shapes, 0)
         fmt.check(planned_contents(uniform, opened))
     return space
+
+
+def open_to_search(
+    model: ModelLike,
+    target: Target | Constraint,
+    space: SearchSpace | None,
+    output: Output,
+    spec: SearchSpec,
+    options: RunOptions,
+) -> tuple[OpenModel, SearchSpace, str]:
+    """The open model of a search, the levels of its format, and that format's name.
+
+    Raises:
+        InputError: as :func:`check_place` and :func:`space_for`; a target out of reach, an objective that
+            finalists could not be compared by, a cluster that cannot be used.
+    """
+    fmt = get_format(output.format or SEARCH_FORMAT)
+    objective = target.objective if isinstance(target, Constraint) else spec.objective
+    check_objective(objective)
+    check_place(output, model, options)
+    check_original(model, options)
+    opened = open_with_bar(model, options)
+    space = space_for(space or SearchSpace(), fmt, opened)
+    check_ray(spec.resources.ray, opened)
+    check_measurable(objective, opened)
+    if isinstance(target, Target):
+        check_reachable(SizeBudget.of(target, opened.blockwise, space, fmt.name))
+    return opened, space, fmt.name
 
 
 def open_context(
@@ -116,6 +159,36 @@ def _choose_memory(
     options: RunOptions,
 ) -> SearchPolicy:
     """What the memory budget leaves; a note where it should be said aloud."""
+    need = _memory_needed(opened, calibration, measurement, finalists, options)
+    policy, note = choose_search_policy(
+        need, options.memory, select_device(options.device), measurement.cache_bytes, finalists
+    )
+    say(note, options.quiet)
+    return policy
+
+
+def choose_search_memory(
+    opened: OpenModel, calibration: Calibration, spec: SearchSpec, options: RunOptions
+) -> int:
+    """Bytes that a search takes beside what the process has.
+
+    Raises:
+        InputError: more than its memory budget.
+    """
+    need = _memory_needed(opened, calibration, spec.measurement, spec.finalists, options)
+    device, most = select_device(options.device), spec.measurement.cache_bytes
+    choose_search_policy(need, options.memory, device, most, spec.finalists)
+    return need.smallest
+
+
+def _memory_needed(
+    opened: OpenModel,
+    calibration: Calibration,
+    measurement: MeasurementSpec,
+    finalists: int,
+    options: RunOptions,
+) -> SearchMemory:
+    """What a search takes of memory, with so many finalists (0: nothing is evaluated)."""
     device = select_device(options.device)
     # What is out of range is refused with the text; here it must only be no less than a token.
     length = max(1, min(calibration.seq_len, context_length(opened.config) or calibration.seq_len))
@@ -130,13 +203,7 @@ def _choose_memory(
     evaluated = max(1, min(BATCH_TOKENS, EVALUATED_LOGITS // opened.vocabulary) // length)
     shape = TextShape(length, writing, measured, evaluated)
     need = estimate_search_memory(opened, shape, least)
-    if finalists == 0:
-        need = replace(need, finalist=0, evaluating=0)
-    policy, note = choose_search_policy(
-        need, options.memory, device, measurement.cache_bytes, finalists
-    )
-    say(note, options.quiet)
-    return policy
+    return need if finalists else replace(need, finalist=0, evaluating=0)
 
 
 def fill_database(

@@ -39,5 +39,5 @@ def quantized_already(opened: OpenModel) -> str | None:
         return None
     return (
         f"{opened.name} is quantized already: its dequantized weights are compressed, without what quantizes "
-        "its activations. The original model would lose less"
+        "its activations"
     )

@@ -3,23 +3,22 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from srcr.data.sampling import OnProgress, sampling_memory
-from srcr.data.sources import Calibration, TextRequest, load_tokens
+from srcr.data.sources import TextRequest, load_tokens
+from srcr.data.specs import Calibration
 from srcr.data.text_cache import TextCache
 from srcr.data.tokens import Tokens
 from srcr.environment import cache_folder, versions
 from srcr.errors import first_line
 from srcr.models.blockwise import copy_on, running_precision
 from srcr.models.checkpoint import ModelLike, OpenModel, open_model
-from srcr.models.load import resolve
-from srcr.pipelines.options import Output, RunOptions
+from srcr.pipelines.options import RunOptions
 from srcr.pipelines.progress import Bar, say, stage
-from srcr.storage.atomic import check_output
+from srcr.pipelines.refusals import check_original, check_run
 
 
 def open_with_bar(model: ModelLike, options: RunOptions) -> OpenModel:
@@ -30,15 +29,14 @@ def open_with_bar(model: ModelLike, options: RunOptions) -> OpenModel:
     return opened
 
 
-def open_for(output: Output, model: ModelLike, options: RunOptions) -> OpenModel:
-    """The open model whose result will be ``output``, which is checked first: opening may take long.
+def open_original(model: ModelLike, options: RunOptions) -> OpenModel:
+    """The open model, which is to be compressed.
 
     Raises:
-        InputError: as :func:`open_model` and :func:`check_output`.
+        InputError: as :func:`open_model`, :func:`check_run` and :func:`check_original`.
     """
-    named = model[0] if isinstance(model, tuple) else model  # a pair with its tokenizer
-    folder = resolve(named) if isinstance(named, str | Path) else getattr(named, "folder", None)
-    check_output(output.folder, folder, output.overwrite, output.resume)
+    check_run(options)
+    check_original(model, options)
     return open_with_bar(model, options)
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunOptions:
-    """``seed`` None: the plan's own, or 0; ``device``: auto, cpu or cuda; ``memory``: a budget such as
-    "4GB" (None: half of what is free), on which no result depends; ``quiet``: no progress on stderr;
+    """``seed`` None: the plan's own, or 0; ``device``: auto, cpu, cuda or cuda:0; ``memory``: a budget such
+    as "4GB" (None: half of what is free), on which no result depends; ``quiet``: no progress on stderr;
     ``command``: what the record says that the run was made with; ``cache``: whether text that the model
-    writes is kept in, and taken from, the user's cache folder.
+    writes is kept in, and taken from, the user's cache folder; ``allow_requantize``: whether a model may be
+    compressed that is compressed already.
 
     >>> RunOptions(seed=1, memory="4GB").device
     'auto'
@@ -21,6 +22,7 @@ class RunOptions:
     quiet: bool = False
     command: str = ""
     cache: bool = True
+    allow_requantize: bool = False
 
 
 @dataclass(frozen=True)

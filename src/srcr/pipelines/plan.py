@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from srcr.data.sources import Calibration, Source
+from srcr.data.specs import Calibration, Source, check_calibration
 from srcr.errors import InputError
 from srcr.formats import get_format
 from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.pipelines.levels import open_context, space_for
-from srcr.pipelines.opening import open_with_bar
+from srcr.pipelines.opening import open_original
 from srcr.pipelines.options import RunOptions
 from srcr.pipelines.sensitivity import measure_table
 from srcr.planning.costs import SizeBudget, check_reachable
@@ -42,14 +42,16 @@ def plan(
     >>> plan("bundled", Target(tcr=0.8125), calibration="bundled").target
     Target(tcr=0.8125, stored_bytes=None, loaded_bytes=None)
     """
-    opened = open_with_bar(model, options)
+    fmt = get_format(format_name)
+    check_calibration(calibration)
+    opened = open_original(model, options)
     if isinstance(space, SensitivityTable):
         _check_table(space, opened)
         table, space = space, _space_of(space)
         budget = SizeBudget.of(target, opened.blockwise, space, format_name)
         return allocated_plan(table.predicted(), budget, target, options.seed or 0)
     check_ray(resources.ray, opened)
-    space = space_for(space, get_format(format_name), opened)
+    space = space_for(space, fmt, opened)
     budget = SizeBudget.of(target, opened.blockwise, space, format_name)
     space = replace(space, levels=worthwhile_levels(space.levels, budget))
     budget = replace(budget, space=space)

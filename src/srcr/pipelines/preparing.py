@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from srcr.data.sources import Calibration, Source, calibration_request
+from srcr.data.sources import calibration_request
+from srcr.data.specs import Calibration, Source, check_calibration, check_text
 from srcr.data.token_ids import check_tokens
 from srcr.data.tokens import Tokens, context_length
 from srcr.engine.memory import MemoryPolicy, choose_policy, estimate_memory
@@ -20,18 +21,20 @@ from srcr.environment import (
 from srcr.errors import InputError
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import Contents, planned_contents
+from srcr.methods import check_methods
 from srcr.models.blockwise import BlockwiseModel
 from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.pipelines.notes import left_alone, left_out, quantized_already
 from srcr.pipelines.opening import (
     TextModel,
     load_text,
-    open_for,
+    open_with_bar,
     writes_itself,
     writing_memory,
 )
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import say, stage
+from srcr.pipelines.refusals import check_original, check_place
 from srcr.pipelines.resolving import DEFAULT_FORMAT, pick_format, resolve_plan, sizes_of_plan
 from srcr.pipelines.training import (
     Recovery,
@@ -89,20 +92,36 @@ class Work:
         }
 
 
-def prepare(
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """What a compression comes to by names, shapes and settings: the ``opened`` model, the same without the
+    structures that go (``smaller``), the ``device``, and as in :class:`Work`."""
+
+    opened: OpenModel
+    smaller: OpenModel
+    device: torch.device
+    sizes: tuple[StructureSize, ...]
+    plan: CompressionPlan
+    fmt: Format
+    contents: Contents
+    notes: tuple[str, ...]
+
+
+def settle(
     model: ModelLike,
     plan: CompressionPlan | Recipe,
-    calibration: Calibration | Tokens | Source,
     output: Output,
     options: RunOptions,
     recovery: Recovery | None,
-) -> Work:
-    """Everything that can be refused, before any work is done: what is cheap to check first."""
-    started = time.monotonic()
+) -> Settled:
+    """Everything that can be refused before the weights are read, and what the plan means for the model."""
+    check_methods(plan)
     settings = get_format(output.format or DEFAULT_FORMAT)
-    device = select_device(options.device)
-    budget = None if options.memory is None else parse_size(options.memory)
-    opened = open_for(output, model, options)
+    if recovery is not None:
+        check_text(recovery.text)
+    check_place(output, model, options)
+    check_original(model, options)
+    opened = open_with_bar(model, options)
     sizes = sizes_of_plan(plan, opened)
     smaller = planned_smaller(opened, sizes)
     plan, grouping = resolve_plan(plan, smaller, options.seed, settings)
@@ -120,25 +139,42 @@ def prepare(
         left_out(opened),
     )
     notes = tuple(note for note in aloud if note)
-    for note in notes:
-        say(note, options.quiet)
+    device = select_device(options.device)
     if recovery is not None:
         check_memory(opened, recovery.spec, device, options)
+    return Settled(opened, smaller, device, sizes, plan, fmt, contents, notes)
+
+
+def prepare(
+    model: ModelLike,
+    plan: CompressionPlan | Recipe,
+    calibration: Calibration | Tokens | Source,
+    output: Output,
+    options: RunOptions,
+    recovery: Recovery | None,
+) -> Work:
+    """Everything that can be refused, before any work is done: what is cheap to check first."""
+    started = time.monotonic()
+    check_calibration(calibration)
+    settled = settle(model, plan, output, options, recovery)
+    opened, device, notes = settled.opened, settled.device, settled.notes
+    for note in notes:
+        say(note, options.quiet)
     blocks = opened.blockwise.on(device)
     base_sha256 = _hash_weights(opened, options)
     if isinstance(calibration, Tokens):
         tokens = check_tokens(calibration, opened)
     else:
         calibration = Calibration.of(calibration)
-        if budget is not None and writes_itself(calibration):
-            _check_whole(opened, calibration, budget, device)
-        request = calibration_request(calibration, plan.seed)
+        if options.memory is not None and writes_itself(calibration):
+            check_whole(opened, calibration, parse_size(options.memory), device)
+        request = calibration_request(calibration, settled.plan.seed)
         tokens = load_text(request, TextModel(opened, device.type), "calibrate", options)
     notes = (*notes, *tokens.notes)
     texts = None if recovery is None else load_texts(recovery.text, opened, device, options)
     return Work(
-        opened, blocks, base_sha256, sizes, plan, fmt, contents, tokens, notes, options, started,
-        recovery, texts,
+        opened, blocks, base_sha256, settled.sizes, settled.plan, settled.fmt, settled.contents,
+        tokens, notes, options, started, recovery, texts,
     )  # fmt: skip
 
 
@@ -151,7 +187,7 @@ def _hash_weights(opened: OpenModel, options: RunOptions) -> str:
     return sha256
 
 
-def _check_whole(
+def check_whole(
     opened: OpenModel, calibration: Calibration, budget: int, device: torch.device
 ) -> None:
     """Refuse to load a model whole that does not fit the budget.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from srcr.data.sources import RecoveryText, Source
+from srcr.data.specs import RecoveryText, Source, check_text
 from srcr.environment import peak_memory, select_device, versions
 from srcr.errors import InputError
 from srcr.formats import Format, detect
@@ -24,9 +24,10 @@ from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.paths import compute_paths
 from srcr.pipelines.candidates import check_vocabulary
 from srcr.pipelines.folder import read_records, write_records
-from srcr.pipelines.opening import open_for
+from srcr.pipelines.opening import open_with_bar
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.refusals import check_order, check_place
 from srcr.pipelines.trained import measured_layers
 from srcr.pipelines.training import (
     Texts,
@@ -39,7 +40,7 @@ from srcr.pipelines.training import (
     train,
 )
 from srcr.plans.plan import CompressionPlan
-from srcr.plans.recovery import RecoverySpec
+from srcr.plans.recovery import TEN_MINUTES, RecoverySpec
 from srcr.records.run import LayerRecord, RunRecord
 from srcr.recovery.processes import Processes, current_processes
 from srcr.serialize import digest, from_yaml
@@ -51,24 +52,28 @@ from srcr.storage.safetensors import hash_files
 #: Files of a compressed model that say what it was, and not what training made of it.
 OUTDATED = (RECORD, CARD, EVALUATION, REPORT, SEARCH)
 
-#: How long training takes where nothing else is asked for.
-TEN_MINUTES = RecoverySpec(minutes=10)
-
 
 @dataclass(frozen=True, eq=False)
-class _Work:
-    """A recovery under way: the ``opened`` original; the ``folder`` that is trained, its ``record`` and
-    ``plan``, format and ``checkpoint``; what it is trained on and how."""
+class Trainable:
+    """A compressed model that can be trained: its ``folder``, ``record``, ``plan``, format and
+    ``checkpoint``, and the ``device`` that it is trained on."""
 
-    opened: OpenModel
     folder: Path
     record: RunRecord
     plan: CompressionPlan
     fmt: Format
     checkpoint: Checkpoint
+    device: torch.device
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A recovery under way: the ``opened`` original, what is trained, on what and how."""
+
+    opened: OpenModel
+    student: Trainable
     texts: Texts
     spec: RecoverySpec
-    device: torch.device
     options: RunOptions
     started: float
 
@@ -77,14 +82,14 @@ class _Work:
         """Everything that decides the result."""
         return {
             "base": self.opened.sha256,
-            "compressed model": hash_files(stored_files(self.folder)),
+            "compressed model": hash_files(stored_files(self.student.folder)),
             "training": digest(self.spec),
-            "plan": self.plan.fingerprint(),
+            "plan": self.student.plan.fingerprint(),
             "text": self.texts.train.sha256,
             "held-out text": self.texts.held_out.sha256,
             "seed": str(self.options.seed or 0),
-            "device": self.device.type,
-            "precision": str(running_precision(self.opened.dtype, self.device)),
+            "device": self.student.device.type,
+            "precision": str(running_precision(self.opened.dtype, self.student.device)),
         }
 
 
@@ -127,10 +132,12 @@ def recover(
         return known
     if not processes.is_main:
         return _follow(work, processes)
-    with atomic_output(output.folder, work.folder, output.overwrite, output.resume) as journal:
+    with atomic_output(
+        output.folder, work.student.folder, output.overwrite, output.resume
+    ) as journal:
         journal.begin(work.fingerprint | versions())
-        place = Workplace(work.device, journal.folder, journal, processes)
-        trained = train(work.opened, work.checkpoint, spec, work.texts, place, options)
+        place = Workplace(work.student.device, journal.folder, journal, processes)
+        trained = train(work.opened, work.student.checkpoint, spec, work.texts, place, options)
         processes.leave()
         say(trained.record.summary, options.quiet)
         return _write(work, trained, journal.folder)
@@ -146,33 +153,48 @@ def _prepare(
 ) -> _Work:
     """Everything that can be refused, before any work is done."""
     started = time.monotonic()
-    if spec.steps is None and spec.minutes is None and spec.stage != "blockwise":
-        raise InputError("a recovery needs an end: give steps or minutes")
-    device = select_device(options.device)
-    folder = resolve(compressed)
-    record, plan = read_records(folder)
-    fmt = detect(folder)
-    opened = open_for(output, base, options)
-    checkpoint = trainable(fmt.read(folder), plan, folder)
-    check_vocabulary(opened, str(compressed), checkpoint.vocabulary, load_tokenizer(folder))
-    check_memory(opened, spec, device, options)
-    check_stage(spec, opened, checkpoint)
-    texts = load_texts(text, opened, device, options)
-    work = _Work(
-        opened, folder, record, plan, fmt, checkpoint, texts, spec, device, options, started
-    )
+    opened, student = open_trainable(base, compressed, output, spec, text, options)
+    texts = load_texts(text, opened, student.device, options)
+    work = _Work(opened, student, texts, spec, options, started)
     for note in _notes(work):
         say(note, options.quiet)
     return work
 
 
+def open_trainable(
+    base: ModelLike,
+    compressed: str | Path,
+    output: Output,
+    spec: RecoverySpec,
+    text: RecoveryText,
+    options: RunOptions,
+) -> tuple[OpenModel, Trainable]:
+    """The open original and what is trained of its compressed version, checked against each other before any
+    text is read."""
+    if spec.steps is None and spec.minutes is None and spec.stage != "blockwise":
+        raise InputError("a recovery needs an end: give steps or minutes")
+    check_text(text)
+    check_place(output, base, options)
+    check_order(base, [compressed], "recover")
+    device = select_device(options.device)
+    folder = resolve(compressed)
+    record, plan = read_records(folder)
+    fmt = detect(folder)
+    opened = open_with_bar(base, options)
+    checkpoint = trainable(fmt.read(folder), plan, folder)
+    check_vocabulary(opened, str(compressed), checkpoint.vocabulary, load_tokenizer(folder))
+    check_memory(opened, spec, device, options)
+    check_stage(spec, opened, checkpoint)
+    return opened, Trainable(folder, record, plan, fmt, checkpoint, device)
+
+
 def _follow(work: _Work, processes: Processes) -> RunRecord:
     """Train with the process that writes; the record of what is trained."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Workplace(work.device, Path(folder), None, processes)
-        train(work.opened, work.checkpoint, work.spec, work.texts, place, work.options)
+        place = Workplace(work.student.device, Path(folder), None, processes)
+        train(work.opened, work.student.checkpoint, work.spec, work.texts, place, work.options)
         processes.leave()
-    return work.record
+    return work.student.record
 
 
 def trainable(checkpoint: Checkpoint, plan: CompressionPlan, folder: Path) -> Checkpoint:
@@ -259,28 +281,28 @@ def _write(work: _Work, trained: Trained, folder: Path) -> RunRecord:
         bar.note("weights")
         drop_state(folder)
         if trained.record.accepted:
-            work.fmt.write(trained.checkpoint, folder)
+            work.student.fmt.write(trained.checkpoint, folder)
             bar.note("verify", advance=1)
-            verify_tensors(work.fmt, trained.checkpoint, folder)
+            verify_tensors(work.student.fmt, trained.checkpoint, folder)
         else:
-            _copy(work.folder, folder)
-        verified = compare_logits(work.fmt, folder, trained.ids, trained.logits)
+            _copy(work.student.folder, folder)
+        verified = compare_logits(work.student.fmt, folder, trained.ids, trained.logits)
         record = replace(
-            _updated(work.record, trained.checkpoint, _linear_weights(work.opened)),
+            _updated(work.student.record, trained.checkpoint, _linear_weights(work.opened)),
             command=work.options.command,
             versions=versions(),
             seconds=round(time.monotonic() - work.started, 3),
             peak_memory_bytes=peak_memory(),
             verification=verified.verification,
             probe=verified.probe,
-            compute=compute_paths(work.device, torch.float32),
-            notes=(*work.record.notes, *_notes(work)),
+            compute=compute_paths(work.student.device, torch.float32),
+            notes=(*work.student.record.notes, *_notes(work)),
         )
         recovery = replace(
-            trained.record, source=work.folder.name, fingerprint=digest(work.fingerprint)
+            trained.record, source=work.student.folder.name, fingerprint=digest(work.fingerprint)
         )
-        record = replace(record, recoveries=(*(work.record.recoveries or ()), recovery))
-        write_records(folder, record, work.plan)
+        record = replace(record, recoveries=(*(work.student.record.recoveries or ()), recovery))
+        write_records(folder, record, work.student.plan)
         bar.note("done", advance=1)
     return record
 
@@ -291,7 +313,7 @@ def _linear_weights(opened: OpenModel) -> int:
 
 def _notes(work: _Work) -> list[str]:
     """What people should know of the models."""
-    if work.opened.sha256 == work.record.base_sha256:
+    if work.opened.sha256 == work.student.record.base_sha256:
         return []
     return [
         f"trained against {work.opened.name}, which by its hash is not the file that was compressed: another "

@@ -5,7 +5,6 @@ from dataclasses import replace
 from srcr.errors import InputError
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import Contents
-from srcr.methods import check_methods
 from srcr.models.checkpoint import OpenModel
 from srcr.plans.plan import CompressionPlan, Recipe
 from srcr.plans.resolve import (
@@ -48,7 +47,6 @@ def resolve_plan(
     if isinstance(plan, Recipe):
         others = [*topology.untouched, *([topology.head] if topology.head else [])]
         plan = uniform_plan(shapes, plan, tables, others)
-    check_methods(plan)
     check_plan(plan, shapes, tables)
     plan = resolve_scale_bits(plan, shapes, tables, fmt.super_blocks)
     plan, sizes = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)

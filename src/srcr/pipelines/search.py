@@ -14,22 +14,20 @@ from pathlib import Path
 
 import torch
 
-from srcr.data.sources import Calibration, RecoveryText, Source
+from srcr.data.specs import Calibration, RecoveryText, Source, check_text
 from srcr.environment import release_memory
 from srcr.errors import InputError
-from srcr.formats import get_format
 from srcr.models.checkpoint import ModelLike
 from srcr.pipelines.compress import compress
 from srcr.pipelines.evaluate import evaluate
-from srcr.pipelines.levels import fill_database, open_context, open_evaluator, space_for
-from srcr.pipelines.opening import open_for
+from srcr.pipelines.folder import write_evaluation
+from srcr.pipelines.levels import fill_database, open_context, open_evaluator, open_to_search
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, stage
 from srcr.pipelines.recover import recover
 from srcr.pipelines.training import check_held_out, check_memory
 from srcr.planning.bisect import smallest_plan
-from srcr.planning.costs import SizeBudget, check_reachable
-from srcr.planning.evaluators.ray import check_ray, connected
+from srcr.planning.evaluators.ray import connected
 from srcr.planning.finalists import (
     Decision,
     FinalistRunner,
@@ -39,7 +37,7 @@ from srcr.planning.finalists import (
     uniform_finalists,
 )
 from srcr.planning.memory import SearchPolicy
-from srcr.planning.objective import EvaluationData, check_objective, value_score
+from srcr.planning.objective import EvaluationData, value_score
 from srcr.planning.problem import SearchProblem, search_problem
 from srcr.planning.proposals import Explorer, Observations, SearchDomain
 from srcr.planning.space import Assignment, SearchSpace
@@ -52,13 +50,9 @@ from srcr.records.evaluation import Evaluation
 from srcr.records.search import Measurement, SearchResult
 from srcr.records.sensitivity import SensitivityTable
 from srcr.serialize import from_dict, read_json, to_json
-from srcr.storage.atomic import atomic_output, write_text
+from srcr.storage.atomic import atomic_output
+from srcr.storage.files import write_text
 from srcr.storage.layout import EVALUATION, JOURNAL, RECORD, SEARCH
-
-#: What a search writes where no format is named: zeros and widths are worth nothing in a dense checkpoint.
-DEFAULT_FORMAT = "compressed-tensors"
-#: Finalists besides uniform ones that prune: quantized alone, allocated, searched.
-OTHER_FINALISTS = 3
 
 
 @torch.no_grad()
@@ -87,16 +81,10 @@ def search(
     """
     started = time.monotonic()
     output, calibration = Output.of(output), Calibration.of(calibration)
-    fmt = get_format(output.format or DEFAULT_FORMAT)
-    opened = open_for(output, model, options)
-    space = space_for(space or SearchSpace(), fmt, opened)
-    check_ray(spec.resources.ray, opened)
-    check_objective(target.objective if isinstance(target, Constraint) else spec.objective, opened)
-    if isinstance(target, Target):
-        check_reachable(SizeBudget.of(target, opened.blockwise, space, fmt.name))
-    finalists = OTHER_FINALISTS + spec.exploration.joint_uniform
-    context, policy = open_context(opened, calibration, spec.measurement, finalists, options)
-    problem = search_problem(context, target, space, fmt.name, spec)
+    check_text(calibration)
+    opened, space, name = open_to_search(model, target, space, output, spec, options)
+    context, policy = open_context(opened, calibration, spec.measurement, spec.finalists, options)
+    problem = search_problem(context, target, space, name, spec)
     if spec.recovery is not None:
         check_memory(opened, spec.recovery, context.blocks.device, options)
         check_held_out(context.splits.choice)
@@ -340,7 +328,8 @@ def _install(work: _Work, decision: Decision, result: SearchResult) -> None:
     kept = {path.name for path in decision.folder.iterdir()} | {SEARCH, EVALUATION, JOURNAL}
     for path in decision.folder.iterdir():
         path.replace(work.folder / path.name)
-    write_text(work.folder / EVALUATION, to_json(replace(decision.winner, plan=None)))
+    winner = replace(decision.winner, plan=None, command=work.options.command)
+    write_evaluation(work.folder, winner)
     write_text(work.folder / SEARCH, to_json(result))
     for path in work.folder.iterdir():
         if path.name not in kept and path.is_dir():

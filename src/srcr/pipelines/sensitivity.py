@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from srcr.data.sources import Calibration, Source
+from srcr.data.specs import Calibration, Source, check_calibration
 from srcr.models.checkpoint import ModelLike
 from srcr.pipelines.levels import fill_database, open_context, open_evaluator
-from srcr.pipelines.opening import open_with_bar
+from srcr.pipelines.opening import open_original
 from srcr.pipelines.options import RunOptions
 from srcr.pipelines.progress import stage
 from srcr.planning.context import SearchContext
@@ -47,7 +47,8 @@ def sensitivity(
     """
     started = time.monotonic()
     measured = spread_levels(space.levels, probes)
-    opened = open_with_bar(model, options)
+    check_calibration(calibration)
+    opened = open_original(model, options)
     check_ray(resources.ray, opened)
     measurement = MeasurementSpec()
     context, policy = open_context(

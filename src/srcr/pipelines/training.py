@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srcr.data.sources import RecoveryText, held_out_request, recovery_requests
+from srcr.data.sources import held_out_request, recovery_requests
+from srcr.data.specs import RecoveryText
 from srcr.data.splits import check_disjoint
 from srcr.data.tokens import Tokens
 from srcr.engine.activations import ActivationFile, HiddenStates

@@ -4,12 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from srcr.data.sampling import OnProgress, no_progress
-from srcr.data.sources import (
-    CALIBRATION_SAMPLES,
-    Calibration,
-    calibration_request,
-    load_tokens,
-)
+from srcr.data.sources import calibration_request, load_tokens
+from srcr.data.specs import CALIBRATION_SAMPLES, Calibration
 from srcr.data.splits import CHOICE, TEST, Splits, search_sequences, split_tokens
 from srcr.data.text_cache import TextCache
 from srcr.data.token_ids import holds_ids

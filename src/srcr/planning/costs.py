@@ -50,14 +50,10 @@ class SizeBudget:
         """What ``target`` leaves for the linears of the blocks, in a checkpoint of this format.
 
         Raises:
-            InputError: a rate outside [0, 1), a size of a dense checkpoint, an unknown format.
+            InputError: a size of a dense checkpoint, an unknown format.
         """
         topology, dtype, fmt = model.topology, model.dtype, get_format(format_name)
         if target.tcr is not None:
-            if not 0 <= target.tcr < 1:
-                raise InputError(
-                    f"target tcr={target.tcr:g}: a rate is from 0 up to but not including 1"
-                )
             total = 16 * sum(rows * cols for rows, cols in topology.shapes.values())
             limit = int(total * (1 - target.tcr) + 1e-6)
             return cls("bits", limit, 0, topology, space, None, dtype)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from srcr.data.splits import ItemPart, Splits, prompts_of
 from srcr.data.tokens import Tokens, context_length
 from srcr.errors import InputError
-from srcr.metrics.semantic import SemanticSpec
+from srcr.metrics.specs import SemanticSpec
 from srcr.metrics.tasks import TaskSpec, resolve_tasks
 from srcr.models.checkpoint import OpenModel
 from srcr.plans.objective import LOWER_IS_BETTER, Constraint, Objective
@@ -22,18 +22,26 @@ class EvaluationData:
     semantic: SemanticSpec | None = None
 
 
-def check_objective(objective: Objective, opened: OpenModel) -> None:
-    """Refuse an objective that finalists could not be compared by, before there are any.
+def check_objective(objective: Objective) -> None:
+    """Refuse an objective by a task that is not known.
 
     Raises:
-        InputError: an unknown task, or one that needs a tokenizer; continuations longer than the context.
+        InputError: names the task.
     """
     if objective.tasks:
         resolve_tasks(objective.tasks)
-        if opened.tokenizer is None:
-            raise InputError(
-                f"objective {objective.measure!r}: tasks are text, but {opened.name} has no tokenizer; use kl"
-            )
+
+
+def check_measurable(objective: Objective, opened: OpenModel) -> None:
+    """Refuse an objective that finalists could not be compared by, before there are any.
+
+    Raises:
+        InputError: a task that needs a tokenizer; continuations longer than the context.
+    """
+    if objective.tasks and opened.tokenizer is None:
+        raise InputError(
+            f"objective {objective.measure!r}: tasks are text, but {opened.name} has no tokenizer; use kl"
+        )
     spec, limit = SemanticSpec(), context_length(opened.config)
     length = spec.prompt_len + spec.max_new_tokens
     if objective.measure == "semantic" and limit and length > limit:

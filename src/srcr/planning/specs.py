@@ -7,6 +7,9 @@ from srcr.errors import InputError
 from srcr.plans.objective import Objective
 from srcr.plans.recovery import RecoverySpec
 
+#: Finalists besides uniform ones that prune: quantized alone, allocated, searched.
+OTHER_FINALISTS = 3
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -76,6 +79,11 @@ class SearchSpec:
     measurement: MeasurementSpec = field(default_factory=MeasurementSpec)
     tcr_precision: float = 0.005
     recovery: RecoverySpec | None = None
+
+    @property
+    def finalists(self) -> int:
+        """How many finalists there are at most."""
+        return OTHER_FINALISTS + self.exploration.joint_uniform
 
     def __post_init__(self) -> None:
         if self.trials < 1:

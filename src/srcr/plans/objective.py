@@ -56,7 +56,7 @@ def parse_constraint(text: str, objective: Objective) -> Constraint:
         bound = float(match[3])
     except ValueError:
         raise InputError(
-            f"constraint {text!r}: use for example semantic>=0.98 or kl<=0.01"
+            f"constraint {text!r}: use for example 'semantic>=0.98' or 'kl<=0.01', in quotes"
         ) from None
     sign = "<=" if match[1] in LOWER_IS_BETTER else ">="
     if match[2] != sign:

@@ -36,7 +36,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Target:
-    """A size to reach: exactly one of the three."""
+    """A size to reach: exactly one of the three, ``tcr`` in [0, 1)."""
 
     __pydantic_config__ = STRICT
 
@@ -48,6 +48,8 @@ class Target:
         sizes = (self.tcr, self.stored_bytes, self.loaded_bytes)
         if sum(size is not None for size in sizes) != 1:
             raise InputError("a target is exactly one of tcr, stored_bytes and loaded_bytes")
+        if self.tcr is not None and not 0 <= self.tcr < 1:
+            raise InputError(f"target tcr={self.tcr:g}: a rate is from 0 up to but not including 1")
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,10 @@ class RecoverySpec:
                 raise InputError(f"{name} {getattr(self, name):g} must not be negative")
 
 
+#: How long training takes where nothing else is asked for.
+TEN_MINUTES = RecoverySpec(minutes=10)
+
+
 def parse_duration(text: str) -> dict[str, float | int]:
     """The ``minutes`` or the ``steps`` of a :class:`RecoverySpec`: "10min", "90s", "1.5h", "500steps".
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from srcr.errors import InputError
-from srcr.numerics.grid import SUPER_BLOCK
-from srcr.numerics.masks import parse_structure
+from srcr.numerics.sparsity import parse_structure
+from srcr.numerics.super_blocks import SUPER_BLOCK
 from srcr.plans.patterns import check_patterns, matches, matches_any
 from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe
 from srcr.plans.specs import ScaleDtype

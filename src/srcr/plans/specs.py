@@ -2,25 +2,21 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from srcr.errors import InputError
-from srcr.numerics import masks
-from srcr.numerics.grid import SUPER_BLOCK
-from srcr.numerics.masks import UNSTRUCTURED, parse_structure
+from srcr.numerics.sparsity import UNSTRUCTURED, count_pruned, parse_structure
+from srcr.numerics.super_blocks import SUPER_BLOCK
 from srcr.serialize import STRICT
 
-#: What scales may be stored in.
+if TYPE_CHECKING:  # plans are read where nothing is computed
+    import torch
+
+#: What scales may be stored in, by torch's names.
 ScaleDtype = Literal["float16", "bfloat16", "float32"]
-SCALE_DTYPES: dict[ScaleDtype, torch.dtype] = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-}
 
 Mode = Literal["joint", "sequential-a", "sequential-b"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 #: The dense model runs on at least this share of the calibration batches where nothing else is said, and
 #: on at least so many tokens for every input of the widest linear: the regression on its inputs has that many
@@ -99,12 +95,14 @@ class QuantSpec:
                 f"{'zero-points' if not self.symmetric else size}"
             )
 
-    def scale_precision(self, own: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    def scale_precision(self, own: "torch.dtype") -> "tuple[torch.dtype, torch.dtype]":
         """What scales are stored in, and what codes are multiplied by them in, of a model of its ``own``
         precision."""
+        import torch
+
         if self.scale_dtype is None:
             return own, own
-        return SCALE_DTYPES[self.scale_dtype], torch.float32
+        return getattr(torch, self.scale_dtype), torch.float32
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Override:
         others = others or PruneSpec(sparsity=0.0)
         structure = self.structure
         if structure is None:  # another sparsity leaves an N:M structure, which has its own
-            structure = others.mask_structure if self.sparsity is None else masks.UNSTRUCTURED
+            structure = others.mask_structure if self.sparsity is None else UNSTRUCTURED
         sparsity = others.sparsity if self.sparsity is None else self.sparsity
         method = self.prune_method or others.method
         if parse_structure(structure) and self.sparsity is None:
@@ -217,4 +215,4 @@ class CompressionLevel:
 
     def cost(self, size: int) -> int:
         """Theoretical bits of ``size`` weights: what is not pruned, times the width."""
-        return (size - masks.count_pruned(self.sparsity, size)) * self.num_bits
+        return (size - count_pruned(self.sparsity, size)) * self.num_bits

@@ -25,7 +25,7 @@ from srcr.errors import InputError
 from srcr.records.sensitivity import SensitivityTable
 from srcr.report import plots, table
 from srcr.report.runs import Run, load_runs, load_tables
-from srcr.storage.atomic import check_new_file, write_text
+from srcr.storage.files import check_new_file, write_text
 
 #: Worst prompts in the whole report, at most ten a run, and characters of each text: they bound its size.
 WORST = 240

@@ -9,7 +9,7 @@ from srcr.records.card import with_evaluation
 from srcr.records.evaluation import Evaluation
 from srcr.report.html import write_report
 from srcr.serialize import to_dict, to_json
-from srcr.storage.atomic import check_new_file, write_text
+from srcr.storage.files import check_new_file, write_text
 from srcr.storage.layout import CARD, EVALUATION, RECORD, REPORT
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from srcr.environment import release_memory
 from srcr.errors import InputError
 from srcr.methods import Pruner, Quantizer, get_pruner, get_quantizer
-from srcr.numerics import masks
 from srcr.numerics.cholesky import CholeskyFactor
 from srcr.numerics.grid import Grid, GridSpec
 from srcr.numerics.hessian import LayerStatistics
 from srcr.numerics.obs import SweepResult
+from srcr.numerics.sparsity import parse_structure
 from srcr.plans.plan import LayerPlan
 from srcr.plans.specs import PruneSpec, QuantSpec, SolverSpec
 
@@ -76,7 +76,7 @@ class RowStack:
     @property
     def pattern(self) -> tuple[int, int] | None:
         """(N, M) of an N:M mask."""
-        return masks.parse_structure(self.prune.mask_structure) if self.prune else None
+        return parse_structure(self.prune.mask_structure) if self.prune else None
 
     @property
     def compensates(self) -> bool:

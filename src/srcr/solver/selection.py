@@ -9,6 +9,7 @@ from srcr.numerics import masks
 from srcr.numerics.cholesky import CholeskyFactor
 from srcr.numerics.grid import Grid
 from srcr.numerics.obs import MaskSelection
+from srcr.numerics.sparsity import count_pruned
 from srcr.numerics.tensors import row_chunks
 from srcr.plans.specs import SolverSpec
 from srcr.solver.problem import RowStack
@@ -79,7 +80,7 @@ def choose_mask(
         torch.split(scores, list(stack.sizes)), stack.sparsities, strict=True
     ):
         height = part.shape[0]
-        before, after = (masks.count_pruned(sparsity, height * n) for n in (start, stop))
+        before, after = (count_pruned(sparsity, height * n) for n in (start, stop))
         prune = masks.prune_rowwise if stack.pruner.scope == "row" else masks.prune_lowest
         parts.append(prune(part, after - before))
     return torch.cat(parts)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from srcr import methods
 from srcr.methods import Pruner, Quantizer
-from srcr.numerics import masks
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.grid import Grid, GridSpec, code_range
 from srcr.numerics.hessian import LayerStatistics
+from srcr.numerics.sparsity import UNSTRUCTURED, count_pruned, parse_structure
 from srcr.plans.plan import LayerPlan
 from srcr.plans.specs import PruneSpec, QuantSpec, SolverSpec
 from srcr.solver.problem import LayerProblem
@@ -102,17 +102,17 @@ def check_quantizer(quantizer: Quantizer | str) -> None:
 def _check_pruned(who: str, name: str) -> None:
     """Exact counts and zeros of a pruner in the solver, alone and with either kind of quantizer."""
     quants = [None, QuantSpec("gptq", 4, -1), QuantSpec("rtn", 3, GROUP, False)]
-    for structure, sparsity in ((masks.UNSTRUCTURED, 0.3), ("2:4", 0.5), ("3:4", 0.25)):
+    for structure, sparsity in ((UNSTRUCTURED, 0.3), ("2:4", 0.5), ("3:4", 0.25)):
         for quant in quants:
             case = f"{who} ({structure}, {quant.method if quant else 'not quantized'})"
             weight = _solved(case, PruneSpec.of(name, sparsity, structure), quant)
             out, mask = weight.dequantize(), weight.mask
             require(mask is not None, f"{case}: nothing was pruned")
             assert mask is not None
-            count, expected = int((~mask).sum()), masks.count_pruned(sparsity, mask.numel())
+            count, expected = int((~mask).sum()), count_pruned(sparsity, mask.numel())
             require(count == expected, f"{case}: {count} weights were pruned, not {expected}")
             require(bool((out[~mask] == 0).all()), f"{case}: pruned weights are not zero")
-            pattern = masks.parse_structure(structure)
+            pattern = parse_structure(structure)
             if pattern is not None:
                 kept = mask.view(ROWS, -1, pattern[1]).sum(-1)
                 require(bool((kept == pattern[0]).all()), f"{case}: the mask is not {structure}")

@@ -26,7 +26,8 @@ from srcr.models.source import plain_config
 from srcr.numerics.coding import decode_symbols, encode_symbols
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.float_coding import decode_floats, encode_floats
-from srcr.numerics.grid import SUPER_BLOCK, Grid, code_range
+from srcr.numerics.grid import Grid, code_range
+from srcr.numerics.super_blocks import SUPER_BLOCK
 from srcr.numerics.tensors import dtype_name
 from srcr.records.run import LoadedBytes
 from srcr.storage.index import containers

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from srcr.errors import InputError
 from srcr.numerics.compressed import CompressedWeight
-from srcr.numerics.grid import SUPER_BLOCK, Grid, code_range
+from srcr.numerics.grid import Grid, code_range
+from srcr.numerics.super_blocks import SUPER_BLOCK
 
 #: Columns of a block, and of a group in a super-block.
 BLOCK, GROUP = 32, 16
