@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import suppress
 
+import srcr.cli.push_command
 import srcr.cli.recover_command
 import srcr.cli.search_commands  # noqa: F401 - registers its commands
 from srcr.cli.commands import app, fail

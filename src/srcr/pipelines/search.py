@@ -21,6 +21,7 @@ from srcr.formats import get_format
 from srcr.models.checkpoint import ModelLike
 from srcr.pipelines.compress import compress
 from srcr.pipelines.evaluate import evaluate
+from srcr.pipelines.folder import write_search
 from srcr.pipelines.levels import fill_database, open_context, open_evaluator, space_for
 from srcr.pipelines.opening import open_for
 from srcr.pipelines.options import Output, RunOptions
@@ -51,8 +52,8 @@ from srcr.plans.plan import CompressionPlan, Target
 from srcr.records.evaluation import Evaluation
 from srcr.records.search import Measurement, SearchResult
 from srcr.records.sensitivity import SensitivityTable
-from srcr.serialize import from_dict, read_json, to_json
-from srcr.storage.atomic import atomic_output, write_text
+from srcr.serialize import from_dict, read_json
+from srcr.storage.atomic import atomic_output
 from srcr.storage.layout import EVALUATION, JOURNAL, RECORD, SEARCH
 
 #: What a search writes where no format is named: zeros and widths are worth nothing in a dense checkpoint.
@@ -340,8 +341,7 @@ def _install(work: _Work, decision: Decision, result: SearchResult) -> None:
     kept = {path.name for path in decision.folder.iterdir()} | {SEARCH, EVALUATION, JOURNAL}
     for path in decision.folder.iterdir():
         path.replace(work.folder / path.name)
-    write_text(work.folder / EVALUATION, to_json(replace(decision.winner, plan=None)))
-    write_text(work.folder / SEARCH, to_json(result))
+    write_search(work.folder, result, replace(decision.winner, plan=None))
     for path in work.folder.iterdir():
         if path.name not in kept and path.is_dir():
             shutil.rmtree(path)
