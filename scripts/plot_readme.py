@@ -16,7 +16,7 @@ PICTURE = ROOT / "docs/images/bytes.svg"
 
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 70, 730, 64, 340
-MEGABYTES, KL = (88.0, 116.0), (0.015, 0.3)
+MEGABYTES, KL = (88.0, 119.0), (0.015, 0.3)
 X_TICKS, Y_TICKS = (90, 95, 100, 105, 110, 115), (0.02, 0.05, 0.1, 0.2)
 STYLE = """
 text{font:13px system-ui,sans-serif;fill:#333}.big{font-size:15px;font-weight:600}.grid{stroke:#e3e3e3}
@@ -75,7 +75,9 @@ def series(files: Sequence[Mapping[str, Any]], style: str, below: bool) -> list[
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" class="{style}"/>')
         name = f"{file['by']}, {file['name']}"
         anchor = "end" if below else "start"
-        parts.append(words(x - 10 if below else x + 10, y + (18 if below else -9), name, style, anchor))
+        parts.append(
+            words(x - 10 if below else x + 10, y + (18 if below else -9), name, style, anchor)
+        )
     return parts
 
 
