@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-OUT ?= out/bundled-25-4bit
+OUT ?= out/bundled-4bit
 
 .PHONY: quickstart lint test test-fast format clean
 
@@ -23,7 +23,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	touch $@
 
 quickstart: $(VENV)/.installed
-	$(BIN)/srcr compress bundled -o $(OUT) --sparsity 0.25 --bits 4 --calibration bundled --overwrite
+	$(BIN)/srcr compress bundled -o $(OUT) --bits 4 --calibration bundled --overwrite
 	$(BIN)/srcr evaluate bundled $(OUT) --text bundled --tasks bundled --limit 500 --semantic --report --overwrite
 	@echo
 	@echo "compressed checkpoint: $(OUT)  (its README.md says what was done)"

@@ -70,11 +70,18 @@ def test_nothing_lies_above_the_folders():
     assert files == {"__init__.py", "__main__.py", "environment.py", "errors.py", "serialize.py"}
 
 
-def test_the_readme_shows_the_tree_as_it_is():
-    readme = (SOURCE.parents[1] / "README.md").read_text()
+def test_the_map_shows_the_tree_as_it_is():
+    text = (SOURCE.parents[1] / "docs/layout.md").read_text()
     folders = {p.name for p in SOURCE.iterdir() if p.is_dir() and list(p.glob("*.py"))}
-    shown = set(re.findall(r"^\s+(\w+)/ ", readme.partition("src/srcr/")[2], re.M))
+    shown = set(re.findall(r"^\s+(\w+)/ ", text.partition("src/srcr/")[2], re.M))
     assert folders == shown & folders
     assert not [
         f for f in shown if not (SOURCE / f).is_dir() and not (SOURCE.parents[1] / f).is_dir()
     ]
+
+
+def test_the_first_page_is_not_ragged():
+    text = (SOURCE.parents[1] / "README.md").read_text()
+    pictures = ("![", "[![")
+    assert not [n for n, line in enumerate(text.splitlines(), 1)
+                if len(line) > 110 and not line.startswith(pictures)]  # fmt: skip

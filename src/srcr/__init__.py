@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from srcr.pipelines.inspect import inspect
     from srcr.pipelines.options import Output, RunOptions
     from srcr.pipelines.plan import plan
+    from srcr.pipelines.push import push
     from srcr.pipelines.recover import recover
     from srcr.pipelines.search import search
     from srcr.pipelines.sensitivity import sensitivity
@@ -59,6 +60,7 @@ _HOMES = {
     "srcr.pipelines.inspect": ("inspect",),
     "srcr.pipelines.options": ("Output", "RunOptions"),
     "srcr.pipelines.plan": ("plan",),
+    "srcr.pipelines.push": ("push",),
     "srcr.pipelines.recover": ("recover",),
     "srcr.pipelines.search": ("search",),
     "srcr.pipelines.sensitivity": ("sensitivity",),
@@ -117,6 +119,7 @@ __all__ = [
     "load",
     "open_model",
     "plan",
+    "push",
     "recover",
     "search",
     "sensitivity",

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from srcr.records.sharing import shareable
+
 pytestmark = pytest.mark.slow
 
 SPARSITY, BITS = 0.25, 4
@@ -100,8 +102,11 @@ def test_the_record_says_what_is_there(stories, compressed, reloaded):
         assert 0 < layer["error"] < 0.2
     assert len(record["layers"]) == len(weights)
     assert record["format"] == "compressed-tensors"
-    assert record["command"].startswith(f"srcr compress {stories}")
-    assert printed.json() == record | {"out": str(out)}
+    assert record["command"].startswith(f"srcr compress {stories.name}")
+    given = printed.json()
+    assert given.pop("out") == str(out)
+    assert given["command"].startswith(f"srcr compress {stories}")
+    assert record == shareable(given)
 
 
 def test_the_folder_is_complete(stories, compressed):

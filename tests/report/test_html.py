@@ -98,13 +98,16 @@ def test_what_was_not_measured_is_one_line_that_says_how(runs: list[Run]) -> Non
     assert run.evaluation
     bare = replace(run.evaluation, tasks={}, semantic=None, sr=None, srcr=None)
     text = Page(build_report([replace(run, evaluation=bare)])).text
-    command = f"srcr evaluate models/tiny-llama {run.folder} "
-    assert command + "--tasks bundled --report --overwrite fills this" in text
+    folder = Path(run.folder).name  # the page may be passed on
+    command = f"srcr evaluate models/tiny-llama {folder} "
+    assert command + "--tasks arc_easy,hellaswag --report --overwrite fills this" in text
     assert command + "--semantic --report --overwrite fills this" in text
     assert "top-1 agreement" in text[: text.index("Every compressed model")]
+    bundled = replace(run, evaluation=replace(bare, base="bundled"))
+    assert f"bundled {folder} --tasks bundled --report" in Page(build_report([bundled])).text
     only_made = Page(build_report([replace(run, evaluation=None)])).text
     assert "what it kept has not been measured" in only_made
-    assert f"srcr evaluate models/tiny-llama {run.folder} --report fills this" in only_made
+    assert f"srcr evaluate models/tiny-llama {folder} --report fills this" in only_made
     only_measured = Page(build_report([replace(run, record=None, plan=None)])).text
     assert "give the folder that srcr compress wrote" in only_measured
 

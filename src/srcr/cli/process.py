@@ -8,7 +8,10 @@ import os
 import sys
 from contextlib import suppress
 
-from srcr.cli import commands, recover_command, search_commands  # noqa: F401 - register theirs
+import srcr.cli.commands
+import srcr.cli.push_command
+import srcr.cli.recover_command
+import srcr.cli.search_commands  # noqa: F401 - registers its commands
 from srcr.cli.app import app, fail, fail_interrupted
 from srcr.errors import SrcrError
 

@@ -19,7 +19,7 @@ from srcr.models.packed import unpack_embedding
 from srcr.models.quantized import decompress, loading_errors, prepare_config
 from srcr.models.validation import check_leftovers, library_errors
 from srcr.storage.index import CONTAINERS, INDEX, SINGLE, containers
-from srcr.storage.layout import CONFIG, PLAN, RECORD
+from srcr.storage.layout import CARD, CONFIG, PLAN, RECORD
 from srcr.storage.safetensors import TensorFiles
 
 
@@ -53,7 +53,11 @@ def _locate(model: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     others = [CONFIG, ADAPTER, INDEX, "*.py", *COMPANION_PATTERNS]
-    others += [RECORD, PLAN]  # of a model that srcr compressed
+    others += [
+        CARD,
+        RECORD,
+        PLAN,
+    ]  # the card has the licence; the others are of what srcr compressed
     elsewhere = [f"*/{pattern}" for pattern in others if pattern.startswith("*")]
     try:
         folder = Path(snapshot_download(name, allow_patterns=others, ignore_patterns=elsewhere))

@@ -48,6 +48,7 @@ from srcr.pipelines.training import (
     train,
 )
 from srcr.plans.plan import CompressionPlan, Recipe
+from srcr.records.base_card import read_base_card
 from srcr.records.run import LayerRecord, RunRecord
 from srcr.serialize import digest, from_yaml
 from srcr.storage.atomic import atomic_output
@@ -245,4 +246,5 @@ def _record(finished: _Finished, verified: Verified, folder: Path) -> RunRecord:
         structures=smaller.records or None,
         recoveries=None if finished.trained is None else (finished.trained.record,),
         probe=verified.probe,
+        base_card=read_base_card(opened.folder),
     )

@@ -1,4 +1,7 @@
-"""The files of a compressed model's folder that say what was done to it."""
+"""The files of a compressed model's folder that say what was done to it.
+
+Whoever uploads the folder uploads them too: absolute paths stand in none of them (``srcr.records.sharing``).
+"""
 
 from pathlib import Path
 
@@ -7,9 +10,11 @@ from srcr.plans.plan import CompressionPlan
 from srcr.records.card import model_card, with_evaluation
 from srcr.records.evaluation import Evaluation
 from srcr.records.run import RunRecord
+from srcr.records.search import SearchResult
+from srcr.records.sharing import shareable
 from srcr.serialize import from_yaml, to_json, to_yaml
 from srcr.storage.files import write_text
-from srcr.storage.layout import CARD, EVALUATION, PLAN, RECORD
+from srcr.storage.layout import CARD, EVALUATION, PLAN, RECORD, SEARCH
 
 
 def read_records(folder: Path) -> tuple[RunRecord, CompressionPlan]:
@@ -29,12 +34,19 @@ def read_records(folder: Path) -> tuple[RunRecord, CompressionPlan]:
 def write_records(folder: Path, record: RunRecord, plan: CompressionPlan) -> None:
     """Write the plan, the record and the model card."""
     (folder / PLAN).write_text(to_yaml(plan), encoding="utf-8")
-    (folder / RECORD).write_text(to_json(record), encoding="utf-8")
+    (folder / RECORD).write_text(to_json(shareable(record)), encoding="utf-8")
     (folder / CARD).write_text(model_card(record, plan), encoding="utf-8")
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write what was measured of a compressed model, and its figures into the model card."""
-    write_text(folder / EVALUATION, to_json(evaluation))
-    card = folder / CARD
-    write_text(card, with_evaluation(card.read_text(encoding="utf-8"), evaluation))
+    """Write the evaluation, and its figures into the card of a model that srcr compressed."""
+    write_text(folder / EVALUATION, to_json(shareable(evaluation)))
+    if (folder / RECORD).is_file() and (folder / CARD).is_file():
+        card = (folder / CARD).read_text(encoding="utf-8")
+        write_text(folder / CARD, with_evaluation(card, evaluation))
+
+
+def write_search(folder: Path, result: SearchResult, winner: Evaluation) -> None:
+    """Write what a search measured and chose, and what its winner, the model in the folder, keeps."""
+    write_evaluation(folder, winner)
+    write_text(folder / SEARCH, to_json(shareable(result)))

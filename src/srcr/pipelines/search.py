@@ -20,7 +20,7 @@ from srcr.errors import InputError
 from srcr.models.checkpoint import ModelLike
 from srcr.pipelines.compress import compress
 from srcr.pipelines.evaluate import evaluate
-from srcr.pipelines.folder import write_evaluation
+from srcr.pipelines.folder import write_search
 from srcr.pipelines.levels import fill_database, open_context, open_evaluator, open_to_search
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.progress import console, stage
@@ -49,9 +49,8 @@ from srcr.plans.plan import CompressionPlan, Target
 from srcr.records.evaluation import Evaluation
 from srcr.records.search import Measurement, SearchResult
 from srcr.records.sensitivity import SensitivityTable
-from srcr.serialize import from_dict, read_json, to_json
+from srcr.serialize import from_dict, read_json
 from srcr.storage.atomic import atomic_output
-from srcr.storage.files import write_text
 from srcr.storage.layout import EVALUATION, JOURNAL, RECORD, SEARCH
 
 
@@ -329,8 +328,7 @@ def _install(work: _Work, decision: Decision, result: SearchResult) -> None:
     for path in decision.folder.iterdir():
         path.replace(work.folder / path.name)
     winner = replace(decision.winner, plan=None, command=work.options.command)
-    write_evaluation(work.folder, winner)
-    write_text(work.folder / SEARCH, to_json(result))
+    write_search(work.folder, result, winner)
     for path in work.folder.iterdir():
         if path.name not in kept and path.is_dir():
             shutil.rmtree(path)

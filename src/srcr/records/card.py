@@ -5,32 +5,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from yaml import YAMLError
 
 from srcr.environment import format_bytes
 from srcr.plans.plan import CompressionPlan
+from srcr.records.base_card import BaseCard
 from srcr.records.estimate import Interval
 from srcr.records.evaluation import Evaluation
 from srcr.records.run import RunRecord
+from srcr.records.sharing import CACHED, shareable
+from srcr.records.snippets import usage
 
-#: A snapshot in the hub's cache.
-_CACHED = re.compile(r"(?:^|/)models--(?P<repo>[^/]+--[^/]+)/snapshots/[0-9a-f]{7,40}/?$")
-#: How a checkpoint becomes a transformers model, by the library that opens it.
-_LOADING = {
-    "transformers": """from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")""",
-    "srcr": """import srcr  # transformers alone does not load packed embeddings
-
-model = srcr.load("path/to/this/folder")""",
-}
 _BEGIN, _END = "<!-- evaluation -->", "<!-- end of evaluation -->"
+#: The paper whose measures and joint compression these are.
+_PAPER = "[arXiv:2505.07289](https://arxiv.org/abs/2505.07289)"
 
 
 def hub_id(model: str) -> str | None:
     """The id that a model has on the hub: its name, or that of the hub's cache where it lies; None of a local
     folder."""
-    cached = _CACHED.search(Path(model).as_posix())
+    cached = CACHED.search(Path(model).as_posix())
     if cached is not None:
         return cached["repo"].replace("--", "/", 1)
     return model if _is_id(model) and not Path(model).exists() else None
@@ -60,42 +54,24 @@ def labels(models: Sequence[str]) -> list[str]:
 
 
 def model_card(record: RunRecord, plan: CompressionPlan) -> str:
-    """README.md of a compressed checkpoint."""
+    """README.md of a compressed checkpoint: nothing of the machine in it but figures."""
+    record = shareable(record)
     rates = record.rates
+    title = f"{_plain(label(record.base))}, compressed by srcr"
     quant = next((layer.quant for layer in plan.layers if layer.quant), None)
     prune = next((layer.prune for layer in plan.layers if layer.prune), None)
-    tags = ["srcr", *(["compressed-tensors"] if record.format == "compressed-tensors" else [])]
     methods = [m for m in (prune and prune.method, quant and quant.method) if m]
-    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if (base_id := hub_id(record.base)) is not None:
-        metadata["base_model"] = base_id
-    metadata["tags"] = [*tags, "pruning", "quantization"]
-    header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    base = _plain(label(record.base))
-    notes = "".join(f"- {note}\n" for note in record.notes)
-    entropy = "unknown" if rates.entropy_bits is None else f"{rates.entropy_bits:.2f}"
-    text = record.calibration
-    structures = "".join(f"| {s.name} | {s.summary} |\n" for s in record.structures or ())
-    recoveries = "".join(f"| trained | {r.summary} |\n" for r in record.recoveries or ())
-    embeddings = "".join(f"| {e.name} | {e.bits} bits |\n" for e in record.embeddings or ())
     return f"""---
-{header}---
+{_metadata(record).to_yaml()}
+---
 
-# {base}, compressed by srcr
+# {title}
 
 {100 * rates.sparsity:.1f} % of the weights of the decoder blocks' linear layers were pruned and the rest
-stored in {rates.bits:g} bits on average ({" + ".join(methods) or "nothing"}, {plan.solver.mode}).
+stored in {rates.bits:g} bits on average ({" + ".join(methods) or "nothing"}, {plan.solver.mode}), as in
+{_PAPER}.
 
-| | |
-|---|---|
-| theoretical compression rate (TCr, block linears, against 16 bits) | {100 * rates.tcr:.2f} % |
-| planned sparsity | {100 * rates.sparsity:.2f} % |
-| weights that are exactly 0 (rounding adds some) | {100 * rates.zeros:.2f} % |
-| weight files on disk | {format_bytes(rates.stored_bytes)} (base {format_bytes(rates.base_bytes)}) |
-| weights in memory ({rates.engine}) | {format_bytes(rates.loaded_bytes)} |
-{structures}{embeddings}| entropy of the codes, the bound that storage can reach | {entropy} bits a weight |
-| calibration | {_plain(text.source)}, {text.size} |
-{recoveries}| time, peak memory | {record.seconds:.1f} s, {format_bytes(record.peak_memory_bytes)} |
+{_figures(record)}
 
 TCr counts neither scales nor embeddings; the byte counts include everything. `plan.yaml` holds the plan and
 `srcr.json` the whole record.
@@ -103,16 +79,85 @@ TCr counts neither scales nor embeddings; the byte counts include everything. `p
 ## What was kept
 
 {_BEGIN}
-Not measured yet: `srcr evaluate BASE THIS --tasks bundled --semantic --report` fills this in.
+{_next_step(record.base)}
 {_END}
 
-{notes}
-```python
-{_LOADING[record.loader]}
-```
+## Use
 
+{usage(record)}
+## Limits
+
+What the original gets wrong, this model gets wrong too. What it kept was measured on the texts and tasks that
+are named above and on nothing else: measure on what you use it for, safety included.
+
+{"".join(f"- {note}{chr(10)}" for note in record.notes)}
 Made with: `{(record.command or "srcr.compress(...)").replace("`", "'")}`
 """
+
+
+def _figures(record: RunRecord) -> str:
+    """The table of how much smaller the model is and how it was made."""
+    rates, text = record.rates, record.calibration
+    entropy = "unknown" if rates.entropy_bits is None else f"{rates.entropy_bits:.2f}"
+    rows = [
+        (
+            "theoretical compression rate (TCr, block linears, against 16 bits)",
+            f"{100 * rates.tcr:.2f} %",
+        ),
+        ("planned sparsity", f"{100 * rates.sparsity:.2f} %"),
+        ("weights that are exactly 0 (rounding adds some)", f"{100 * rates.zeros:.2f} %"),
+        (
+            "weight files on disk",
+            f"{format_bytes(rates.stored_bytes)} (base {format_bytes(rates.base_bytes)})",
+        ),
+        (f"weights in memory ({rates.engine})", format_bytes(rates.loaded_bytes)),
+        *((s.name, s.summary) for s in record.structures or ()),
+        *((e.name, f"{e.bits} bits") for e in record.embeddings or ()),
+        (
+            "entropy of the codes, the bound that storage can reach",
+            f"{entropy} bits a weight",
+        ),
+        ("calibration", f"{_plain(text.source)}, {text.size}"),
+        *(("trained", r.summary) for r in record.recoveries or ()),
+        ("time, peak memory", f"{record.seconds:.1f} s, {format_bytes(record.peak_memory_bytes)}"),
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _next_step(base: str) -> str:
+    """What measures the model: the bundled tasks are in the bundled model's language alone."""
+    bundled = base == "bundled"
+    known = base if bundled or hub_id(base) is not None else "BASE"
+    tasks = " --tasks bundled" if bundled else ""
+    return (
+        f"Not measured yet: `srcr evaluate {known} THIS{tasks} --semantic --report` fills this in."
+    )
+
+
+def _metadata(record: RunRecord) -> Any:
+    """The card's metadata: ``huggingface_hub.ModelCardData``."""
+    from huggingface_hub import ModelCardData
+
+    rates, base = record.rates, hub_id(record.base)
+    card = record.base_card or BaseCard()
+    quantized = rates.bits < 16
+    kinds = (("pruning", rates.sparsity > 0), ("quantization", quantized))
+    libraries = {"gguf": None, "archive": "srcr"}
+    return ModelCardData(
+        base_model=base,
+        base_model_relation="quantized" if base and quantized else None,
+        language=list(card.language) or None,
+        library_name=libraries.get(record.format, record.loader),
+        license=card.license,
+        license_name=card.license_name,
+        license_link=card.license_link,
+        pipeline_tag="text-generation",
+        tags=[
+            "srcr",
+            *([] if record.format == "dense" else [record.format]),
+            *(tag for tag, holds in kinds if holds),
+        ],
+    )
 
 
 def _plain(text: str) -> str:
@@ -121,12 +166,54 @@ def _plain(text: str) -> str:
 
 
 def with_evaluation(card: str, evaluation: Evaluation) -> str:
-    """The card with its evaluation part filled in; a card without that part (somebody wrote another) comes
-    back unchanged."""
+    """The card with its evaluation part filled in, and the figures in its metadata; a card without that part
+    (somebody wrote another) comes back unchanged."""
+    evaluation = shareable(evaluation)
     part = f"{_BEGIN}\n{_evaluation_part(evaluation)}\n{_END}"
-    return re.sub(
+    filled, count = re.subn(
         f"{re.escape(_BEGIN)}.*?{re.escape(_END)}", lambda _: part, card, count=1, flags=re.S
     )
+    return _with_results(filled, evaluation) if count else card
+
+
+def _with_results(card: str, evaluation: Evaluation) -> str:
+    """The card with the figures as results in its metadata, where it has metadata."""
+    from huggingface_hub import ModelCard
+
+    if not card.startswith("---\n"):
+        return card
+    try:
+        parsed = ModelCard(card)
+        parsed.data.model_name = evaluation.compressed or "compressed"
+        parsed.data.eval_results = _results(evaluation) or None
+        return str(parsed)
+    except (ValueError, YAMLError):  # somebody edited it: its text is filled in, its metadata stay
+        return card
+
+
+def _results(evaluation: Evaluation) -> list[Any]:
+    """The figures as the hub shows them: every task's score, and on the text KL and perplexity."""
+    from huggingface_hub import EvalResult
+
+    def result(name: str, metric: str, value: float, about: str | None = None) -> Any:
+        kind = re.sub(r"[^\w.-]+", "-", name).strip("-") or "text"
+        return EvalResult(
+            task_type="text-generation", dataset_type=kind, dataset_name=name,
+            metric_type=metric, metric_value=round(value, 6), metric_name=about,
+        )  # fmt: skip
+
+    results = [
+        result(name, task.metric or "accuracy", task.compressed)
+        for name, task in evaluation.tasks.items()
+    ]
+    divergence, text = evaluation.divergence, evaluation.text
+    if divergence is not None:
+        source = text.source if text else "text"
+        results += [
+            result(source, "kl", divergence.kl.value, "KL to the base, nats a token"),
+            result(source, "perplexity", divergence.perplexity.compressed),
+        ]
+    return results
 
 
 def format_interval(ci95: Interval | None, digits: int) -> str:
@@ -144,7 +231,7 @@ def _evaluation_part(evaluation: Evaluation) -> str:
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     text = evaluation.text
-    source = f"Text: {text.source}, {text.size}. " if text else ""
+    source = f"Text: {_plain(text.source)}, {text.size}. " if text else ""
     return f"{table}\n\n{source}Made with: `{evaluation.command or 'srcr.evaluate(...)'}`"
 
 

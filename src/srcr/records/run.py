@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from srcr.plans.structures import NAMES
+from srcr.records.base_card import BaseCard
 from srcr.records.recovery import RecoveryRecord
 from srcr.records.text import TextRecord
 
@@ -129,7 +130,8 @@ class RunRecord:
     what happened to the input embedding and the output head, where they are quantized (their error is that
     of the weights); ``loader``: which library opens the checkpoint as a transformers model; ``structures``:
     what was removed whole, before anything else; ``recoveries``: how it was trained, in order; ``probe``:
-    what it predicts for a few tokens."""
+    what it predicts for a few tokens; ``base_card``: what the original's own card says of licence and
+    language."""
 
     base: str
     base_sha256: str
@@ -150,3 +152,4 @@ class RunRecord:
     structures: tuple[StructureRecord, ...] | None = None
     recoveries: tuple[RecoveryRecord, ...] | None = None
     probe: Probe | None = None
+    base_card: BaseCard | None = None

@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -23,6 +23,7 @@ from markupsafe import Markup
 from srcr.environment import format_bytes
 from srcr.errors import InputError
 from srcr.records.sensitivity import SensitivityTable
+from srcr.records.sharing import shareable
 from srcr.report import plots, table
 from srcr.report.runs import Run, load_runs, load_tables
 from srcr.storage.files import check_new_file, write_text
@@ -30,6 +31,8 @@ from srcr.storage.files import check_new_file, write_text
 #: Worst prompts in the whole report, at most ten a run, and characters of each text: they bound its size.
 WORST = 240
 CLIP = 320
+#: Tasks that a page suggests where none were run: the bundled ones are in the bundled model's language alone.
+TASKS, ENGLISH = "--tasks", "arc_easy,hellaswag"
 #: Bytes of a page, and of how many runs the details are kept when those of all would be too many.
 LIMIT = 1_950_000
 DETAILED = (48, 24, 12, 6, 3, 1)
@@ -70,6 +73,7 @@ def build_report(
     """
     if not runs:
         raise InputError("no run was given: name folders of compressed models or evaluation files")
+    runs = [replace(shareable(run), name=run.name) for run in runs]  # the page may be passed on
     best = sorted(range(len(runs)), key=lambda index: _rank(runs[index]))
     for kept in (len(runs), *(n for n in DETAILED if n < len(runs))):
         page = _page(runs, frozenset(best[:kept]), title, tables)
@@ -107,6 +111,7 @@ def _page(
         scripts=[Markup(script) for script in scripts],
         style=Markup(_own("report.css")),
         detailed=detailed,
+        tasks_option=TASKS,
         n_worst=max(2, min(10, WORST // len(detailed))),
     )  # fmt: skip
 
@@ -217,6 +222,8 @@ def short(model: str) -> str:
 
 def evaluate_command(run: Run, options: str) -> str:
     """The command that fills what is missing in a run, and measures again what it had."""
+    if options == TASKS:
+        options = f"--tasks {'bundled' if run.base == 'bundled' else ENGLISH}"
     parts = ["srcr evaluate", shlex.quote(run.base), shlex.quote(run.folder or run.name)]
     evaluation = run.evaluation
     if evaluation and evaluation.tasks and "--tasks" not in options:

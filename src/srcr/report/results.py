@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srcr.errors import InputError
-from srcr.records.card import with_evaluation
+from srcr.pipelines.folder import write_evaluation
 from srcr.records.evaluation import Evaluation
 from srcr.report.html import write_report
 from srcr.serialize import to_dict, to_json
 from srcr.storage.files import check_new_file, write_text
-from srcr.storage.layout import CARD, EVALUATION, RECORD, REPORT
+from srcr.storage.layout import EVALUATION, REPORT
 
 
 def check_results(out: Path | None, folders: Sequence[str | Path], overwrite: bool) -> None:
@@ -49,10 +49,7 @@ def write_results(evaluations: Sequence[Evaluation], out: Path | None, into_fold
     if not into_folders:
         return
     for evaluation in evaluations:
-        write_text(Path(evaluation.compressed) / EVALUATION, to_json(evaluation))
+        write_evaluation(Path(evaluation.compressed), evaluation)
     for evaluation in evaluations:
         folder = Path(evaluation.compressed)
-        if (folder / RECORD).is_file() and (folder / CARD).is_file():
-            card = (folder / CARD).read_text(encoding="utf-8")
-            write_text(folder / CARD, with_evaluation(card, evaluation))
         write_report([folder], folder / REPORT, overwrite=True)
