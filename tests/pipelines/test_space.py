@@ -7,7 +7,7 @@ from srcr.formats import get_format
 from srcr.models.checkpoint import open_model
 from srcr.pipelines.levels import space_for
 from srcr.planning.space import SearchSpace
-from srcr.plans.specs import QuantSpec
+from srcr.plans.specs import CompressionLevel, QuantSpec
 from srcr.testing import tiny_model
 
 
@@ -15,15 +15,38 @@ def test_gguf_wants_groups_of_32_and_scales_of_16_bits():
     pytest.importorskip("gguf")
     opened = open_model(tiny_model("llama", intermediate_size=64))
     space = space_for(SearchSpace(), get_format("gguf"), opened)
-    assert space.quant == QuantSpec(group_size=32, scale_dtype="float16")
+    assert space.quant == QuantSpec(scale_dtype="float16")
+    name = "model.layers.0.mlp.down_proj"
+    layer = space.layer(name, CompressionLevel(0.25, 3), opened.topology.shapes)
+    assert layer.quant == QuantSpec(num_bits=3, group_size=32, scale_dtype="float16")
     own = SearchSpace(quant=QuantSpec(group_size=-1, scale_dtype="bfloat16"))
-    assert space_for(own, get_format("gguf"), opened) == own
+    assert space_for(own, get_format("gguf"), opened).quant == own.quant
+
+
+def test_gguf_wants_super_blocks_where_they_divide():
+    pytest.importorskip("gguf")
+    opened = open_model(tiny_model("llama", hidden_size=64, intermediate_size=256))
+    space = space_for(SearchSpace(), get_format("gguf"), opened)
+    shapes = opened.topology.shapes
+    plans = {
+        (role, bits): space.layer(
+            f"model.layers.0.mlp.{role}_proj", CompressionLevel(0, bits), shapes
+        )
+        for role in ("down", "up")
+        for bits in (3, 4, 6)
+    }
+    sizes = {key: (plan.quant.group_size, plan.quant.scale_bits) for key, plan in plans.items()}
+    assert sizes == {
+        ("down", 3): (16, 6), ("down", 4): (32, None), ("down", 6): (16, 8),
+        ("up", 3): (32, None), ("up", 4): (32, None), ("up", 6): (32, None),
+    }  # fmt: skip
 
 
 def test_other_formats_leave_it_as_it_is():
     opened = open_model(tiny_model("llama"))
     for name in ("compressed-tensors", "dense", "archive"):
-        assert space_for(SearchSpace(), get_format(name), opened) == SearchSpace()
+        space = space_for(SearchSpace(), get_format(name), opened)
+        assert space == SearchSpace()
 
 
 @pytest.mark.parametrize(

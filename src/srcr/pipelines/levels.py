@@ -58,7 +58,7 @@ from srcr.planning.space import SearchSpace
 from srcr.planning.specs import MeasurementSpec, Resources, SearchSpec
 from srcr.plans.objective import Constraint
 from srcr.plans.plan import Target
-from srcr.plans.resolve import AUTO_GROUPS
+from srcr.plans.specs import CompressionLevel
 
 #: What a search writes where no format is named: zeros and widths are worth nothing in a dense checkpoint.
 SEARCH_FORMAT = "compressed-tensors"
@@ -67,22 +67,18 @@ EVALUATED_LOGITS = 1 << 26
 
 
 def space_for(space: SearchSpace, fmt: Format, opened: OpenModel) -> SearchSpace:
-    """The space with the group size and the scales of a format, where it says nothing of them.
+    """The space with the group sizes and the scales of a format, where it says nothing of them.
 
     Raises:
         InputError: the format does not hold what the space's levels make of the model.
     """
     fmt.check_model(opened)
     shapes, quant = opened.topology.shapes, space.quant
-    if quant.group_size == "auto" and fmt.group_sizes != AUTO_GROUPS:
-        widths = [width for _, width in shapes.values()]
-        sizes = (n for n in fmt.group_sizes if all(width % n == 0 for width in widths))
-        quant = replace(quant, group_size=next(sizes, quant.group_size))
     quant = replace(quant, scale_dtype=quant.scale_dtype or fmt.scale_dtype(opened.dtype))
-    space = replace(space, quant=quant)
-    quantized = [level for level in space.levels if level.num_bits < FULL_BITS]
-    if quantized:
-        uniform = space.plan(dict.fromkeys(shapes, quantized[0]), shapes, 0)
+    space = replace(space, quant=quant, group_sizes=fmt.group_sizes, super_blocks=fmt.super_blocks)
+    for bits in sorted({level.num_bits for level in space.levels} - {FULL_BITS}):
+        level = CompressionLevel(0.0, bits)
+        uniform = space.plan(dict.fromkeys(shapes, level), shapes, 0)
         fmt.check(planned_contents(uniform, opened))
     return space
 

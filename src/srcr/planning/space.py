@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from srcr.errors import InputError
 from srcr.models.topology import LinearGroup
 from srcr.plans.plan import CompressionPlan, LayerPlan
-from srcr.plans.resolve import Shapes, resolve_group_sizes
+from srcr.plans.resolve import AUTO_GROUPS, Shapes, resolve_group_sizes, resolve_scale_bits
 from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec, SolverSpec
 from srcr.records.search import Measurement
 
@@ -60,9 +60,10 @@ def _by_cost(level: CompressionLevel) -> tuple[float, CompressionLevel]:
 @dataclass(frozen=True)
 class SearchSpace:
     """``levels`` to choose from; ``prune``, ``quant`` and ``solver``: how each is made (their sparsity and
-    width count for nothing). ``draft_rounds``: how often a level of the database is polished at most. Levels
-    are compared with each other, which one round is enough for; what comes of the comparison is compressed
-    again.
+    width count for nothing); ``group_sizes`` and ``super_blocks`` stand for the group size "auto", as formats
+    have them (:class:`srcr.formats.Format`). ``draft_rounds``: how often a level of the database is polished
+    at most. Levels are compared with each other, which one round is enough for; what comes of the comparison
+    is compressed again.
 
     >>> SearchSpace(level_grid([0.0, 0.25], [3, 4])).levels[0]
     CompressionLevel(sparsity=0.25, num_bits=3)
@@ -73,6 +74,8 @@ class SearchSpace:
     quant: QuantSpec = field(default_factory=QuantSpec)
     solver: SolverSpec = field(default_factory=SolverSpec)
     draft_rounds: int = 1
+    group_sizes: tuple[int, ...] = AUTO_GROUPS
+    super_blocks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
     def draft(self) -> SolverSpec:
         """How a level of the database is solved."""
@@ -87,7 +90,8 @@ class SearchSpace:
         if level.num_bits < 16:
             quant = replace(self.quant, num_bits=level.num_bits)
         plan = CompressionPlan((LayerPlan(name, prune, quant),))
-        return resolve_group_sizes(plan, shapes)[0].layers[0]
+        plan = resolve_scale_bits(plan, shapes, choices=self.super_blocks)
+        return resolve_group_sizes(plan, shapes, choices=self.group_sizes)[0].layers[0]
 
     def plan(
         self, levels: Mapping[str, CompressionLevel], shapes: Shapes, seed: int

@@ -64,6 +64,7 @@ def database_context(space: SearchSpace, context: SearchContext) -> str:
             "entries": "native",
             "prune": space.prune.method,
             "quant": {k: v for k, v in to_dict(space.quant).items() if k != "num_bits"},
+            "group_sizes": [space.group_sizes, sorted(space.super_blocks.items())],
             "solver": to_dict(space.draft()),
             "model": context.opened.sha256,
             "calibration": context.splits.calibration.sha256,
