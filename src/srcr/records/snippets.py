@@ -35,6 +35,15 @@ In llama.cpp and what is built on it:
 llama-cli -m path/to/this/folder/model.gguf -p "Once upon a time"
 ```
 """
+_GPTQ = """
+With [GPTQModel](https://github.com/ModelCloud/GPTQModel), codes as they are stored:
+
+```python
+from gptqmodel import GPTQModel
+
+model = GPTQModel.load("path/to/this/folder")
+```
+"""
 _ARCHIVE = """
 No engine runs an archive; this writes what one does, to the same codes and scales:
 
@@ -50,6 +59,8 @@ def usage(record: RunRecord) -> str:
         return _SRCR.format(why="as plain weights, for comparisons") + _LLAMA_CPP
     if record.format == "archive":
         return _SRCR.format(why="as plain weights") + _ARCHIVE
+    if record.format == "gptq":
+        return _SRCR.format(why="as plain weights") + _GPTQ
     if record.loader == "srcr":
         return _SRCR.format(why="transformers alone does not load packed embeddings")
     served = record.rates.engine == "vllm" or record.format == "dense"
