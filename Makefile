@@ -1,5 +1,6 @@
 # make quickstart: environment, install, compress the bundled model, evaluate it, report.
 # make test:       environment, lint, types, every test.
+# make docs:       the documentation as a site, in build/site.
 # make test-fast:  the tests that take less than two minutes together, while working.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= out/bundled-4bit
 
-.PHONY: quickstart lint test test-fast format clean
+.PHONY: quickstart lint test test-fast docs format clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +42,10 @@ test: lint
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site: build/site/index.html"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,8 @@
 """The table of docs/support.md: families x formats, each cell tried.
 
-``python scripts/support_table.py`` compresses a tiny random model of every family, writes it in every format,
-and asks every engine that is installed for its logits (``srcr verify``). What came of it goes into the page.
+``python scripts/support_table.py`` compresses a tiny random model of every family, writes it in every
+format, and asks every engine that is installed for its logits (``srcr verify``). What came of it goes into
+the page.
 """
 
 import re
