@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +17,15 @@ class TitledTable:
 
     def __init__(self, title: str, *columns: str, words: bool = False) -> None:
         self._title = title
-        self._table = Table(header_style="bold")
+        headed = any(columns)
+        self._table = Table(
+            header_style="bold",
+            box=SIMPLE_HEAD,
+            show_edge=False,
+            collapse_padding=True,
+            pad_edge=False,
+            show_header=headed,
+        )
         for number, column in enumerate(columns):
             self._table.add_column(column, justify="right" if number and not words else "left")
 
@@ -30,6 +39,7 @@ class TitledTable:
         """The title, and the table."""
         yield Text(shorten(self._title, options.max_width), style="italic", no_wrap=True)
         yield self._table
+        yield ""
 
 
 def show(*parts: Any) -> None:

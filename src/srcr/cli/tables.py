@@ -10,7 +10,7 @@ from srcr.environment import format_bytes
 from srcr.models.topology import LinearGroup
 from srcr.plans.plan import CompressionPlan
 from srcr.plans.specs import CompressionLevel
-from srcr.records.card import labels
+from srcr.records.card import label, labels
 from srcr.records.estimate import Interval
 from srcr.records.evaluation import Evaluation
 from srcr.records.inspection import InspectedBlock, Inspection
@@ -146,18 +146,19 @@ def _rate_rows(rates: Rates) -> list[tuple[str, str]]:
 def evaluation(evaluations: Sequence[Evaluation]) -> None:
     """Each compressed model against the base: sizes, divergence, and where measured tasks and meaning."""
     first = evaluations[0]
-    title = f"against {first.base}"
+    title = f"against {label(first.base)}"
     if first.text is not None:
         text = first.text
         title += f", on {text.size} of {text.source} (95 % intervals)"
-    columns = ("TCr", "stored", "loaded", "KL", "same top-1", "perplexity")
-    table = TitledTable(title, "compressed", *columns)
+    if first.divergence is not None:
+        title += f", perplexity {first.divergence.perplexity.base:.3f}"
+    columns = ("TCr", "stored", "loaded", "KL", "top-1", "perplexity")
+    table = TitledTable(title, "model", *columns)
     names = labels([each.compressed for each in evaluations])
     for name, each in zip(names, evaluations, strict=True):
         perplexity = ""
         if each.divergence is not None:
-            values = each.divergence.perplexity
-            perplexity = f"{values.compressed:.3f} (base {values.base:.3f})"
+            perplexity = f"{each.divergence.perplexity.compressed:.3f}"
         table.add_row(name, *_measure_cells(each), perplexity)
     show(table)
     if any(each.tasks or each.semantic for each in evaluations):
@@ -172,12 +173,13 @@ def _measure_cells(each: Evaluation) -> list[str]:
     sizes = [
         f"{100 * rates.tcr:.2f} %",
         format_bytes(rates.stored_bytes),
-        f"{format_bytes(rates.loaded_bytes)} ({rates.engine})",
+        f"{format_bytes(rates.loaded_bytes)}\n({rates.engine})",
     ]
     if divergence is None:
         return [*sizes, "", ""]
     kl, top1 = divergence.kl, divergence.top1_agreement
-    return [*sizes, _spread(kl.value, kl.ci95), _percent(top1.value, top1.ci95)]
+    spreads = _spread(kl.value, kl.ci95), _percent(top1.value, top1.ci95)
+    return [*sizes, *(spread.replace(" [", "\n[") for spread in spreads)]
 
 
 def _retention_table(evaluations: Sequence[Evaluation]) -> TitledTable:

@@ -30,7 +30,7 @@ def console() -> Console:
 def say(note: str | None, quiet: bool = False) -> None:
     """Tell people something that they should know, if there is something."""
     if note and not quiet:
-        console().print(f"note: {note}")
+        console().print(f"note: {note}", soft_wrap=True)
 
 
 class Bar(Protocol):
@@ -67,6 +67,7 @@ class _Lines:
     def __init__(self, title: str, total: float, tell: Callable[[str], None]) -> None:
         self._title, self._total, self._tell = title, total, tell
         self._done, self._text = 0.0, ""
+        self._told_at = -1.0
         self._started = self._told = time.monotonic()
 
     def note(self, text: str, advance: float = 0) -> None:
@@ -81,8 +82,14 @@ class _Lines:
             self._told = now
             self.line()
 
+    def end(self) -> None:
+        """The last line, unless it was the last already."""
+        if self._told_at != self._done or self._done < self._total:
+            self.line()
+
     def line(self) -> None:
         """Where it stands."""
+        self._told_at = self._done
         passed = time.monotonic() - self._started
         share = self._done / self._total if self._total else 1.0
         parts = [f"{self._title:<10} {100 * share:3.0f} %  {_clock(passed)}"]
@@ -109,7 +116,7 @@ def stage(title: str, total: float, quiet: bool = False) -> Iterator[Bar]:
             lines = _Lines(title, total, told)
             with nullcontext() if quiet else _compiling(_plain):
                 yield lines
-            lines.line()
+            lines.end()
             return
         long = shown.width >= WIDE
         fixed = Column(no_wrap=True)

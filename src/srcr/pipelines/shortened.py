@@ -7,7 +7,7 @@ from rich.measure import Measurement
 from rich.text import Text
 
 #: Characters that are left of a long text at least.
-LEAST = 12
+LEAST = 14
 
 
 def shorten(text: str, width: int) -> str:
