@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - the signs that the page uses
 """The page as text: what it says, what it leaves out, and that nothing in it can run or call out."""
 
 import json

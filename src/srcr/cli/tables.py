@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from srcr.cli.layout import TitledTable, folded, show
 from srcr.environment import format_bytes
 from srcr.models.topology import LinearGroup
 from srcr.plans.plan import CompressionPlan
 from srcr.plans.specs import CompressionLevel
-from srcr.records.card import labels
+from srcr.records.card import label, labels
 from srcr.records.estimate import Interval
 from srcr.records.evaluation import Evaluation
-from srcr.records.inspection import Inspection
+from srcr.records.inspection import InspectedBlock, Inspection
 from srcr.records.preview import Preview
 from srcr.records.run import Rates, RunRecord
 from srcr.records.search import SearchResult
@@ -26,16 +24,9 @@ from srcr.records.verification import VerificationResult
 WORST_LAYERS = 5
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
-
-
 def compression(record: RunRecord, out: Path) -> None:
     """What a compression did, and where it lies."""
-    table = _table(f"{record.base} -> {out}", "", "")
+    table = TitledTable(f"{record.base} -> {out}", "", "")
     embeddings = record.embeddings or ()
     for row in (
         *_rate_rows(record.rates),
@@ -47,21 +38,22 @@ def compression(record: RunRecord, out: Path) -> None:
         ("peak memory", format_bytes(record.peak_memory_bytes)),
     ):
         table.add_row(*row)
-    console = Console()
-    console.print(table)
+    show(table)
     if not record.layers:  # structures went, and nothing else
         return
     worst = sorted(record.layers, key=lambda layer: -layer.error)[:WORST_LAYERS]
-    layers = _table("layers with the largest output error", "layer", "sparsity", "bits", "error")
+    layers = TitledTable(
+        "layers with the largest output error", "layer", "sparsity", "bits", "error"
+    )
     for layer in worst:
         bits = str(layer.bits)
         layers.add_row(layer.name, f"{100 * layer.sparsity:.1f} %", bits, f"{layer.error:.2e}")
-    console.print(layers)
+    show(layers)
 
 
 def preview(wanted: Preview) -> None:
     """What a command would come to."""
-    table = _table(f"srcr {wanted.command} {wanted.model}, not run", "", "about")
+    table = TitledTable(f"srcr {wanted.command} {wanted.model}, not run", "", "about")
     rates = (
         ("theoretical compression rate (TCr)", wanted.tcr, 100, " %"),
         ("sparsity (pruned)", wanted.sparsity, 100, " %"),
@@ -90,15 +82,14 @@ def preview(wanted: Preview) -> None:
     ):
         if text:
             table.add_row(name, text)
-    console = Console()
-    console.print(table)
+    show(table)
     for note in wanted.notes:
-        console.print(f"note: {note}", highlight=False)
+        show(f"note: {note}")
 
 
 def verification(result: VerificationResult) -> None:
     """What each engine says of a checkpoint."""
-    table = _table(
+    table = TitledTable(
         f"{result.folder} ({result.format}), {result.tokens} tokens",
         "engine", "outcome", "logits apart", "allowed", "same top-1",
     )  # fmt: skip
@@ -108,13 +99,13 @@ def verification(result: VerificationResult) -> None:
         measured.append("" if agreement is None else f"{100 * agreement:.1f} %")
         outcome = check.outcome if check.reason is None else f"{check.outcome}: {check.reason}"
         table.add_row(check.engine, outcome, *measured)
-    Console().print(table)
+    show(table)
 
 
 def recovery(record: RunRecord, out: Path) -> None:
     """What training gave back, and where it lies."""
     last = (record.recoveries or ())[-1]
-    table = _table(f"{last.source} -> {out}", "", "")
+    table = TitledTable(f"{last.source} -> {out}", "", "")
     change = "lower" if last.accepted else "no gain beyond doubt: the model is as it was"
     for row in (
         ("KL on held-out text, before", _spread(last.before.value, last.before.ci95)),
@@ -129,15 +120,15 @@ def recovery(record: RunRecord, out: Path) -> None:
         ("peak memory", format_bytes(record.peak_memory_bytes)),
     ):
         table.add_row(*row)
-    Console().print(table)
+    show(table)
 
 
 def export(record: RunRecord, out: Path) -> None:
     """What a compressed model takes in its new format, and where it lies."""
-    table = _table(f"{record.base} -> {out}", "", "")
+    table = TitledTable(f"{record.base} -> {out}", "", "")
     for row in (*_rate_rows(record.rates), ("format", record.format)):
         table.add_row(*row)
-    Console().print(table)
+    show(table)
 
 
 def _rate_rows(rates: Rates) -> list[tuple[str, str]]:
@@ -155,25 +146,25 @@ def _rate_rows(rates: Rates) -> list[tuple[str, str]]:
 def evaluation(evaluations: Sequence[Evaluation]) -> None:
     """Each compressed model against the base: sizes, divergence, and where measured tasks and meaning."""
     first = evaluations[0]
-    console = Console()
-    title = f"against {first.base}"
+    title = f"against {label(first.base)}"
     if first.text is not None:
         text = first.text
         title += f", on {text.size} of {text.source} (95 % intervals)"
-    columns = ("TCr", "stored", "loaded", "KL", "same top-1", "perplexity")
-    table = _table(title, "compressed", *columns)
+    if first.divergence is not None:
+        title += f", perplexity {first.divergence.perplexity.base:.3f}"
+    columns = ("TCr", "stored", "loaded", "KL", "top-1", "perplexity")
+    table = TitledTable(title, "model", *columns)
     names = labels([each.compressed for each in evaluations])
     for name, each in zip(names, evaluations, strict=True):
         perplexity = ""
         if each.divergence is not None:
-            values = each.divergence.perplexity
-            perplexity = f"{values.compressed:.3f} (base {values.base:.3f})"
+            perplexity = f"{each.divergence.perplexity.compressed:.3f}"
         table.add_row(name, *_measure_cells(each), perplexity)
-    console.print(table)
+    show(table)
     if any(each.tasks or each.semantic for each in evaluations):
-        console.print(_retention_table(evaluations))
+        show(_retention_table(evaluations))
     if any(each.speed for each in evaluations):
-        console.print(_speed_table(evaluations))
+        show(_speed_table(evaluations))
 
 
 def _measure_cells(each: Evaluation) -> list[str]:
@@ -182,18 +173,19 @@ def _measure_cells(each: Evaluation) -> list[str]:
     sizes = [
         f"{100 * rates.tcr:.2f} %",
         format_bytes(rates.stored_bytes),
-        f"{format_bytes(rates.loaded_bytes)} ({rates.engine})",
+        f"{format_bytes(rates.loaded_bytes)}\n({rates.engine})",
     ]
     if divergence is None:
         return [*sizes, "", ""]
     kl, top1 = divergence.kl, divergence.top1_agreement
-    return [*sizes, _spread(kl.value, kl.ci95), _percent(top1.value, top1.ci95)]
+    spreads = _spread(kl.value, kl.ci95), _percent(top1.value, top1.ci95)
+    return [*sizes, *(spread.replace(" [", "\n[") for spread in spreads)]
 
 
-def _retention_table(evaluations: Sequence[Evaluation]) -> Table:
+def _retention_table(evaluations: Sequence[Evaluation]) -> TitledTable:
     """What was kept: a row a measure, a column a candidate."""
     names = labels([each.compressed for each in evaluations])
-    table = _table("what was kept (1 is all of it)", "", *names)
+    table = TitledTable("what was kept (1 is all of it)", "", *names)
     if any(each.tasks for each in evaluations):
         sr = (_spread(each.sr, each.sr_ci95) for each in evaluations)
         table.add_row("Sr, mean retention", *sr, style="bold")
@@ -213,7 +205,7 @@ def _retention_table(evaluations: Sequence[Evaluation]) -> Table:
     return table
 
 
-def _speed_table(evaluations: Sequence[Evaluation]) -> Table:
+def _speed_table(evaluations: Sequence[Evaluation]) -> TitledTable:
     """Tokens a second of every candidate, and over the base's."""
     speeds = [each.speed for each in evaluations if each.speed is not None]
     first, names = speeds[0], labels([each.compressed for each in evaluations])
@@ -221,7 +213,7 @@ def _speed_table(evaluations: Sequence[Evaluation]) -> Table:
         f"tokens a second in transformers, {first.dtype}, {first.device}, {first.threads} threads, "
         "a sequence at a time"
     )
-    table = _table(title, "", "base", *names)
+    table = TitledTable(title, "", "base", *names)
     for what, part in (
         (f"reading {first.prompt_len} tokens", "prefill"),
         (f"writing {first.new_tokens}", "decode"),
@@ -250,27 +242,40 @@ def _percent(value: float, ci95: Interval) -> str:
 
 def inspection(model: Inspection) -> None:
     """A model's blocks, and the linears that share an input."""
-    console = Console()
-    console.print(
+    show(
         f"{model.model}: {model.architecture}, {model.parameters:,} parameters "
         f"({model.linear_parameters:,} in {len(model.blocks)} blocks' linear layers), "
         f"{model.dtype}, {format_bytes(model.base_bytes)} on disk; output head "
         f"{model.output_head}{' (tied)' if model.tied_embeddings else ''}"
     )
     for each in model.embeddings:
-        console.print(f"{each.name}: {'x'.join(map(str, each.shape))}, {each.bits} bits")
-    table = _table("linears of each block that share an input", "block", "linears", "shapes")
-    for block in model.blocks:
-        for i, group in enumerate(block.units):
-            names = [name.removeprefix(block.name + ".") for name in group.linears]
-            shapes = ", ".join("x".join(map(str, shape)) for shape in group.shapes)
-            table.add_row(block.name if i == 0 else "", ", ".join(names), shapes)
-    console.print(table)
+        show(f"{each.name}: {'x'.join(map(str, each.shape))}, {each.bits} bits")
+    table = TitledTable(
+        "linears of each block that share an input", "block", "linears", "shapes", words=True
+    )
+    rows = [(block.name, _units(block)) for block in model.blocks]
+    for name, units in folded(rows):
+        for number, (linears, shapes) in enumerate(units):
+            table.add_row("" if number else name, linears, shapes)
+    show(table)
+
+
+def _units(block: InspectedBlock) -> tuple[tuple[str, str], ...]:
+    """The linears of each group of a block, without its name, and their shapes; those that follow each other
+    and are of one shape once."""
+    rows = []
+    for group in block.units:
+        names = [name.removeprefix(block.name + ".") for name in group.linears]
+        shapes = ["x".join(map(str, shape)) for shape in group.shapes]
+        same = len(set(shapes)) == 1 and len(shapes) > 1
+        shown = f"{shapes[0]} (× {len(shapes)})" if same else ", ".join(shapes)
+        rows.append((", ".join(names), shown))
+    return tuple(rows)
 
 
 def methods(rows: Sequence[dict[str, Any]]) -> None:
     """Every method."""
-    table = _table("methods", "kind", "name", "compensates", "summary", "paper")
+    table = TitledTable("methods", "kind", "name", "compensates", "summary", "paper", words=True)
     for row in rows:
         table.add_row(
             row["kind"],
@@ -279,13 +284,13 @@ def methods(rows: Sequence[dict[str, Any]]) -> None:
             row["summary"],
             row["paper"],
         )
-    Console().print(table)
+    show(table)
 
 
 def sensitivity(table: SensitivityTable, out: Path) -> None:
     """What each group of linears loses at some levels."""
     shown = _shown_levels(table)
-    rows = _table(
+    rows = TitledTable(
         f"{table.base}: what groups lose at some levels (output error; KL where measured) -> {out}",
         "group", "weights", *(str(level) for level in shown),
     )  # fmt: skip
@@ -297,7 +302,7 @@ def sensitivity(table: SensitivityTable, out: Path) -> None:
             kl = "" if loss.kl is None else f" (KL {loss.kl:.2g})"
             cells.append(f"{loss.error:.1e}{kl}")
         rows.add_row(LinearGroup(group.names).label, str(group.size), *cells)
-    Console().print(rows)
+    show(rows)
 
 
 def _shown_levels(table: SensitivityTable) -> list[CompressionLevel]:
@@ -310,16 +315,16 @@ def _shown_levels(table: SensitivityTable) -> list[CompressionLevel]:
 
 def plan(compression: CompressionPlan, out: Path) -> None:
     """The levels of a plan, and how many layers have each."""
-    rows = _table(f"plan -> {out}", "sparsity", "bits", "layers")
+    rows = TitledTable(f"plan -> {out}", "sparsity", "bits", "layers")
     count = Counter((round(layer.sparsity, 3), layer.bits) for layer in compression.layers)
     for (sparsity, bits), layers in sorted(count.items()):
         rows.add_row(f"{100 * sparsity:.4g} %", str(bits), str(layers))
-    Console().print(rows)
+    show(rows)
 
 
 def search(result: SearchResult, out: Path) -> None:
     """Every finalist on text that nothing before has seen, the chosen one marked."""
-    rows = _table(
+    rows = TitledTable(
         f"{result.model} -> {out}: {result.trials} candidates measured, {result.seconds:.0f} s",
         "finalist", "TCr", "stored", "loaded", "KL on unseen text", "same top-1",
     )  # fmt: skip
@@ -327,4 +332,4 @@ def search(result: SearchResult, out: Path) -> None:
         chosen = finalist.compressed == result.chosen
         name = finalist.compressed + (" (chosen)" if chosen else "")
         rows.add_row(name, *_measure_cells(finalist), style="bold" if chosen else "")
-    Console().print(rows)
+    show(rows)

@@ -16,6 +16,7 @@ from srcr.models.checkpoint import ModelLike, OpenModel, open_model
 from srcr.models.load import load_tokenizer, resolve
 from srcr.models.matrices import read_matrix
 from srcr.numerics.entropy import sparse_entropy
+from srcr.pipelines.progress import stage
 from srcr.records.run import LoadedBytes, Rates, RunSummary
 from srcr.serialize import from_yaml
 from srcr.storage.index import file_bytes
@@ -54,7 +55,7 @@ class _Loaded:
 
 
 def open_candidates(
-    base: OpenModel, compressed: Sequence[ModelLike], device: torch.device
+    base: OpenModel, compressed: Sequence[ModelLike], device: torch.device, quiet: bool = True
 ) -> tuple[Any, list[Candidate]]:
     """The base in float32 on the device, and every compressed model beside it.
 
@@ -66,13 +67,17 @@ def open_candidates(
     }
     if len({folder.resolve() for folder in folders.values()}) < len(folders):
         raise InputError("a compressed model was given twice: name each once")
-    reference = copy_on(base.loaded(torch.float32), device.type)
-    candidates = []
-    for i, each in enumerate(compressed):
-        loaded = _load(each, folders.get(i))
-        size = loaded.model.get_input_embeddings().weight.shape[0]
-        check_vocabulary(base, loaded.name, size, loaded.tokenizer)
-        candidates.append(_rate(base, loaded, device))
+    with stage("load", 1 + len(compressed), quiet) as bar:
+        bar.note(base.name)
+        reference = copy_on(base.loaded(torch.float32), device.type)
+        candidates = []
+        for i, each in enumerate(compressed):
+            bar.note(str(each) if i in folders else f"model {i + 1}", advance=1)
+            loaded = _load(each, folders.get(i))
+            size = loaded.model.get_input_embeddings().weight.shape[0]
+            check_vocabulary(base, loaded.name, size, loaded.tokenizer)
+            candidates.append(_rate(base, loaded, device))
+        bar.reach(1 + len(compressed), f"{base.name} and {len(candidates)} compressed")
     return reference, candidates
 
 

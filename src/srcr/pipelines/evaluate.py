@@ -105,7 +105,7 @@ def evaluate(
         raise InputError(
             f"tasks are text, but {opened.name} has no tokenizer: measure without --tasks"
         )
-    reference, candidates = open_candidates(opened, compressed, device)
+    reference, candidates = open_candidates(opened, compressed, device, options.quiet)
     comparison = _Comparison(opened, reference, candidates, options)
     tokens = _text(source, comparison)
     _warn_of_calibration(tokens, candidates)

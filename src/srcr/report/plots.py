@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - the signs of the formulas
 """The report's figures, from runs. Pure: figures out, no files, no colours.
 
 Colours belong to the page, which knows light from dark: a trace's ``meta.series`` numbers its colour

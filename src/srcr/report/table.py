@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - the signs of the formulas
 """The table of runs: its columns, what each means, and a cell for each run."""
 
 import math
