@@ -104,10 +104,12 @@ def test_the_tutorial(tmp_path, monkeypatch, capsys):
         if not line.startswith("srcr ") or line.split()[1] in left_out:
             continue
         monkeypatch.setattr(sys, "argv", ["srcr", *words_of(line)])
+        code = None
         try:
             process.main()
         except SystemExit as end:
-            assert not end.code, f"{line}: {capsys.readouterr().err}"
+            code = end.code
+        assert not code, f"{line}: {capsys.readouterr().err}"
         ran.append(line.split()[1])
     assert ran == [
         "inspect", "compress", "evaluate", "compress", "evaluate", "report", "verify", "export"
