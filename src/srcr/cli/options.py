@@ -116,7 +116,8 @@ class Options:
         Raises:
             InputError: as :meth:`compression`; options that the levels decide.
         """
-        from srcr.planning.space import BITS, SPARSITIES, SearchSpace, level_grid
+        from srcr.planning.space import SearchSpace, level_grid
+        from srcr.planning.specs import BITS, SPARSITIES
 
         for name in ("targets", "ignore", "overrides", "embeddings", "remove"):
             if getattr(self, name) is not None:
