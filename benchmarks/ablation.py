@@ -97,7 +97,7 @@ def main() -> None:
             for variant, folder in zip(variants, folders, strict=True):
                 recipe = srcr.Recipe(prune, quant, VARIANTS[variant])
                 out = srcr.Output(folder, format="dense")
-                record = srcr.compress(options.model, recipe, calibration, out, run)
+                record = srcr.compress(options.model, out, recipe, calibration, run)
             evaluations = srcr.evaluate(options.model, folders, text, options=run)
         kls = [each.divergence.kl.value for each in evaluations if each.divergence]
         results[name] = dict(zip(variants, kls, strict=True))

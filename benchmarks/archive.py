@@ -88,7 +88,7 @@ def main() -> None:
     for name in options.configs.split(","):
         output = srcr.Output(options.work / name, format="archive", resume=True)
         recipe = recipe_of(name, options.group_size)
-        record = srcr.compress(options.model, recipe, calibration, output, quiet)
+        record = srcr.compress(options.model, output, recipe, calibration, quiet)
         [result] = srcr.evaluate(options.model, [output.folder], text, options=quiet)
         bits = coded_bits(output.folder, record)
         rows.append((name, record, bits, result.divergence.kl))

@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         folders = [Path(work) / str(number) for number in range(len(texts))]
         for ids, folder in zip(texts.values(), folders, strict=True):
-            srcr.compress(opened, RECIPE, ids, srcr.Output(folder), run)
+            srcr.compress(opened, srcr.Output(folder), RECIPE, ids, run)
         columns = [
             [each.divergence.kl for each in srcr.evaluate(opened, folders, text, options=run)]
             for text in measured.values()

@@ -67,7 +67,7 @@ def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             quant = srcr.QuantSpec(num_bits=bits, group_size=-1)
             recipe = srcr.Recipe(prune, quant, srcr.SolverSpec(mode=mode))
             folders.append(Path(work) / str(i))
-            srcr.compress(model, recipe, calibration, folders[-1], quiet)
+            srcr.compress(model, folders[-1], recipe, calibration, quiet)
             print(f"{model}: {list(CONFIGURATIONS)[i]} compressed", flush=True)
         text = srcr.EvaluationText("self", options.eval_samples, options.seq_len)
         evaluations = srcr.evaluate(model, folders, text, options=quiet)

@@ -209,7 +209,7 @@ def main() -> None:
     for name in filter(None, options.configs.split(",")):
         output = srcr.Output(options.work / f"srcr-{name}", format="gguf", resume=True)
         srcr.compress(
-            opened, recipe_of(name, opened.config.num_hidden_layers), tokens, output, quiet
+            opened, output, recipe_of(name, opened.config.num_hidden_layers), tokens, quiet
         )
         files[f"srcr {name}"] = output.folder / GGUF
     print(f"base {(base / GGUF).stat().st_size / 1e6:.1f} MB, {unseen.n_tokens} tokens")

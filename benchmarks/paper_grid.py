@@ -121,7 +121,7 @@ def run(options: argparse.Namespace, points: list[Point]) -> dict[Point, dict[st
         for point, folder in zip(batch, folders, strict=True):
             if not (folder / "srcr.json").exists():
                 out = srcr.Output(folder, overwrite=True)  # what a killed run left half-written
-                srcr.compress(options.model, recipe(point), calibration, out, quiet)
+                srcr.compress(options.model, out, recipe(point), calibration, quiet)
                 print(f"compressed {point.name}", flush=True)
         evaluations = srcr.evaluate(options.model, folders, text, tasks, semantic, quiet)
         for point, evaluation in zip(batch, evaluations, strict=True):

@@ -76,7 +76,7 @@ def main() -> None:
         folders = [options.work / f"{name}-{when}" for when in ("before", "after")]
         before, after = (srcr.Output(folder, resume=True) for folder in folders)
         recipe = recipe_of(name, options.group_size)
-        srcr.compress(options.model, recipe, calibration, before, run)
+        srcr.compress(options.model, before, recipe, calibration, run)
         record = srcr.recover(options.model, folders[0], after, spec, text, run)
         semantic = srcr.SemanticSpec() if options.semantic else None
         results = srcr.evaluate(options.model, folders, unseen, tasks, semantic, run)

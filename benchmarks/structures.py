@@ -136,7 +136,7 @@ def main() -> None:
                 pipeline.removal_method = lambda _, method=method: method
                 folders.append(Path(work) / column.replace(" ", "-"))
                 out = srcr.Output(folders[-1], format="dense")
-                srcr.compress(options.model, recipe, calibration, out, run)
+                srcr.compress(options.model, out, recipe, calibration, run)
             evaluations = srcr.evaluate(options.model, folders, text, options=run)
         kls = [each.divergence.kl for each in evaluations if each.divergence]
         cells = [f"{kl.value:.4f} [{kl.ci95[0]:.4f}, {kl.ci95[1]:.4f}]" for kl in kls]

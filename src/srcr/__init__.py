@@ -1,8 +1,7 @@
 """srcr makes causal language models much smaller and proves how much of their meaning is left.
 
 >>> import srcr
->>> recipe = srcr.Recipe(srcr.PruneSpec(sparsity=0.25), srcr.QuantSpec(num_bits=4))
->>> srcr.compress("bundled", recipe, "self", "small")
+>>> srcr.compress("bundled", "small", sparsity=0.25, bits=4)
 >>> srcr.evaluate("bundled", ["small"])
 >>> model = srcr.load("small")
 """
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from srcr.data.specs import Calibration, EvaluationText, RecoveryText
     from srcr.data.tokens import Tokens
+    from srcr.errors import InputError, NumericalError, SrcrError, VerificationError
     from srcr.formats import load
     from srcr.metrics.specs import SemanticSpec
     from srcr.metrics.speed import SpeedSpec
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from srcr.pipelines.inspect import inspect
     from srcr.pipelines.options import Output, RunOptions
     from srcr.pipelines.plan import plan
+    from srcr.pipelines.preview import preview_compression, preview_recovery, preview_search
     from srcr.pipelines.push import push
     from srcr.pipelines.recover import recover
     from srcr.pipelines.search import search
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from srcr.plans.specs import CompressionLevel, Override, PruneSpec, QuantSpec, SolverSpec
     from srcr.plans.structures import StructureSpec
     from srcr.records.evaluation import Evaluation
+    from srcr.records.preview import Preview
     from srcr.records.run import RunRecord
     from srcr.records.search import SearchResult
     from srcr.records.sensitivity import SensitivityTable
@@ -49,6 +51,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "srcr.data.specs": ("Calibration", "EvaluationText", "RecoveryText"),
     "srcr.data.tokens": ("Tokens",),
+    "srcr.errors": ("InputError", "NumericalError", "SrcrError", "VerificationError"),
     "srcr.formats": ("load",),
     "srcr.metrics.specs": ("SemanticSpec",),
     "srcr.metrics.speed": ("SpeedSpec",),
@@ -60,6 +63,7 @@ _HOMES = {
     "srcr.pipelines.inspect": ("inspect",),
     "srcr.pipelines.options": ("Output", "RunOptions"),
     "srcr.pipelines.plan": ("plan",),
+    "srcr.pipelines.preview": ("preview_compression", "preview_recovery", "preview_search"),
     "srcr.pipelines.push": ("push",),
     "srcr.pipelines.recover": ("recover",),
     "srcr.pipelines.search": ("search",),
@@ -72,6 +76,7 @@ _HOMES = {
     "srcr.plans.specs": ("CompressionLevel", "Override", "PruneSpec", "QuantSpec", "SolverSpec"),
     "srcr.plans.structures": ("StructureSpec",),
     "srcr.records.evaluation": ("Evaluation",),
+    "srcr.records.preview": ("Preview",),
     "srcr.records.run": ("RunRecord",),
     "srcr.records.search": ("SearchResult",),
     "srcr.records.sensitivity": ("SensitivityTable",),
@@ -87,11 +92,14 @@ __all__ = [
     "Constraint",
     "Evaluation",
     "EvaluationText",
+    "InputError",
     "LayerPlan",
+    "NumericalError",
     "Objective",
     "OpenModel",
     "Output",
     "Override",
+    "Preview",
     "PruneSpec",
     "QuantSpec",
     "Recipe",
@@ -108,10 +116,13 @@ __all__ = [
     "SensitivityTable",
     "SolverSpec",
     "SpeedSpec",
+    "SrcrError",
     "StructureSpec",
     "Target",
     "TaskSpec",
     "Tokens",
+    "VerificationError",
+    "__version__",
     "compress",
     "evaluate",
     "export",
@@ -119,6 +130,9 @@ __all__ = [
     "load",
     "open_model",
     "plan",
+    "preview_compression",
+    "preview_recovery",
+    "preview_search",
     "push",
     "recover",
     "search",
@@ -134,3 +148,8 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'srcr' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Every public name, whether it was imported before or not."""
+    return sorted({*globals(), *__all__})

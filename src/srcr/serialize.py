@@ -8,18 +8,19 @@ import dataclasses
 import hashlib
 import json
 import re
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from srcr.errors import InputError, in_one_line
+
+if TYPE_CHECKING:  # help of the command line does without
+    from pydantic import ConfigDict
 
 T = TypeVar("T")
 
 #: ``__pydantic_config__`` of what people write by hand: unknown keys are refused.
-STRICT = ConfigDict(extra="forbid")
+STRICT: "ConfigDict" = {"extra": "forbid"}
 #: ``metadata`` of a field that is written as null where it is None.
 NULLABLE = {"null": True}
 
@@ -52,6 +53,8 @@ def from_dict(kind: type[T], data: Any, where: str = "input") -> T:
     Raises:
         InputError: names the place and the value that do not fit.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
@@ -91,25 +94,34 @@ def read_json(path: Path) -> Any:
 
 def to_yaml(value: Any) -> str:
     """A dataclass as YAML that people can read and edit."""
+    import yaml
+
     return yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
+@cache
+def _loader() -> Any:
     """Safe YAML with decimal numbers only: YAML 1.1 would read the structure 2:4 as base 60."""
+    import yaml
 
+    class Loader(yaml.SafeLoader):
+        """As :func:`_loader` says."""
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
+    Loader.yaml_implicit_resolvers = {
+        first: [
+            (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789")
+    )
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"),
+        list("-+.0123456789"),
+    )
+    return Loader
 
 
 def read_yaml(path: Path) -> Any:
@@ -118,8 +130,10 @@ def read_yaml(path: Path) -> Any:
     Raises:
         InputError: it cannot be read, or is not YAML.
     """
+    import yaml
+
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), _loader())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none

@@ -32,7 +32,7 @@ def small(tmp_path_factory):
     """The bundled model at 2 bits: something is lost."""
     out = tmp_path_factory.mktemp("evaluate") / "small"
     recipe = Recipe(quant=QuantSpec(num_bits=2))
-    compress("bundled", recipe, Calibration("bundled", 8, 64), Output(out), QUIET)
+    compress("bundled", Output(out), recipe, Calibration("bundled", 8, 64), QUIET)
     return out
 
 

@@ -1,9 +1,15 @@
 """The command as a process: it leaves with the right code, and says everything before it does."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+from srcr.records.run import Rates, RunRecord
+from srcr.records.text import TextRecord
+from srcr.serialize import to_json
 
 ENDS = {
     "pass": 0,
@@ -54,3 +60,47 @@ def test_without_a_command_help_is_shown(srcr):
     assert "Commands:" in shown.out
     assert srcr("-h").out == shown.out == srcr("--help").out
     assert srcr("--version").out.startswith("srcr ")
+
+
+PROBE = """
+import sys
+from srcr.cli import process
+sys.argv = ["srcr", *{args!r}]
+try:
+    process.main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print(sorted({{"torch", "transformers", "numpy"}} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("command", ["-h", "compress -h", "methods", "report SMALL -o page.html"])
+def test_what_computes_nothing_starts_without_torch(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    rates = Rates(0.25, 4, 0.8125, 0.26, 100, 40, 40, "vllm", "srcr.json")
+    text = TextRecord("self", 8, 32, "0" * 64)
+    record = RunRecord("b", "0", "c", "compressed-tensors", rates, "0", text, (), {}, 1.0, 1)
+    (tmp_path / "small/srcr.json").write_text(to_json(record))
+    args = command.replace("SMALL", "small").split()
+    program = PROBE.format(args=args)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_an_interrupted_process_leaves_with_130(tiny, tmp_path):
+    """A signal while the model writes its text, which would take minutes."""
+    command = [
+        sys.executable, "-m", "srcr", "compress", str(tiny), "-o", str(tmp_path / "out"),
+        "--samples", "20000", "--no-cache",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("check"):
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "error: interrupted; nothing was written"
+    assert not list(tmp_path.glob("out*"))

@@ -51,7 +51,7 @@ def texts(tmp_path_factory):
 def compressed(base, texts, out, prune=0.25, bits=3, symmetric=True, structures=None, **output):
     quant = None if bits is None else QuantSpec("rtn", bits, 8, symmetric)
     recipe = Recipe(PruneSpec("magnitude", prune) if prune else None, quant, structures=structures)
-    compress(str(base), recipe, texts.sources[0], Output(out, **output), QUIET)
+    compress(str(base), Output(out, **output), recipe, texts.sources[0], QUIET)
     return out
 
 
@@ -238,7 +238,7 @@ def test_what_was_only_pruned_is_trained_beside_what_has_codes(small, texts, tmp
         overrides={"*.down_proj": Override(bits=16)},
     )
     before = tmp_path / "before"
-    compress(str(small[0]), recipe, texts.sources[0], Output(before), QUIET)
+    compress(str(small[0]), Output(before), recipe, texts.sources[0], QUIET)
     record = recover(str(small[0]), before, tmp_path / "after", SPEC, texts, QUIET)
     assert record.recoveries[-1].accepted
     old, new = (detect(folder).read(folder) for folder in (before, tmp_path / "after"))
@@ -277,9 +277,9 @@ def test_compress_trains_before_it_writes(small, texts, tmp_path, monkeypatch):
     def run(out, **output):
         return compress(
             str(small[0]),
+            Output(out, **output),
             recipe,
             texts.sources[0],
-            Output(out, **output),
             QUIET,
             Recovery(SPEC, texts),
         )
@@ -299,7 +299,7 @@ def test_compress_trains_before_it_writes(small, texts, tmp_path, monkeypatch):
     assert run(tmp_path / "out", resume=True) == record
     untrained = Output(small[1], resume=True)
     with pytest.raises(InputError, match="with another training and training text"):
-        compress(str(small[0]), recipe, texts.sources[0], untrained, QUIET, Recovery(SPEC, texts))
+        compress(str(small[0]), untrained, recipe, texts.sources[0], QUIET, Recovery(SPEC, texts))
 
 
 def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_is_kept(

@@ -296,7 +296,7 @@ def test_activations_that_overflow_stop_the_run(tmp_path):
     ids = torch.randint(0, 96, (5, 24), generator=torch.Generator().manual_seed(3))
     recipe, output = Recipe(None, QuantSpec()), Output(tmp_path / "out")
     with pytest.raises(NumericalError, match=r"model\.layers\.\d\.\S+"):
-        compress(tmp_path / "model", recipe, Calibration(ids), output, RunOptions(quiet=True))
+        compress(tmp_path / "model", output, recipe, Calibration(ids), RunOptions(quiet=True))
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
@@ -324,7 +324,7 @@ def test_a_float16_model_that_overflows_when_it_runs_is_compressed_all_the_same(
     ids = torch.randint(0, 96, (5, 24), generator=torch.Generator().manual_seed(3))
     assert not torch.isfinite(load_model(folder)(ids).logits).all()
     options = RunOptions(quiet=True)
-    record = compress(folder, recipe, Calibration(ids), Output(tmp_path / "out"), options)
+    record = compress(folder, Output(tmp_path / "out"), recipe, Calibration(ids), options)
     assert record.verification.precision == "float32"
 
 
@@ -335,4 +335,4 @@ def test_weights_that_leave_float16_name_their_layer_at_once(tmp_path):
     ids = torch.randint(0, 4, (5, 24), generator=torch.Generator().manual_seed(3))
     recipe, output = Recipe(PruneSpec(sparsity=0.6)), Output(tmp_path / "out")
     with pytest.raises(NumericalError, match=r"layers\.0\.mlp\.up_proj.*too large for float16"):
-        compress(folder, recipe, Calibration(ids), output, RunOptions(quiet=True))
+        compress(folder, output, recipe, Calibration(ids), RunOptions(quiet=True))

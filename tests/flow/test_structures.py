@@ -33,7 +33,7 @@ def text(tmp_path):
 
 def remove(folder, text, out, quant=None, prune=None, options=QUIET, **amounts):
     recipe = Recipe(prune, quant, structures=StructureSpec(**amounts))
-    return compress(str(folder), recipe, text, Output(out), options)
+    return compress(str(folder), Output(out), recipe, text, options)
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def test_the_plan_of_a_run_says_what_went_and_gives_the_same_again(tmp_path, tex
     remove(base, text, tmp_path / "one", QuantSpec(group_size=-1), channels=0.34, layers=1)
     plan = read_plan(tmp_path / "one" / "plan.yaml")
     assert plan.structures == StructureSpec(channels=16, layers=1)
-    compress(str(base), plan, text, Output(tmp_path / "two"), QUIET)
+    compress(str(base), Output(tmp_path / "two"), plan, text, QUIET)
     one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("one", "two"))
     assert one == two
 
@@ -133,7 +133,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(where, tmp_path, text, monkeypat
         with pytest.raises(KeyboardInterrupt, match="--resume"):
             remove(base, text, out, quant, **amounts)
     recipe = Recipe(None, quant, structures=StructureSpec(**amounts))
-    compress(str(base), recipe, text, Output(out, resume=True), QUIET)
+    compress(str(base), Output(out, resume=True), recipe, text, QUIET)
     for name in ("model.safetensors", "config.json", "plan.yaml"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not [path for path in out.iterdir() if path.is_dir()]

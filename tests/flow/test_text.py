@@ -53,7 +53,7 @@ def test_padding_changes_nothing_that_is_written(srcr, tiny, tmp_path):
     rows = [torch.randint(3, 96, (n,), generator=generator) for n in (30, 11, 30, 5, 18, 11)]
     recipe = Recipe(quant=QuantSpec(num_bits=3))
     plain = tmp_path / "plain"
-    library.compress(str(tiny), recipe, [r.tolist() for r in rows], Output(plain), QUIET)
+    library.compress(str(tiny), Output(plain), recipe, [r.tolist() for r in rows], QUIET)
     for left in (True, False):
         ids, mask = torch.full((6, 32), 95), torch.zeros(6, 32, dtype=torch.int64)
         for number, row in enumerate(rows):

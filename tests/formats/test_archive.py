@@ -89,7 +89,7 @@ class TestARealModel:
         out = tmp_path_factory.mktemp("archive") / "packed"
         prune = srcr.PruneSpec(sparsity=request.param) if request.param else None
         recipe = srcr.Recipe(prune, srcr.QuantSpec(num_bits=4, group_size=-1))
-        srcr.compress(stories, recipe, srcr.Calibration("self", 8, 128), out, QUIET)
+        srcr.compress(stories, out, recipe, srcr.Calibration("self", 8, 128), QUIET)
         return out
 
     def test_it_is_packed_and_unpacked_to_the_bit(self, folder, tmp_path):

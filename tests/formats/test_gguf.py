@@ -215,7 +215,7 @@ def test_narrow_codes_are_not_passed_off_as_wider_ones(tmp_path):
     ids = srcr.Tokens.of(torch.arange(4 * 40).view(4, 40) * 7 % 96)
     out = srcr.Output(tmp_path / "out", format="gguf")
     options = srcr.RunOptions(0, quiet=True)
-    srcr.compress(base, srcr.Recipe(None, srcr.QuantSpec(num_bits=3)), ids, out, options)
+    srcr.compress(base, out, srcr.Recipe(None, srcr.QuantSpec(num_bits=3)), ids, options)
     other = srcr.Output(tmp_path / "ct", format="compressed-tensors")
     with pytest.raises(InputError, match=r"stores the 3-bit codes of .* in 4 bits: export the"):
         srcr.export(tmp_path / "out", other, options)
@@ -234,7 +234,7 @@ def test_a_plan_for_gguf_is_refused_by_a_format_that_stores_other_scales(tmp_pat
     for scales, fmt in (("float16", "compressed-tensors"), ("bfloat16", "gguf")):
         recipe = srcr.Recipe(None, srcr.QuantSpec(num_bits=4, scale_dtype=scales))
         with pytest.raises(InputError, match=f"wants {scales} scales .*, which {fmt} does not"):
-            srcr.compress(base, recipe, ids, srcr.Output(tmp_path / "out", format=fmt), options)
+            srcr.compress(base, srcr.Output(tmp_path / "out", format=fmt), recipe, ids, options)
 
 
 def test_a_gguf_beside_a_model_in_safetensors_is_not_the_model(tmp_path):
@@ -368,7 +368,7 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused_before_the_work(tmp
     byte_level_tokenizer(base, r"\w+|\W+")
     output = srcr.Output(tmp_path / "out", format="gguf")
     with pytest.raises(InputError, match="this way is not among those that srcr knows"):
-        srcr.compress(base, srcr.Recipe(None, srcr.QuantSpec()), "nowhere.txt", output)
+        srcr.compress(base, output, srcr.Recipe(None, srcr.QuantSpec()), "nowhere.txt")
 
 
 def test_special_tokens_come_from_the_config_where_no_other_file_names_them(tmp_path):
@@ -392,7 +392,7 @@ class TestARealModel:
         )
         output = srcr.Output(out, format="gguf")
         options = srcr.RunOptions(0, quiet=True)
-        record = srcr.compress(stories, recipe, srcr.Calibration("self", 16, 128), output, options)
+        record = srcr.compress(stories, output, recipe, srcr.Calibration("self", 16, 128), options)
         assert record.rates.engine == "llama.cpp"
         assert record.rates.stored_bytes == (out / GGUF).stat().st_size
         return out

@@ -85,9 +85,9 @@ def test_its_weights_are_compressed_without_its_quantizers(scheme, tmp_path):
     _, other = quantized(tmp_path, scheme)
     recipe = Recipe(PruneSpec("magnitude", 0.25))
     with pytest.raises(InputError, match="compressed already"):
-        compress(str(other), recipe, Tokens.of(IDS), tmp_path / "o", RunOptions(quiet=True))
+        compress(str(other), tmp_path / "o", recipe, Tokens.of(IDS), RunOptions(quiet=True))
     options = RunOptions(quiet=True, allow_requantize=True)
-    record = compress(str(other), recipe, Tokens.of(IDS), tmp_path / "o", options)
+    record = compress(str(other), tmp_path / "o", recipe, Tokens.of(IDS), options)
     assert record.format == "dense"
     assert any("is quantized already" in note for note in record.notes)
     weights = load(tmp_path / "o").state_dict()

@@ -126,7 +126,7 @@ def test_the_record_says_how_far_the_reloaded_logits_are(
     model = folder if given == "folder" else load_model(folder)
     ids = torch.randint(3, 90, (4, 16), generator=torch.Generator().manual_seed(0))
     recipe = Recipe(PruneSpec("magnitude", 0.25), QuantSpec("rtn", 4, 16))
-    record = compress(model, recipe, Tokens.of(ids), tmp_path / "out", RunOptions(quiet=True))
+    record = compress(model, tmp_path / "out", recipe, Tokens.of(ids), RunOptions(quiet=True))
     check = record.verification
     assert check.tokens == 16
     assert check.difference <= check.tolerance / 4
@@ -149,5 +149,5 @@ def test_a_walk_that_was_not_the_models_own_is_noticed(tmp_path, monkeypatch, wh
     ids = torch.randint(3, 90, (4, 16), generator=torch.Generator().manual_seed(0))
     recipe = Recipe(PruneSpec("magnitude", 0.25), QuantSpec("rtn", 4, 16))
     with pytest.raises(VerificationError, match="other logits"):
-        compress(opened, recipe, Tokens.of(ids), tmp_path / "out", RunOptions(quiet=True))
+        compress(opened, tmp_path / "out", recipe, Tokens.of(ids), RunOptions(quiet=True))
     assert not (tmp_path / "out").exists()

@@ -45,7 +45,7 @@ def outcome(kind, folder):
     out = folder / "out"
     try:
         record = compress(
-            str(folder / "model"), RECIPE, Tokens.of(ids), out, RunOptions(quiet=True)
+            str(folder / "model"), out, RECIPE, Tokens.of(ids), RunOptions(quiet=True)
         )
     except InputError as error:
         return refusal(str(error), out)

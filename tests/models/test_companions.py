@@ -75,7 +75,7 @@ class TestCode:
     def compressed(self, base, tmp_path):
         ids = Tokens.of(torch.arange(64).view(4, 16))
         recipe = Recipe(PruneSpec("magnitude", 0.25))
-        compress(str(base), recipe, ids, tmp_path / "out", RunOptions(quiet=True))
+        compress(str(base), tmp_path / "out", recipe, ids, RunOptions(quiet=True))
         return json.loads((tmp_path / "out" / "config.json").read_text()).get("auto_map")
 
     def test_with_its_code(self, base, tmp_path):

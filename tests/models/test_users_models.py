@@ -32,7 +32,7 @@ KINDS = [
 
 def run(model, tmp_path, **output):
     return compress(
-        model, RECIPE, Tokens.of(IDS), Output(tmp_path / "out", **output), RunOptions(quiet=True)
+        model, Output(tmp_path / "out", **output), RECIPE, Tokens.of(IDS), RunOptions(quiet=True)
     )
 
 

@@ -68,7 +68,7 @@ def test_the_walk_is_calibrated_on_them(tmp_path, monkeypatch, ids, family, whol
     """What was walked is what reads back; formats without codes hold them rounded."""
     monkeypatch.setattr(pipeline, "logits_fit", lambda *_: whole)
     base = save_tiny_model(tmp_path / "base", family)
-    record = srcr.compress(base, RECIPE, ids, tmp_path / "out", QUIET)
+    record = srcr.compress(base, tmp_path / "out", RECIPE, ids, QUIET)
     assert record.verification.difference <= record.verification.tolerance / 4
     assert record.rates.bits == 4  # TCr is of the blocks' linears
     assert {each.bits for each in record.embeddings} == {8}
@@ -86,7 +86,7 @@ def test_the_walk_is_calibrated_on_them(tmp_path, monkeypatch, ids, family, whol
 @pytest.mark.slow
 def test_everything_works_on_the_result(tmp_path, ids):
     base, out = save_tiny_model(tmp_path / "base", "gemma3"), tmp_path / "out"
-    record = srcr.compress(base, RECIPE, ids, out, QUIET)
+    record = srcr.compress(base, out, RECIPE, ids, QUIET)
     assert record.loader == "srcr"
     inspected = srcr.inspect(out)
     assert [(each.name, each.bits) for each in inspected.embeddings] == [("model.embed_tokens", 8)]
@@ -101,16 +101,16 @@ def test_everything_works_on_the_result(tmp_path, ids):
     assert small.divergence == same.divergence
     assert small.divergence.kl.value > 0
     again = Output(out, resume=True)
-    assert srcr.compress(base, RECIPE, ids, again, QUIET).seconds == record.seconds  # already done
+    assert srcr.compress(base, again, RECIPE, ids, QUIET).seconds == record.seconds  # already done
     other = Recipe(None, RECIPE.quant, embeddings=QuantSpec("gptq", 6, 16))
     with pytest.raises(InputError, match="another plan"):
-        srcr.compress(base, other, ids, again, QUIET)
+        srcr.compress(base, again, other, ids, QUIET)
 
 
 @pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path, monkeypatch, ids):
     base = save_tiny_model(tmp_path / "base", "llama", tie_word_embeddings=False)
-    srcr.compress(base, RECIPE, ids, tmp_path / "whole", QUIET)
+    srcr.compress(base, tmp_path / "whole", RECIPE, ids, QUIET)
     real = pipeline._write
 
     def killed(*_):
@@ -118,8 +118,8 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, monkeypatch, ids):
 
     monkeypatch.setattr(pipeline, "_write", killed)
     with pytest.raises(KeyboardInterrupt):
-        srcr.compress(base, RECIPE, ids, tmp_path / "out", QUIET)
+        srcr.compress(base, tmp_path / "out", RECIPE, ids, QUIET)
     monkeypatch.setattr(pipeline, "_write", real)
-    srcr.compress(base, RECIPE, ids, Output(tmp_path / "out", resume=True), QUIET)
+    srcr.compress(base, Output(tmp_path / "out", resume=True), RECIPE, ids, QUIET)
     for name in ("model.safetensors", "config.json", "plan.yaml"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -32,7 +32,7 @@ def test_the_record_is_the_same_with_and_without_what_was_written_before(folder,
         options = RunOptions(cache=cached)
         recipe = Recipe(None, QuantSpec(num_bits=4))
         calibration = Calibration("self", 4, 16)
-        record = compress(folder, recipe, calibration, Output(tmp_path / name), options)
+        record = compress(folder, Output(tmp_path / name), recipe, calibration, options)
         records[name] = {**to_dict(record), "seconds": 0, "peak_memory_bytes": 0}
         said = "calibration text written before: " in capsys.readouterr().err
         assert said == (name == "again")

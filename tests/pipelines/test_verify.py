@@ -27,7 +27,7 @@ def tokens():
 def compressed(folder, tokens, fmt, **quant):
     base = save_tiny_model(folder / "base", "llama", **WIDE)
     recipe = srcr.Recipe(srcr.PruneSpec(sparsity=0.25), srcr.QuantSpec(num_bits=4, **quant))
-    srcr.compress(base, recipe, tokens, srcr.Output(folder / "out", format=fmt), QUIET)
+    srcr.compress(base, srcr.Output(folder / "out", format=fmt), recipe, tokens, QUIET)
     return folder / "out"
 
 

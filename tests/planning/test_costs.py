@@ -66,7 +66,7 @@ def test_groups_of_an_automatic_size_are_counted(tmp_path):
 def check_counts(opened, space, levels, out, size):
     plan = space.plan(levels, opened.topology.shapes, 0)
     output = Output(out, "compressed-tensors")
-    rates = compress(opened, plan, Calibration("self", 2, 16), output, QUIET).rates
+    rates = compress(opened, output, plan, Calibration("self", 2, 16), QUIET).rates
     for target, written in (
         (Target(loaded_bytes=size), rates.loaded_bytes),
         (Target(stored_bytes=size), rates.stored_bytes),

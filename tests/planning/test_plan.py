@@ -85,7 +85,7 @@ def test_twenty_random_budgets_are_met_from_below(kind, opened, tmp_path):
         assert 0.995 * size <= cost <= size
         if i % 7 == 0:  # written for real
             out = Output(tmp_path / f"out{i}", "compressed-tensors")
-            rates = compress(opened, chosen, Calibration("self", 2, 16), out, QUIET).rates
+            rates = compress(opened, out, chosen, Calibration("self", 2, 16), QUIET).rates
             written = rates.stored_bytes if kind == "stored" else rates.loaded_bytes
             assert 0.995 * size <= written <= size
 

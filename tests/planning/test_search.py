@@ -123,7 +123,7 @@ def test_resume_on_a_finished_output_says_so_for_the_same_search_alone(finished,
 
 def test_a_finished_output_of_something_else_is_not_continued(finished, folder, tmp_path):
     out = tmp_path / "out"
-    compress(folder, Recipe(quant=QuantSpec()), DATA, Output(out), QUIET)
+    compress(folder, Output(out), Recipe(quant=QuantSpec()), DATA, QUIET)
     with pytest.raises(InputError, match=r"finished, with another command"):
         search(folder, TARGET, SPACE, DATA, Output(out, resume=True), SPEC, QUIET)
     result = search(
@@ -136,9 +136,9 @@ def test_a_search_can_be_continued_with_more_trials(folder, finished, tmp_path, 
     """A run that was killed among its finalists, and another that goes on from what it measured."""
     out = Output(tmp_path / "out")
 
-    def killed(opened, plan, *rest):
-        record = compress(opened, plan, *rest)
-        if "searched" in str(rest[1].path):
+    def killed(opened, output, *rest):
+        record = compress(opened, output, *rest)
+        if "searched" in str(output.path):
             raise KeyboardInterrupt
         return record
 

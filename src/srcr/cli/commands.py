@@ -81,7 +81,7 @@ def compress(
         )  # fmt: skip
         return
     record = run(
-        model, options.compression(), options.data(), output, options.run(command_line()),
+        model, output, options.compression(), options.data(), options.run(command_line()),
         options.recovery(),
     )  # fmt: skip
     if as_json:

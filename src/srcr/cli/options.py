@@ -5,18 +5,17 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from srcr.data.specs import Calibration, RecoveryText
 from srcr.environment import parse_size
 from srcr.errors import InputError
-from srcr.methods import get_pruner, get_quantizer
-from srcr.numerics.sparsity import UNSTRUCTURED, parse_structure
+from srcr.methods import check_methods, get_pruner, get_quantizer
 from srcr.pipelines.options import RunOptions
 from srcr.plans.plan import CompressionPlan, Recipe, read_plan
 from srcr.plans.recovery import RecoverySpec, parse_duration
-from srcr.plans.specs import Mode, Override, PruneSpec, QuantSpec, SolverSpec
-from srcr.plans.structures import STRUCTURES, structure_spec
+from srcr.plans.settings import RecipeSettings, recipe_of
+from srcr.plans.specs import Mode, Override
 from srcr.serialize import from_dict, from_yaml
 
 if TYPE_CHECKING:
@@ -24,13 +23,8 @@ if TYPE_CHECKING:
     from srcr.planning.space import SearchSpace
     from srcr.planning.specs import Resources
 
-#: Options of the solver, by the same names.
-SOLVER = ("mode", "dampening_frac", "dense_targets", "dense_share", "descent_rounds")
 #: Options that say what a plan says.
-DECIDED_BY_A_PLAN = (
-    "sparsity", "structure", "bits", "group_size", "symmetric", "prune_method", "quant_method", "targets",
-    "ignore", "overrides", "embeddings", "remove", *SOLVER,
-)  # fmt: skip
+DECIDED_BY_A_PLAN = tuple(RecipeSettings.__annotations__)
 #: Options that say what a sensitivity table says.
 DECIDED_BY_A_TABLE = (
     "sparsities", "widths", "group_size", "symmetric", "prune_method", "quant_method",
@@ -107,54 +101,14 @@ class Options:
                         f"--plan decides {option}: leave --{option} out, or edit the plan"
                     )
             return read_plan(Path(self.plan))
-        given = {name: getattr(self, name) for name in SOLVER if getattr(self, name) is not None}
-        return Recipe(
-            self._prune(),
-            self._quant(4 if self.bits is None else self.bits),
-            from_dict(SolverSpec, given, "the options"),
-            _patterns(self.targets),
-            _patterns(self.ignore),
-            self.overrides or {},
-            self._embeddings(),
-            structure_spec(self.remove),
-        )
-
-    def _quant(self, bits: int) -> QuantSpec | None:
-        method = get_quantizer(self.quant_method or "gptq").name
-        if bits == 16:
-            return None
-        return QuantSpec(method, bits, self._group_size(), self.symmetric is not False)
-
-    def _embeddings(self) -> QuantSpec | None:
-        bits = 16 if self.embeddings is None else self.embeddings
-        if bits != 16 and not 4 <= bits <= 8:
-            raise InputError(f"embeddings {bits}: use 4 to 8 bits, or 16 to leave them alone")
-        quant = self._quant(bits)
-        return None if quant is None else replace(quant, actorder=None)
-
-    def _prune(self) -> PruneSpec | None:
-        structure = self.structure or UNSTRUCTURED
-        if structure in STRUCTURES:
-            raise InputError(f"structure {structure}: use --remove {structure}=0.25")
-        method = get_pruner(self.prune_method or "sparsegpt").name
-        pattern = parse_structure(structure)
-        if pattern is not None and self.sparsity is None:
-            return PruneSpec.of(method, 0, structure)
-        spec = PruneSpec(method, self.sparsity or 0.0, structure)
-        return spec if spec.sparsity > 0 else None
-
-    def _group_size(self) -> int | Literal["auto"]:
-        if self.group_size is None or self.group_size == "auto":
-            return "auto"
-        try:
-            size = int(self.group_size)
-        except ValueError:
-            size = 0
-        if size != -1 and size < 1:
-            raise InputError(
-                f"group size {self.group_size!r}: use auto, -1 (channel-wise) or a number"
-            )
-        return size
+        names = RecipeSettings.__annotations__
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        recipe = recipe_of(given)
+        check_methods(recipe)
+        for name, known in (("prune_method", get_pruner), ("quant_method", get_quantizer)):
+            if name in given:  # of what is not done, too
+                known(given[name])
+        return recipe
 
     def space(self) -> "SearchSpace":
         """The levels that a plan chooses from, and how each is made.
@@ -162,7 +116,8 @@ class Options:
         Raises:
             InputError: as :meth:`compression`; options that the levels decide.
         """
-        from srcr.planning.space import BITS, SPARSITIES, SearchSpace, level_grid
+        from srcr.planning.space import SearchSpace, level_grid
+        from srcr.planning.specs import BITS, SPARSITIES
 
         for name in ("targets", "ignore", "overrides", "embeddings", "remove"):
             if getattr(self, name) is not None:
@@ -199,12 +154,12 @@ class Options:
 
     def data(self) -> Calibration:
         """Where calibration data comes from."""
-        default = Calibration()
-        return Calibration(
-            self.calibration or default.source,
-            self.samples,
-            default.seq_len if self.seq_len is None else self.seq_len,
-        )
+        given: dict[str, Any] = {
+            "source": self.calibration,
+            "samples": self.samples,
+            "seq_len": self.seq_len,
+        }
+        return Calibration(**{key: value for key, value in given.items() if value is not None})
 
     def training(self) -> RecoverySpec | None:
         """How the result is trained; None where that is not asked for.
@@ -241,11 +196,6 @@ def resources(database: Path | None, limit: str | None, ray: str | None) -> "Res
     from srcr.planning.specs import Resources
 
     return Resources(database, None if limit is None else parse_size(limit), ray)
-
-
-def _patterns(given: str | list[str] | None) -> tuple[str, ...]:
-    """Patterns of an option that was given once, several times, or not at all."""
-    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 def split_names(text: str) -> tuple[str, ...]:

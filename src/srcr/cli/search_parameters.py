@@ -9,8 +9,7 @@ from srcr.cli.option import (
     listed,
     option,
 )
-from srcr.planning.space import BITS, SPARSITIES
-from srcr.planning.specs import ExplorationSpec, SearchSpec
+from srcr.planning.specs import BITS, SPARSITIES, ExplorationSpec, SearchSpec
 from srcr.plans.objective import Objective
 
 Sparsities = Annotated[

@@ -8,6 +8,7 @@ Face hub (or a local folder); and in memory a list of strings, a ``datasets.Data
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from srcr.data.chat import Document
@@ -50,6 +51,10 @@ class TextRequest:
     default_samples: int
     purpose: Purpose
     seed: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, Path):
+            object.__setattr__(self, "source", str(self.source))
 
     @property
     def written(self) -> bool:

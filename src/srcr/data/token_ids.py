@@ -1,5 +1,6 @@
 """Rows of token ids that are there already: in a file, or in memory."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from srcr.data.padding import stack_rows
 from srcr.data.tokens import LanguageModel, Tokens, bos_token, context_length
@@ -14,10 +16,10 @@ from srcr.errors import InputError
 
 
 def holds_ids(source: Any) -> bool:
-    """Whether a source is token ids: a ``.safetensors`` file, a tensor, or lists of integers."""
+    """Whether a source is token ids: a ``.safetensors`` file, a tensor, lists of numbers, a DataLoader."""
     if isinstance(source, str):
         return source.endswith(".safetensors")
-    if isinstance(source, Tensor | Tokens):
+    if isinstance(source, Tensor | Tokens | DataLoader):
         return True
     rows = source if isinstance(source, list | tuple) else []
     return len(rows) > 0 and isinstance(rows[0], list | tuple)
@@ -30,6 +32,8 @@ def read_rows(source: Any, name: str, samples: int | None, most: int) -> Tokens:
     Raises:
         InputError: it holds no token ids, or fewer rows than ``samples``.
     """
+    if isinstance(source, DataLoader):
+        return _loaded_rows(source, name, samples, most)
     lengths = mask = None
     ids = source
     if isinstance(source, str):
@@ -108,6 +112,35 @@ def with_prefix(tokens: Tokens, config: Any) -> Tokens:
     if tokens.prefix or bos is None or not bool((tokens.input_ids[:, 0] == bos).all()):
         return tokens
     return replace(tokens, prefix=(bos,))
+
+
+def _loaded_rows(loader: "DataLoader[Any]", name: str, samples: int | None, most: int) -> Tokens:
+    """The first rows of the batches that a DataLoader gives: token ids [n, len], or a mapping with
+    ``input_ids`` and, where rows are padded, an ``attention_mask``."""
+    parts: list[Tokens] = []
+    count, wanted = 0, samples or most
+    for batch in loader:
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        ids = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+        if isinstance(ids, list | tuple) and len(ids) == 1:  # of a TensorDataset
+            ids = ids[0]
+        if not isinstance(ids, Tensor):
+            raise InputError(
+                f"{name}: a batch of the DataLoader holds no tensor of token ids [n, len], alone or as "
+                "input_ids: give texts as a list of strings or a datasets.Dataset"
+            )
+        check_shape(ids, name)
+        ids, left = ids[: wanted - count], wanted - count
+        parts.append(Tokens.of(ids, name, None if mask is None else mask[:left]))
+        count += len(ids)
+        if count == wanted:
+            break
+    if samples is not None and count < samples:
+        raise InputError(f"{name} gives {count} sequences, {samples} were asked for")
+    if not parts:
+        raise InputError(f"{name} gives nothing")
+    joined = Tokens.joined(parts)
+    return replace(joined, source=name)
 
 
 def _read_file(path: Path) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
@@ -30,7 +31,7 @@ from srcr.pipelines.blocks import Streams, compress_blocks, journaled_checkpoint
 from srcr.pipelines.embeddings import RoundedModel, round_embeddings
 from srcr.pipelines.folder import write_records
 from srcr.pipelines.options import Output, RunOptions
-from srcr.pipelines.preparing import Work, choose_memory, count_dense_batches, prepare
+from srcr.pipelines.preparing import Work, choose_memory, count_dense_batches, planned, prepare
 from srcr.pipelines.progress import console, say, stage
 from srcr.pipelines.structures import (
     Setting,
@@ -48,6 +49,7 @@ from srcr.pipelines.training import (
     train,
 )
 from srcr.plans.plan import CompressionPlan, Recipe
+from srcr.plans.settings import RecipeSettings
 from srcr.records.base_card import read_base_card
 from srcr.records.run import LayerRecord, RunRecord
 from srcr.serialize import digest, from_yaml
@@ -59,16 +61,20 @@ from srcr.storage.layout import RECORD
 @torch.no_grad()
 def compress(
     model: ModelLike,
-    plan: CompressionPlan | Recipe,
-    calibration: Calibration | Tokens | Source,
     output: Output | str | Path,
+    plan: CompressionPlan | Recipe | None = None,
+    calibration: Calibration | Tokens | Source = Calibration(),
     options: RunOptions = RunOptions(),
     recovery: Recovery | None = None,
+    **settings: Unpack[RecipeSettings],
 ) -> RunRecord:
     """Compress ``model`` (a folder, a hub id, "bundled", a transformers model alone or with its tokenizer, or
-    an open model) by ``plan`` into the folder ``output``. ``calibration``: a source by name, a list of
-    strings, a ``datasets.Dataset``, or token ids; or a :class:`Calibration`, which also says how much of it.
-    ``recovery``: how the result is trained against the original before it is written.
+    an open model) into the folder ``output``, by a ``plan`` or a recipe, or as ``settings`` say by the names
+    of the command line (``sparsity=0.25, bits=4``; without any as it does without options).
+
+    ``calibration``: a source by name or path, a list of strings, a ``datasets.Dataset``, token ids, or a
+    ``DataLoader`` of them; or a :class:`Calibration`, which also says how much of it. ``recovery``: how the
+    result is trained against the original before it is written.
 
     Returns the record that is also written there as ``srcr.json``. The folder appears only when it is whole
     and has been read back.
@@ -79,11 +85,11 @@ def compress(
         SrcrError: the disk refuses.
         VerificationError: what was written does not read back.
 
-    >>> recipe = Recipe(PruneSpec(sparsity=0.25), QuantSpec(num_bits=4))
-    >>> compress("bundled", recipe, "self", "small").rates.tcr
+    >>> compress("bundled", "small", sparsity=0.25, bits=4).rates.tcr
     0.8125
     """
     output = Output.of(output)
+    plan = planned(plan, settings)
     work = prepare(model, plan, calibration, output, options, recovery)
     fingerprint = work.fingerprint()
     if output.resume and (record := _finished(output, fingerprint)):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from srcr.errors import InputError
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -43,7 +45,14 @@ class Output:
     @classmethod
     def of(cls, output: "Output | str | Path") -> "Output":
         """An output as it is; a path with the defaults."""
-        return output if isinstance(output, Output) else cls(output)
+        if isinstance(output, Output):
+            return output
+        if not isinstance(output, str | Path):
+            raise InputError(
+                f"an output of type {type(output).__name__} is not known: give a path or an Output; of "
+                "compress it is the second argument, the plan the third"
+            )
+        return cls(output)
 
     @property
     def folder(self) -> Path:

@@ -1,7 +1,9 @@
 """What a compression is to do: everything that can be refused, before any work is done."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +45,7 @@ from srcr.pipelines.training import (
     load_texts,
 )
 from srcr.plans.plan import CompressionPlan, Recipe
+from srcr.plans.settings import recipe_of
 from srcr.serialize import digest
 from srcr.storage.atomic import partial_path
 from srcr.structure.sizes import StructureSize, planned_smaller, resolved
@@ -90,6 +93,21 @@ class Work:
             "training text": self.texts.train.sha256,
             "held-out text": self.texts.held_out.sha256,
         }
+
+
+def planned(
+    plan: CompressionPlan | Recipe | None, settings: Mapping[str, Any]
+) -> CompressionPlan | Recipe:
+    """The plan that was given, or the recipe of the settings.
+
+    Raises:
+        InputError: both were given, or the settings are no recipe's.
+    """
+    if plan is None:
+        return recipe_of(settings)
+    if settings:
+        raise InputError(f"the plan decides {next(iter(settings))}: give either, not both")
+    return plan
 
 
 @dataclass(frozen=True, eq=False)

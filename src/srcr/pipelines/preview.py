@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from srcr.data.sources import calibration_request, recovery_requests
-from srcr.data.specs import Calibration, RecoveryText, Source, check_text
+from srcr.data.specs import Calibration, RecoveryText, Source, check_calibration, check_text
 from srcr.data.tokens import Tokens, context_length
 from srcr.engine.memory import BATCH_TOKENS, choose_policy, estimate_memory, token_batches
 from srcr.environment import available_memory, parse_size, resident_memory, select_device
@@ -43,9 +43,9 @@ SAVED_NUMBERS, SAVED_CODE = 3, 1
 
 def preview_compression(
     model: ModelLike,
-    output: Output,
+    output: Output | str | Path,
     plan: CompressionPlan | Recipe,
-    calibration: Calibration | Tokens | Source,
+    calibration: Calibration | Tokens | Source = Calibration(),
     options: RunOptions = RunOptions(),
     recovery: Recovery | None = None,
 ) -> Preview:
@@ -53,7 +53,12 @@ def preview_compression(
 
     Raises:
         InputError: what it refuses before it reads the model, or its text.
+
+    >>> preview_compression("bundled", "small", Recipe(PruneSpec(sparsity=0.25), QuantSpec())).tcr
+    0.8125
     """
+    output = Output.of(output)
+    check_calibration(calibration)
     settled = settle(model, plan, output, options, recovery)
     opened, plan = settled.opened, settled.plan
     batches = _batches(calibration, opened)
@@ -104,6 +109,9 @@ def preview_search(
 
     Raises:
         InputError: what it refuses before it reads the model, or its text.
+
+    >>> preview_search("bundled", Target(tcr=0.8125), None, "self", Output("best")).tcr
+    0.8125
     """
     calibration = Calibration.of(calibration)
     check_text(calibration)
@@ -145,6 +153,9 @@ def preview_recovery(
 
     Raises:
         InputError: what it refuses before it reads the original, or its text.
+
+    >>> preview_recovery("bundled", "small", Output("better")).tcr
+    0.8125
     """
     text = RecoveryText.of(text)
     opened, trained = open_trainable(base, compressed, output, spec, text, options)

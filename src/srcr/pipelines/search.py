@@ -244,7 +244,7 @@ def _runner(work: _Work) -> FinalistRunner:
     def compress_finalist(plan: CompressionPlan, folder: Path) -> None:
         place = Output(folder, work.problem.format_name, resume=True)
         compress(
-            context.opened, plan, context.splits.calibration, place, replace(options, seed=None)
+            context.opened, place, plan, context.splits.calibration, replace(options, seed=None)
         )
 
     def evaluate_finalists(folders: Sequence[Path], data: EvaluationData) -> list[Evaluation]:

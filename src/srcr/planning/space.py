@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from srcr.errors import InputError
 from srcr.models.topology import LinearGroup
+from srcr.planning.specs import BITS, SPARSITIES
 from srcr.plans.plan import CompressionPlan, LayerPlan
 from srcr.plans.resolve import AUTO_GROUPS, Shapes, resolve_group_sizes, resolve_scale_bits
 from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec, SolverSpec
@@ -12,11 +13,6 @@ from srcr.records.search import Measurement
 
 #: A level for every group of linears, in the order they run; None leaves the group as it is.
 Assignment = tuple[CompressionLevel | None, ...]
-
-
-#: Sparsities and widths that a layer may have where none are named.
-SPARSITIES: tuple[float, ...] = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
-BITS: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
 
 
 def level_grid(

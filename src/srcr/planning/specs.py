@@ -7,6 +7,9 @@ from srcr.errors import InputError
 from srcr.plans.objective import Objective
 from srcr.plans.recovery import RecoverySpec
 
+#: Sparsities and widths that a layer may have where none are named.
+SPARSITIES: tuple[float, ...] = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
+BITS: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
 #: Finalists besides uniform ones that prune: quantized alone, allocated, searched.
 OTHER_FINALISTS = 3
 

@@ -1,0 +1,117 @@
+"""A recipe by the names that the command line and keywords of Python use."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
+
+from srcr.errors import InputError
+from srcr.numerics.sparsity import UNSTRUCTURED, parse_structure
+from srcr.plans.plan import Recipe
+from srcr.plans.specs import Mode, Override, PruneSpec, QuantSpec, SolverSpec
+from srcr.plans.structures import STRUCTURES, structure_spec
+from srcr.serialize import STRICT, from_dict
+
+#: Settings of the solver, by the same names.
+SOLVER = ("mode", "dampening_frac", "dense_targets", "dense_share", "descent_rounds")
+#: Bits that stand for no quantization.
+UNQUANTIZED = 16
+
+
+class RecipeSettings(TypedDict, total=False):
+    """What a recipe may be told; what is left out is as the specifications say. ``sparsity``: the share of
+    weights that become zero; ``bits``: 2 to 8, 16 quantizes nothing; ``remove``: whole structures that go
+    before, as "channels=0.25,layers=2" or a mapping; the rest as in docs/usage.md."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    sparsity: float
+    structure: str
+    bits: int
+    group_size: int | str
+    symmetric: bool
+    prune_method: str
+    quant_method: str
+    mode: Mode
+    dampening_frac: float
+    dense_targets: bool
+    dense_share: float
+    descent_rounds: int
+    targets: str | list[str] | tuple[str, ...]
+    ignore: str | list[str] | tuple[str, ...]
+    overrides: dict[str, Override]
+    embeddings: int
+    remove: str | dict[str, int | float]
+
+
+def recipe_of(settings: Mapping[str, Any]) -> Recipe:
+    """The recipe that :class:`RecipeSettings` describe.
+
+    Raises:
+        InputError: a name that is none of them, or a value out of range.
+
+    >>> recipe_of({"sparsity": 0.25, "bits": 3}).quant.num_bits
+    3
+    """
+    known = from_dict(RecipeSettings, dict(settings), "the settings")
+    solver = {name: value for name, value in known.items() if name in SOLVER}
+    bits = known.get("bits")
+    return Recipe(
+        _prune(known),
+        _quant(known, bits),
+        from_dict(SolverSpec, solver, "the settings"),
+        _patterns(known.get("targets")),
+        _patterns(known.get("ignore")),
+        known.get("overrides", {}),
+        _embeddings(known),
+        structure_spec(known.get("remove")),
+    )
+
+
+def _quant(settings: RecipeSettings, bits: int | None) -> QuantSpec | None:
+    if bits == UNQUANTIZED:
+        return None
+    given: dict[str, Any] = {
+        "method": settings.get("quant_method"),
+        "num_bits": bits,
+        "group_size": _group_size(settings.get("group_size")),
+        "symmetric": settings.get("symmetric"),
+    }
+    return QuantSpec(**{name: value for name, value in given.items() if value is not None})
+
+
+def _embeddings(settings: RecipeSettings) -> QuantSpec | None:
+    bits = settings.get("embeddings", UNQUANTIZED)
+    if bits != UNQUANTIZED and not 4 <= bits <= 8:
+        raise InputError(f"embeddings {bits}: use 4 to 8 bits, or 16 to leave them alone")
+    quant = _quant(settings, bits)
+    return None if quant is None else replace(quant, actorder=None)
+
+
+def _prune(settings: RecipeSettings) -> PruneSpec | None:
+    structure, sparsity = settings.get("structure", UNSTRUCTURED), settings.get("sparsity")
+    if structure in STRUCTURES:
+        raise InputError(f"structure {structure}: use --remove {structure}=0.25")
+    method = settings.get("prune_method", PruneSpec.method)
+    if parse_structure(structure) is not None and sparsity is None:
+        return PruneSpec.of(method, 0, structure)
+    spec = PruneSpec(method, sparsity or 0.0, structure)
+    return spec if spec.sparsity > 0 else None
+
+
+def _group_size(given: int | str | None) -> int | Literal["auto"] | None:
+    if given is None or given == "auto":
+        return given  # type: ignore[return-value]
+    try:
+        size = int(given)
+    except ValueError:
+        size = 0
+    if size != -1 and size < 1:
+        raise InputError(f"group size {given!r}: use auto, -1 (channel-wise) or a number")
+    return size
+
+
+def _patterns(given: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Patterns that were given once, several times, or not at all."""
+    return (given,) if isinstance(given, str) else tuple(given or ())
