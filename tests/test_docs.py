@@ -86,6 +86,14 @@ def test_what_is_no_command_is_noticed():
     assert len(commands(ROOT / "README.md")) > 4
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_pages_outside_the_site(name):
+    """Those of the site's own pages its build checks."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
 def test_make_targets_of_the_docs_are_there():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for page in PAGES:
