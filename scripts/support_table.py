@@ -56,16 +56,18 @@ def outcome(family: str, fmt: Format, folder: Path) -> str:
     return ", ".join(agreed) or "srcr"
 
 
+def row(family: str, place: Path) -> str:
+    """A family's row of the table, as Markdown; ``place``: a folder for its checkpoints."""
+    cells = [outcome(family, fmt, place / family / name) for name, fmt in formats().items()]
+    return f"| {family} | {' | '.join(cells)} |"
+
+
 def table() -> str:
     """The table, as Markdown."""
     known = formats()
     lines = [f"| | {' | '.join(f'`{name}`' for name in known)} |", "|---" * (len(known) + 1) + "|"]
     with tempfile.TemporaryDirectory() as place:
-        for family in FAMILIES:
-            cells = [
-                outcome(family, fmt, Path(place) / family / name) for name, fmt in known.items()
-            ]
-            lines.append(f"| {family} | {' | '.join(cells)} |")
+        lines += [row(family, Path(place)) for family in FAMILIES]
     return "\n".join(lines)
 
 
