@@ -307,8 +307,10 @@ class TestEvaluate:
         message = refused("evaluate", tiny, compressed, "--text", ids)
         assert "srcr.json" in message
 
-    def test_an_unknown_task_comes_with_near_names(self, refused, tiny):
-        assert "bundled" in refused("evaluate", tiny, tiny, "--tasks", "bundle")
+    def test_an_unknown_task(self, refused, tiny):
+        """(Near names: tests/metrics/test_tasks.py. To know all of them takes many seconds.)"""
+        message = refused("evaluate", tiny, tiny, "--tasks", "./nowhere")
+        assert "task folder nowhere does not exist" in message
 
     def test_tasks_need_a_tokenizer(self, refused, tiny, ids):
         options = ["--text", ids, "--tasks", "bundled"]

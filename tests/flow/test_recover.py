@@ -30,8 +30,10 @@ from srcr.serialize import from_yaml
 from srcr.storage.layout import RECORD
 from srcr.testing import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 QUIET = RunOptions(quiet=True)
-SPEC = RecoverySpec(steps=20, batch=16, lr=3e-3, scale_lr=4e-3)
+SPEC = RecoverySpec(steps=40, batch=16, lr=2e-3, scale_lr=3e-3)
 #: Where it matters that there was training, not how much it gave back.
 SHORT = RecoverySpec(steps=8, batch=16, lr=3e-3, scale_lr=4e-3)
 
@@ -82,10 +84,10 @@ def test_training_gives_back_and_the_record_says_what(small, better, texts):
     assert recovery.accepted
     assert recovery.after.value < 0.8 * recovery.before.value
     assert recovery.change.high < 0
-    assert (recovery.steps, recovery.source) == (20, small[1].name)
-    assert recovery.tokens == 20 * 16 * 23
+    assert (recovery.steps, recovery.source) == (40, small[1].name)
+    assert recovery.tokens == 40 * 16 * 23
     assert recovery.text.source == texts.sources[0]
-    assert [point.step for point in recovery.curve] == list(range(21))
+    assert [point.step for point in recovery.curve] == list(range(0, 41, 2))
     assert recovery.best_step == min(recovery.curve, key=lambda p: p.kl).step
     assert from_yaml(type(record), out / RECORD) == record
     assert record.verification.difference < 1e-4
@@ -181,7 +183,7 @@ def test_where_training_does_not_help_the_input_comes_back_byte_for_byte(small, 
 def test_training_again_keeps_the_record_of_both(better, small, texts, tmp_path):
     spec = RecoverySpec(steps=5, batch=4, lr=1e-3)
     record = recover(str(small[0]), better[0], tmp_path / "again", spec, texts, QUIET)
-    assert [each.steps for each in record.recoveries] == [20, 5]
+    assert [each.steps for each in record.recoveries] == [40, 5]
     assert record.recoveries[1].source == better[0].name
 
 
@@ -215,7 +217,7 @@ def interrupted_at(monkeypatch, number):
 def test_an_interrupted_run_goes_on_to_the_same_bytes(better, small, texts, tmp_path, monkeypatch):
     """At its first step, later, and once more before anything new was kept."""
     out = tmp_path / "out"
-    for step in (0, 9, 10):
+    for step in (0, 19, 20):
         with monkeypatch.context() as patch:
             interrupted_at(patch, step)
             with pytest.raises(KeyboardInterrupt, match="--resume continues"):
@@ -382,7 +384,6 @@ def test_specs_that_cannot_be(values, match):
         RecoverySpec(**values)
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one_does(small, texts, tmp_path):
     """By gloo, each with half of the rows."""
     arguments = [

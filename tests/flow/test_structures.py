@@ -18,6 +18,8 @@ from srcr.plans.specs import PruneSpec, QuantSpec
 from srcr.plans.structures import StructureSpec
 from srcr.testing import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 QUIET = RunOptions(quiet=True)
 IDS = (torch.arange(48).view(2, 24) * 7 + 3) % 96
 

@@ -123,8 +123,8 @@ def test_objectives_that_cannot_be_measured_are_refused():
     check_objective(Objective("semantic"), opened)
     with pytest.raises(InputError, match="tasks are text, but LlamaForCausalLM has no tokenizer"):
         check_objective(Objective("sr"), opened)
-    with pytest.raises(InputError, match="nonsense"):
-        check_objective(Objective("nonsense"), opened)
+    with pytest.raises(InputError, match="task folder nonsense does not exist"):
+        check_objective(Objective("./nonsense"), opened)
     short = open_model(tiny_model("llama", max_position_embeddings=48))
     with pytest.raises(InputError, match="32 new ones exceed the model's context of 48"):
         check_objective(Objective("semantic"), short)

@@ -19,7 +19,7 @@ from srcr.planning.specs import Resources, SearchSpec
 from srcr.plans.objective import Constraint, Objective
 from srcr.plans.plan import Recipe, Target
 from srcr.plans.recovery import RecoverySpec
-from srcr.plans.specs import PruneSpec, QuantSpec
+from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec
 from srcr.records.run import RunRecord
 from srcr.records.search import SearchResult
 from srcr.serialize import from_dict, from_yaml, read_json, to_json
@@ -171,7 +171,7 @@ def test_finalists_are_chosen_and_measured_on_different_data(
     monkeypatch.setattr(pipeline, "evaluate", watched)
     model, length = ("bundled", 64) if measure == "sr" else (folder, 36)  # tasks need a tokenizer
     spec = SearchSpec(trials=1, objective=Objective(measure, limit=6))
-    space = SearchSpace(level_grid([0.0, 0.25], [3, 4]))
+    space = SearchSpace((CompressionLevel(0.0, 3), CompressionLevel(0.25, 4)))
     out, data = tmp_path / "out", Calibration("self", 4, length)
     result = search(model, Target(tcr=0.8125), space, data, Output(out), spec, QUIET)
     assert len(calls) == 2
