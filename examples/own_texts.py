@@ -14,7 +14,7 @@ def main(model: str = "bundled", out: str = "small-own-texts") -> None:
     mine, others = texts(200, seed=1), texts(100, seed=2)
 
     recipe = srcr.Recipe(srcr.PruneSpec(sparsity=0.25), srcr.QuantSpec(num_bits=4))
-    record = srcr.compress(model, recipe, srcr.Calibration(mine, samples=16, seq_len=128), out)
+    record = srcr.compress(model, out, recipe, srcr.Calibration(mine, samples=16, seq_len=128))
     print(f"TCr {record.rates.tcr:.4f}, {record.rates.stored_bytes / 1e6:.2f} MB stored")
 
     unseen = srcr.EvaluationText(others, samples=16, seq_len=128)

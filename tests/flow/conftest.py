@@ -1,9 +1,11 @@
 """What the tests of whole runs share: models, data, and the command line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,10 +76,16 @@ def srcr_process():
     return run
 
 
+@pytest.fixture(scope="session")
+def saved_tiny(tmp_path_factory):
+    """A tiny Llama, which no test changes."""
+    return save_tiny_model(tmp_path_factory.mktemp("saved") / "tiny", "llama")
+
+
 @pytest.fixture
-def tiny(tmp_path):
+def tiny(saved_tiny, tmp_path):
     """A tiny Llama."""
-    return save_tiny_model(tmp_path / "tiny", "llama")
+    return Path(shutil.copytree(saved_tiny, tmp_path / "tiny"))
 
 
 @pytest.fixture

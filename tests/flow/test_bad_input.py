@@ -10,6 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from srcr.data.sources import Calibration
+from srcr.pipelines.compress import compress
+from srcr.pipelines.options import RunOptions
+from srcr.plans.plan import Recipe
+from srcr.plans.specs import QuantSpec
 from srcr.testing import save_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -292,10 +297,19 @@ class TestOutput:
 
 
 class TestEvaluate:
+    @pytest.fixture(scope="class")
+    def saved_compressed(self, saved_tiny, tmp_path_factory):
+        """The tiny Llama compressed, which no test changes."""
+        out = tmp_path_factory.mktemp("saved") / "small"
+        rows = torch.randint(0, 96, (8, 32), generator=torch.Generator().manual_seed(0))
+        compress(
+            saved_tiny, out, Recipe(None, QuantSpec()), Calibration(rows), RunOptions(quiet=True)
+        )
+        return out
+
     @pytest.fixture
-    def compressed(self, srcr, tiny, ids, tmp_path):
-        assert srcr("compress", tiny, "-o", tmp_path / "small", "--calibration", ids).code == 0
-        return tmp_path / "small"
+    def compressed(self, saved_compressed, tmp_path):
+        return Path(shutil.copytree(saved_compressed, tmp_path / "small"))
 
     def test_missing_model(self, refused, tiny, tmp_path):
         assert "does not exist" in refused("evaluate", tiny, tmp_path / "no")
@@ -356,8 +370,10 @@ class TestEvaluate:
         message = refused("evaluate", tiny, compressed, "--text", ids)
         assert "srcr.json" in message
 
-    def test_an_unknown_task_comes_with_near_names(self, refused, tiny):
-        assert "bundled" in refused("evaluate", tiny, tiny, "--tasks", "bundle")
+    def test_an_unknown_task(self, refused, tiny):
+        """(Near names: tests/metrics/test_tasks.py. To know all of them takes many seconds.)"""
+        message = refused("evaluate", tiny, tiny, "--tasks", "./nowhere")
+        assert "task folder nowhere does not exist" in message
 
     def test_tasks_need_a_tokenizer(self, refused, tiny, ids):
         options = ["--text", ids, "--tasks", "bundled"]

@@ -81,14 +81,14 @@ def test_the_rates_name_what_they_include(measured):
     assert 0 < measured.rates.entropy_bits <= 2
 
 
-def test_ten_candidates_cost_a_single_pass_of_the_base(small, tmp_path):
+def test_many_candidates_cost_a_single_pass_of_the_base(small, tmp_path):
     """Every forward pass of the base is counted, through all three measures."""
-    ten = [shutil.copytree(small, tmp_path / str(i)) for i in range(10)]
+    many = [shutil.copytree(small, tmp_path / str(i)) for i in range(4)]
     base, passes = load("bundled"), []
     base.register_forward_hook(lambda *_: passes.append(1))
     pair = base, load_tokenizer(model_path())
     counts = []
-    for candidates in (ten[:1], ten):
+    for candidates in (many[:1], many):
         passes.clear()
         evaluations = evaluate(
             pair, candidates, EvaluationText("bundled", 4, 64), TaskSpec(("bundled",), 5),
@@ -99,7 +99,7 @@ def test_ten_candidates_cost_a_single_pass_of_the_base(small, tmp_path):
             json.dumps({**to_dict(each), "seconds": 0, "compressed": ""}) for each in evaluations
         }
         assert len(alike) == 1
-    assert abs(counts[0] - counts[1]) <= 9  # the embeddings of each candidate's continuations
+    assert abs(counts[0] - counts[1]) <= 3  # the embeddings of each candidate's continuations
 
 
 def test_models_in_memory_give_the_same_and_stay_as_they_are(small, measured):

@@ -59,6 +59,23 @@ class Outcome:
 
 
 @pytest.fixture
+def tiny(tmp_path):
+    """A Llama of a single block: there are many runs."""
+    return save_tiny_model(tmp_path / "tiny", "llama", num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def speaking(stories, tmp_path_factory):
+    """A Llama of a single block with a real tokenizer."""
+    folder = save_tiny_model(
+        tmp_path_factory.mktemp("speaking") / "model", "llama", num_hidden_layers=1, vocab_size=512
+    )
+    for path in stories.glob("*token*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture
 def outcome(srcr, tmp_path):
     return Outcome(srcr, tmp_path)
 
@@ -105,9 +122,9 @@ def damaged(data, rng):
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
 )  # fmt: skip
-def test_files_beside_the_weights(name, outcome, stories, tmp_path):
+def test_files_beside_the_weights(name, outcome, speaking, tmp_path):
     model, out = tmp_path / "model", tmp_path / "out"
-    shutil.copytree(stories, model)
+    shutil.copytree(speaking, model)
     path, rng = model / name, random.Random(f"beside {name}")
     if not path.exists():
         path.write_text("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}")
@@ -139,7 +156,7 @@ ROWS = [
     ("kind", "row"),
     [("txt", 0), *((kind, row) for kind in ("jsonl", "parquet") for row in range(4))],
 )
-def test_text(kind, row, outcome, stories, tmp_path):
+def test_text(kind, row, outcome, speaking, tmp_path):
     rng, out = random.Random(f"text {kind} {row}"), tmp_path / "out"
     rows, path = [ROWS[row]] * 6, tmp_path / f"text.{kind}"
     for number in range(tries(7)):
@@ -155,7 +172,7 @@ def test_text(kind, row, outcome, stories, tmp_path):
             data = "\n".join(lines).encode("utf-8", "surrogatepass")
         path.write_bytes(data if number % 3 < 2 else damaged(data, rng))
         outcome.run(
-            "compress", stories, "-o", out, *COMPRESS, "--calibration", path, "--seq-len", 16, out=out
+            "compress", speaking, "-o", out, *COMPRESS, "--calibration", path, "--seq-len", 16, out=out
         )  # fmt: skip
     assert 0 in outcome.codes
 
@@ -245,9 +262,11 @@ NAMES = [
 def test_names(name, outcome, ids, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:
-        folder = save_tiny_model(tmp_path / "m" / name.replace("/", "_"), "llama")
+        folder = save_tiny_model(
+            tmp_path / "m" / name.replace("/", "_"), "llama", num_hidden_layers=1
+        )
     except (OSError, UnicodeError):
-        folder = save_tiny_model(tmp_path / "m" / "plain", "llama")
+        folder = save_tiny_model(tmp_path / "m" / "plain", "llama", num_hidden_layers=1)
     out = tmp_path / "o" / name
     (tmp_path / "o").mkdir()
     outcome.run("compress", folder, "-o", out, *COMPRESS, "--calibration", ids)

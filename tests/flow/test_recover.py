@@ -30,8 +30,12 @@ from srcr.serialize import from_yaml
 from srcr.storage.layout import RECORD
 from srcr.testing import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 QUIET = RunOptions(quiet=True)
 SPEC = RecoverySpec(steps=40, batch=16, lr=2e-3, scale_lr=3e-3)
+#: Where it matters that there was training, not how much it gave back.
+SHORT = RecoverySpec(steps=8, batch=16, lr=3e-3, scale_lr=4e-3)
 
 
 def ids(path, rows, seed):
@@ -111,7 +115,7 @@ def test_an_evaluation_sees_the_gain(small, better, tmp_path):
 def test_format_zeros_bits_and_bytes_stay(family, options, tmp_path, texts):
     base = save_tiny_model(tmp_path / "base", family, torch.bfloat16)
     before = compressed(base, texts, tmp_path / "before", **options)
-    recover(str(base), before, tmp_path / "after", SPEC, texts, QUIET)
+    recover(str(base), before, tmp_path / "after", SHORT, texts, QUIET)
     after = tmp_path / "after"
     assert {p.name for p in before.iterdir()} == {p.name for p in after.iterdir()}
     sizes = [(f / "model.safetensors").stat().st_size for f in (before, after)]
@@ -147,7 +151,7 @@ def test_structures_are_trained_too(tmp_path, texts):
     before = compressed(
         base, texts, tmp_path / "before", 0, None, structures=StructureSpec(channels=0.34, layers=1)
     )
-    spec = RecoverySpec(steps=40, batch=16, value_lr=5e-4)
+    spec = RecoverySpec(steps=20, batch=16, value_lr=1e-3)
     record = recover(str(base), before, tmp_path / "after", spec, texts, QUIET)
     assert record.recoveries[-1].accepted
     assert record.structures is not None
@@ -156,13 +160,13 @@ def test_structures_are_trained_too(tmp_path, texts):
 
 @pytest.mark.parametrize("stage", ["blockwise", "both"])
 def test_blocks_are_tuned_where_that_lowers_kl(stage, small, texts, tmp_path):
-    spec = RecoverySpec(stage, steps=10, batch=16, lr=1e-3, block_steps=30)
+    spec = RecoverySpec(stage, steps=6, batch=16, lr=1e-3, block_steps=20)
     record = recover(str(small[0]), small[1], tmp_path / "out", spec, texts, QUIET)
     (recovery,) = record.recoveries
     assert any(recovery.blocks)
     assert recovery.accepted
-    assert recovery.steps == (10 if stage == "both" else 0)
-    assert len(recovery.curve) == (11 if stage == "both" else 1)
+    assert recovery.steps == (6 if stage == "both" else 0)
+    assert len(recovery.curve) == (7 if stage == "both" else 1)
 
 
 def test_where_training_does_not_help_the_input_comes_back_byte_for_byte(small, texts, tmp_path):
@@ -239,7 +243,7 @@ def test_what_was_only_pruned_is_trained_beside_what_has_codes(small, texts, tmp
     )
     before = tmp_path / "before"
     compress(str(small[0]), Output(before), recipe, texts.sources[0], QUIET)
-    record = recover(str(small[0]), before, tmp_path / "after", SPEC, texts, QUIET)
+    record = recover(str(small[0]), before, tmp_path / "after", SHORT, texts, QUIET)
     assert record.recoveries[-1].accepted
     old, new = (detect(folder).read(folder) for folder in (before, tmp_path / "after"))
     for name in (layer.name for layer in record.layers):
@@ -281,7 +285,7 @@ def test_compress_trains_before_it_writes(small, texts, tmp_path, monkeypatch):
             recipe,
             texts.sources[0],
             QUIET,
-            Recovery(SPEC, texts),
+            Recovery(SHORT, texts),
         )
 
     record = run(tmp_path / "out")
@@ -291,7 +295,7 @@ def test_compress_trains_before_it_writes(small, texts, tmp_path, monkeypatch):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in small[1].iterdir()}
     assert record.rates.sparsity == _record(small[1]).rates.sparsity
     with monkeypatch.context() as patch:
-        interrupted_at(patch, 12)
+        interrupted_at(patch, 5)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "again")
     run(tmp_path / "again", resume=True)
@@ -299,7 +303,7 @@ def test_compress_trains_before_it_writes(small, texts, tmp_path, monkeypatch):
     assert run(tmp_path / "out", resume=True) == record
     untrained = Output(small[1], resume=True)
     with pytest.raises(InputError, match="with another training and training text"):
-        compress(str(small[0]), untrained, recipe, texts.sources[0], QUIET, Recovery(SPEC, texts))
+        compress(str(small[0]), untrained, recipe, texts.sources[0], QUIET, Recovery(SHORT, texts))
 
 
 def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_is_kept(
@@ -380,7 +384,6 @@ def test_specs_that_cannot_be(values, match):
         RecoverySpec(**values)
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one_does(small, texts, tmp_path):
     """By gloo, each with half of the rows."""
     arguments = [

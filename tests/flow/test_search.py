@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("SRCR_KILLS", "1"))
 
 LEVELS = ("--sparsities", "0,0.2,0.4", "--widths", "3,4,5")
-SMALL = ("--trials", 40, *LEVELS)
+#: As short as a search can be: little is found, but everything is written.
+SHORT = ("--trials", 1, "--sparsities", 0, "--widths", "3,4")
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,23 @@ def row_hashes(ids):
 def test_a_search_finds_writes_and_proves(srcr, base, text, tmp_path):
     out = tmp_path / "out"
     result = srcr(
-        "search", base, "--target", "tcr=0.8", "-o", out, "--calibration", text, *SMALL, "--json"
+        "search",
+        base,
+        "--target",
+        "tcr=0.8",
+        "-o",
+        out,
+        "--calibration",
+        text,
+        "--trials",
+        16,
+        *LEVELS,
+        "--json",
     )
     assert result.code == 0, result.err
     data = result.json()
     assert data["out"] == str(out)
-    assert data["trials"] == 40
+    assert data["trials"] == 24
     finalists = {finalist["compressed"]: finalist for finalist in data["finalists"]}
     chosen = finalists[data["chosen"]]
     # One that prunes and quantizes everywhere, what was allocated at once, and the best of what was measured.
@@ -89,8 +101,7 @@ def test_a_search_finds_writes_and_proves(srcr, base, text, tmp_path):
 
 def test_resume_on_a_finished_search(srcr, base, text, tmp_path):
     out = tmp_path / "out"
-    few = ("--trials", 8, "--sparsities", "0,0.2", "--widths", "3,4")
-    command = ["search", base, "-o", out, "--calibration", text, *few]
+    command = ["search", base, "-o", out, "--calibration", text, *SHORT]
     first = srcr(*command, "--target", "tcr=0.8", "--json")
     assert first.code == 0, first.err
     again = srcr(*command, "--target", "tcr=0.8", "--resume", "--json")
@@ -106,26 +117,33 @@ def test_resume_on_a_finished_search(srcr, base, text, tmp_path):
     assert replaced.json()["target"] == {"tcr": 0.79}
 
 
-def test_a_killed_search_goes_on_to_the_same_end(base, text, tmp_path):
+def test_a_killed_search_goes_on_to_the_same_end(srcr, base, text, tmp_path):
+    """Killed at any moment between its first trial and its end."""
+
     def command(out, *more):
         return [
-            sys.executable, "-m", "srcr", "search", str(base), "--target", "tcr=0.8", "-o", str(out),
-            "--calibration", str(text), "--trials", "16", *LEVELS, *more,
+            "search", base, "--target", "tcr=0.8", "-o", out, "--calibration", text, "--trials", 10,
+            "--sparsities", "0,0.2", "--widths", "3,4", *more,
         ]  # fmt: skip
 
     began = time.monotonic()
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    assert srcr(*command(tmp_path / "whole")).code == 0
     took = time.monotonic() - began
     rng = random.Random(os.getpid())
     for kill in range(KILLS):
-        out = tmp_path / f"killed{kill}"
+        out, study = tmp_path / f"killed{kill}", tmp_path / f"killed{kill}.partial/study.db"
         process = subprocess.Popen(
-            command(out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "srcr", *map(str, command(out))],
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
         )
-        time.sleep(rng.uniform(0.4, 0.95) * took)
+        while process.poll() is None and not study.exists():
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.9) * took)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        subprocess.run(command(out, "--resume"), check=True, capture_output=True)
+        resumed = srcr(*command(out, "--resume"))
+        assert resumed.code == 0, resumed.err
         whole, resumed = (
             json.loads((folder / "search.json").read_text()) for folder in (tmp_path / "whole", out)
         )
@@ -158,29 +176,20 @@ def test_sensitivity_then_plan_then_compress(srcr, base, text, tmp_path):
 
 
 def test_the_smallest_that_keeps_enough(srcr, base, text, tmp_path):
-    out = tmp_path / "out"
-    result = srcr(
-        "search",
-        base,
-        "--constraint",
-        "kl<=0.05",
-        "-o",
-        out,
-        "--calibration",
-        text,
-        "--trials",
-        4,
-        *LEVELS,
-        "--json",
-    )
+    def command(constraint, out, *more):
+        return (
+            "search", base, "--constraint", constraint, "-o", out, "--calibration", text,
+            "--trials", 4, *more,
+        )  # fmt: skip
+
+    levels = ("--sparsities", "0,0.2", "--widths", "4,5")
+    result = srcr(*command("kl<=0.05", tmp_path / "out", *levels, "--json"))
     assert result.code == 0, result.err
     data = result.json()
     assert data["choice"][data["chosen"]]["value"] <= 0.05
     assert data["finalists"][0]["rates"]["tcr"] > 0.6
-    tight = srcr(
-        "search", base, "--constraint", "kl<=1e-9", "-o", tmp_path / "no", "--calibration", text,
-        "--trials", 4, *LEVELS,
-    )  # fmt: skip
+    near = ("--sparsities", "0,0.03", "--widths", "5")  # a few steps apart
+    tight = srcr(*command("kl<=1e-9", tmp_path / "no", *near))
     assert tight.code == 1
     assert "no plan meets kl<=1e-09" in tight.error()
 
@@ -214,15 +223,15 @@ def test_bad_input_is_refused(args, message, srcr, base, text, tmp_path):
 def test_a_search_keeps_to_its_memory(tmp_path):
     """The smallest budget that is named is enough, and what the process really takes is within it."""
     base = save_tiny_model(
-        tmp_path / "base", "llama", hidden_size=256, intermediate_size=512, num_hidden_layers=4,
+        tmp_path / "base", "llama", hidden_size=256, intermediate_size=512, num_hidden_layers=2,
         head_dim=64, vocab_size=16384,
     )  # fmt: skip
     ids = torch.randint(0, 16384, (40, 64), generator=torch.Generator().manual_seed(0))
     save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
     command = [
         sys.executable, "-m", "srcr", "search", str(base), "--target", "tcr=0.8", "-o",
-        str(tmp_path / "out"), "--calibration", str(tmp_path / "ids.safetensors"), "--trials", "8",
-        "--sparsities", "0,0.2", "--widths", "3,4", "--memory",
+        str(tmp_path / "out"), "--calibration", str(tmp_path / "ids.safetensors"), "--trials", "4",
+        "--sparsities", "0,0.2", "--widths", "4", "--memory",
     ]  # fmt: skip
     refused = subprocess.run([*command, "100MB"], capture_output=True, text=True)
     assert refused.returncode == 2

@@ -18,17 +18,22 @@ from srcr.plans.specs import PruneSpec, QuantSpec
 from srcr.plans.structures import StructureSpec
 from srcr.testing import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 QUIET = RunOptions(quiet=True)
 IDS = (torch.arange(48).view(2, 24) * 7 + 3) % 96
 
 
-@pytest.fixture
-def text(tmp_path):
+def token_ids(path):
     """A file of token ids for the tiny models."""
-    path = tmp_path / "ids.safetensors"
     generator = torch.Generator().manual_seed(0)
     save_file({"input_ids": torch.randint(0, 96, (16, 32), generator=generator)}, path)
     return str(path)
+
+
+@pytest.fixture
+def text(tmp_path):
+    return token_ids(tmp_path / "ids.safetensors")
 
 
 def remove(folder, text, out, quant=None, prune=None, options=QUIET, **amounts):
@@ -121,21 +126,35 @@ def test_the_plan_of_a_run_says_what_went_and_gives_the_same_again(tmp_path, tex
     assert one == two
 
 
+#: What the runs that are killed remove.
+EVERYTHING = Recipe(
+    None,
+    QuantSpec(group_size=-1),
+    structures=StructureSpec(channels=0.34, heads=1, layers=1),
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A model, a text, and what a run leaves that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    base = save_tiny_model(folder / "llama", "llama", num_hidden_layers=3)
+    text = token_ids(folder / "ids.safetensors")
+    compress(str(base), Output(folder / "out"), EVERYTHING, text, QUIET)
+    return base, text, folder / "out"
+
+
 @pytest.mark.parametrize("where", ["depth", "width", "sweep"])
-def test_a_killed_run_resumes_to_the_same_bytes(where, tmp_path, text, monkeypatch):
-    base = save_tiny_model(tmp_path / "llama", "llama", num_hidden_layers=4)
-    amounts = {"channels": 0.34, "heads": 1, "layers": 1}
-    quant = QuantSpec(group_size=-1)
-    remove(base, text, tmp_path / "whole", quant, **amounts)
+def test_a_killed_run_resumes_to_the_same_bytes(where, whole, tmp_path, monkeypatch):
+    base, text, expected = whole
     out = tmp_path / "killed"
     with monkeypatch.context() as patch:
         stop_after(patch, where)
         with pytest.raises(KeyboardInterrupt, match="--resume"):
-            remove(base, text, out, quant, **amounts)
-    recipe = Recipe(None, quant, structures=StructureSpec(**amounts))
-    compress(str(base), Output(out, resume=True), recipe, text, QUIET)
+            compress(str(base), Output(out), EVERYTHING, text, QUIET)
+    compress(str(base), Output(out, resume=True), EVERYTHING, text, QUIET)
     for name in ("model.safetensors", "config.json", "plan.yaml"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (out / name).read_bytes() == (expected / name).read_bytes()
     assert not [path for path in out.iterdir() if path.is_dir()]
 
 

@@ -41,7 +41,7 @@ def random_weight(rows, groups, group_size, bits, symmetric, dtype, seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     groups=st.integers(1, 5),
     group_size=st.integers(1, 37),

@@ -213,7 +213,7 @@ def test_compressed_inspected_loaded_and_exported(tmp_path):
     ids = torch.randint(3, 90, (4, 16))
     out, quiet = tmp_path / "out", srcr.RunOptions(quiet=True)
     text, output = srcr.Calibration(ids, 4, 16), srcr.Output(out, format="gptq")
-    record = srcr.compress(base, recipe(4, 32), text, output, quiet)
+    record = srcr.compress(base, output, recipe(4, 32), text, quiet)
     assert (record.format, record.rates.engine) == ("gptq", "gptqmodel")
     inspection = srcr.inspect(out)
     assert inspection.quantized

@@ -83,12 +83,11 @@ def by_group(quant, prune=None):
 
 
 @pytest.mark.parametrize(
-    ("bits", "dtype"),
-    [(bits, torch.float32) for bits in range(2, 9)]
-    + [(bits, torch.bfloat16) for bits in (2, 3, 4, 8)],
+    ("bits", "dtype", "group"),
+    [(bits, torch.float32, 16) for bits in range(2, 9)]  # per channel: the widths below
+    + [(bits, torch.bfloat16, -1) for bits in (2, 3, 4, 8)],
     ids=lambda value: str(value).removeprefix("torch."),
 )
-@pytest.mark.parametrize("group", [-1, 16], ids=["channel", "group16"])
 @SYMMETRY
 def test_every_width(tmp_path, saved, dtype, symmetric, group, bits):
     base = saved("llama", dtype)

@@ -170,9 +170,9 @@ def test_from_the_model_to_every_format_and_back(tmp_path):
     options = srcr.RunOptions(0, quiet=True)
     recipe = srcr.Recipe(srcr.PruneSpec(sparsity=0.2), srcr.QuantSpec(num_bits=3))
     small, plain = tmp_path / "k", tmp_path / "32"
-    srcr.compress(base, recipe, ids, srcr.Output(small, format="gguf"), options)
+    srcr.compress(base, srcr.Output(small, format="gguf"), recipe, ids, options)
     in_blocks = srcr.Recipe(recipe.prune, srcr.QuantSpec(num_bits=3, group_size=32))
-    srcr.compress(base, in_blocks, ids, srcr.Output(plain, format="gguf"), options)
+    srcr.compress(base, srcr.Output(plain, format="gguf"), in_blocks, ids, options)
     sizes = [(folder / GGUF).stat().st_size for folder in (small, plain)]
     assert sizes[0] < sizes[1]
     srcr.export(small, srcr.Output(tmp_path / "archive", format="archive"), options)

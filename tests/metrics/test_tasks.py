@@ -289,6 +289,8 @@ def test_a_name_that_two_folders_have_is_refused(tmp_path: Path) -> None:
 def test_names_are_checked_before_anything_is_loaded() -> None:
     with pytest.raises(InputError, match=r"unknown task 'helaswag': did you mean .*hellaswag"):
         resolve_tasks(["paper", "helaswag"])
+    with pytest.raises(InputError, match=r"unknown task 'bundle': did you mean .*bundled"):
+        resolve_tasks(["bundle"])
     with pytest.raises(InputError, match=f"'{PAPER[0]}' cannot be loaded: .*TIGER-Lab/MMLU-Pro"):
         resolve_tasks(["paper"])
     assert logging.getLogger("lm_eval").level == logging.ERROR

@@ -21,7 +21,7 @@ def test_a_compressed_checkpoint_is_seen_as_its_model(tmp_path, ids, fmt):
     base = save_tiny_model(tmp_path / "base", "llama")
     quant = srcr.QuantSpec("rtn", 4)
     recipe = srcr.Recipe(quant=quant, embeddings=srcr.QuantSpec("rtn", 8))
-    srcr.compress(base, recipe, ids, Output(tmp_path / fmt, format=fmt), QUIET)
+    srcr.compress(base, Output(tmp_path / fmt, format=fmt), recipe, ids, QUIET)
     plain, packed = srcr.inspect(base), srcr.inspect(tmp_path / fmt)
     assert packed.blocks == plain.blocks
     assert packed.parameters == plain.parameters

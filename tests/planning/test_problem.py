@@ -49,10 +49,19 @@ def sources(folder):
     }  # fmt: skip
 
 
-def problem_of(opened, source, objective, samples=4, target=TARGET, length=LENGTH):
-    calibration = Calibration(source, samples, length)
-    context, _ = open_context(opened, calibration, None, 0, RunOptions(quiet=True))
+def context_of(opened, source, length=LENGTH):
+    calibration = Calibration(source, 4, length)
+    return open_context(opened, calibration, None, 0, RunOptions(quiet=True))[0]
+
+
+def problem_of(context, objective, target=TARGET):
     return search_problem(context, target, SPACE, "dense", SearchSpec(objective=objective))
+
+
+@pytest.fixture(scope="module", params=["self", "bundled", "txt", "jsonl", "ids", "in memory"])
+def context(request, opened, tmp_path_factory):
+    """The bundled model with a text of every form, split."""
+    return context_of(opened, sources(tmp_path_factory.mktemp("text"))[request.param])
 
 
 def rows(tokens):
@@ -68,10 +77,9 @@ def pieces(tokens, length):
     }
 
 
-@pytest.mark.parametrize("source", ["self", "bundled", "txt", "jsonl", "ids", "in memory"])
 @pytest.mark.parametrize("measure", ["kl", "top1", "semantic", "sr", "srcr", "knowledge"])
-def test_nothing_is_measured_on_what_it_was_chosen_by(source, measure, opened, tmp_path):
-    problem = problem_of(opened, sources(tmp_path)[source], Objective(measure))
+def test_nothing_is_measured_on_what_it_was_chosen_by(measure, context):
+    problem = problem_of(context, Objective(measure))
     splits = problem.context.splits
     parts = [rows(part) for part in splits.parts()]
     for i, part in enumerate(parts):
@@ -105,7 +113,7 @@ def test_nothing_is_measured_on_what_it_was_chosen_by(source, measure, opened, t
 def test_a_constraint_has_its_own_objective(opened, tmp_path):
     ids = sources(tmp_path)["ids"]
     target = Constraint(Objective("semantic"), 0.9)
-    problem = problem_of(opened, ids, Objective("kl"), target=target)
+    problem = problem_of(context_of(opened, ids), Objective("kl"), target)
     assert problem.objective.measure == "semantic"
     assert problem.choice.semantic is not None
 
@@ -115,8 +123,8 @@ def test_objectives_that_cannot_be_measured_are_refused():
     check_measurable(Objective("semantic"), opened)
     with pytest.raises(InputError, match="tasks are text, but LlamaForCausalLM has no tokenizer"):
         check_measurable(Objective("sr"), opened)
-    with pytest.raises(InputError, match="nonsense"):
-        check_objective(Objective("nonsense"))
+    with pytest.raises(InputError, match="task folder nonsense does not exist"):
+        check_objective(Objective("./nonsense"))
     short = open_model(tiny_model("llama", max_position_embeddings=48))
     with pytest.raises(InputError, match="32 new ones exceed the model's context of 48"):
         check_measurable(Objective("semantic"), short)
@@ -125,17 +133,17 @@ def test_objectives_that_cannot_be_measured_are_refused():
 def test_too_little_text_is_refused_with_the_reason(opened, tmp_path):
     ids = torch.randint(3, 1000, (20, LENGTH), generator=torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match="8 sequences, 8 of them different: a search calibrates"):
-        problem_of(opened, ids[:8], Objective())
+        context_of(opened, ids[:8])
     with pytest.raises(InputError, match="54 sequences, 4 of them different: a search"):
-        problem_of(opened, torch.cat([ids[:4], ids[:1].repeat(50, 1)]), Objective())
+        context_of(opened, torch.cat([ids[:4], ids[:1].repeat(50, 1)]))
     repeated = ids[:10].repeat(6, 1)
-    assert problem_of(opened, repeated, Objective()).choice.text.input_ids.shape[0] == 2
+    assert problem_of(context_of(opened, repeated), Objective()).choice.text.input_ids.shape[0] == 2
     with pytest.raises(InputError, match="prompts of 32 tokens do not fit into sequences of 16"):
-        problem_of(opened, ids, Objective("semantic"), length=16)
+        problem_of(context_of(opened, ids, length=16), Objective("semantic"))
     alike = ids.clone()
     alike[:, :-1] = alike[0, :-1]  # all prompts are the same
     with pytest.raises(InputError, match="fewer than 2 different prompts of 32 tokens"):
-        problem_of(opened, alike, Objective("semantic"))
+        problem_of(context_of(opened, alike), Objective("semantic"))
 
 
 @pytest.fixture(scope="module")

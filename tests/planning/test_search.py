@@ -19,7 +19,7 @@ from srcr.planning.specs import Resources, SearchSpec
 from srcr.plans.objective import Constraint, Objective
 from srcr.plans.plan import Recipe, Target
 from srcr.plans.recovery import RecoverySpec
-from srcr.plans.specs import PruneSpec, QuantSpec
+from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec
 from srcr.records.run import RunRecord
 from srcr.records.search import SearchResult
 from srcr.serialize import from_dict, from_yaml, read_json, to_json
@@ -30,7 +30,9 @@ pytestmark = pytest.mark.slow
 
 SPACE = SearchSpace(level_grid([0.0, 0.2, 0.4], [3, 4, 5]), quant=QuantSpec(group_size=-1))
 TARGET = Target(tcr=0.8)
-SPEC = SearchSpec(trials=24)
+SPEC = SearchSpec(trials=16)
+#: As short as a search can be, where what is looked at is not what it finds.
+SHORT = SearchSpec(trials=1)
 QUIET = RunOptions(quiet=True)
 IDS = torch.randint(0, 96, (40, 24), generator=torch.Generator().manual_seed(0))
 DATA = Calibration(IDS)
@@ -42,9 +44,29 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory):
+def openings():
+    """The functions of models.checkpoint that read the base, as often as the finished search called them."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(folder, openings, tmp_path_factory):
+    """The output of a search, and what it returned."""
     out = tmp_path_factory.mktemp("search") / "out"
-    return out, search(folder, TARGET, SPACE, DATA, Output(out), SPEC, QUIET)
+
+    def counted(function):
+        def call(*args, **kwargs):
+            if str(folder) in str(args[0]):
+                openings.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_open_folder", "hash_and_inspect", "load_model"):
+            patch.setattr(checkpoint, name, counted(getattr(checkpoint, name)))
+        result = search(str(folder), TARGET, SPACE, DATA, Output(out), SPEC, QUIET)
+    return out, result
 
 
 def weights(out):
@@ -62,40 +84,31 @@ def test_the_result_is_what_is_written(finished):
     assert from_dict(SearchResult, read_json(out / "search.json")) == result
     assert result.chosen in result.choice
     assert [each.compressed for each in result.finalists] == list(result.choice)
-    assert result.trials == len(result.measured) >= 24
+    assert result.trials == len(result.measured) >= SPEC.trials
     assert len(result.groups) == 8
     assert result.measured[0].kl == min(each.kl for each in result.measured if each.complete)
 
 
-def test_a_model_in_memory_gives_the_same_and_stays_as_it_is(finished, tmp_path):
+def test_the_base_is_opened_hashed_and_loaded_once(finished, openings):
+    assert sorted(openings) == ["_open_folder", "hash_and_inspect", "load_model"]
+
+
+def test_a_model_in_memory_gives_the_same_and_stays_as_it_is(finished, folder, tmp_path):
+    """Over the finished output of something else, which is not continued but may be replaced."""
     out, result = finished
+    place = Output(tmp_path / "out", resume=True)
+    compress(folder, place, Recipe(quant=QuantSpec()), DATA, QUIET)
+    with pytest.raises(InputError, match=r"finished, with another command"):
+        search(folder, TARGET, SPACE, DATA, place, SPEC, QUIET)
     model = tiny_model("llama")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    again = search(model, TARGET, SPACE, DATA, Output(tmp_path / "out"), SPEC, QUIET)
+    place = replace(place, overwrite=True)
+    again = search(model, TARGET, SPACE, DATA, place, SPEC, QUIET)
     assert again.measured == result.measured
     assert (again.chosen, again.choice) == (result.chosen, result.choice)
     assert same_weights(out, tmp_path / "out")
     after = model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-
-
-def test_the_base_is_opened_hashed_and_loaded_once(folder, tmp_path, monkeypatch):
-    calls = []
-
-    def count(name):
-        function = getattr(checkpoint, name)
-
-        def counted(*args, **kwargs):
-            if str(folder) in str(args[0]):
-                calls.append(name)
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(checkpoint, name, counted)
-
-    for name in ("_open_folder", "hash_and_inspect", "load_model"):
-        count(name)
-    search(str(folder), TARGET, SPACE, DATA, Output(tmp_path / "out"), SPEC, QUIET)
-    assert sorted(calls) == ["_open_folder", "hash_and_inspect", "load_model"]
 
 
 def test_resume_on_a_finished_output_says_so_for_the_same_search_alone(finished, folder, capsys):
@@ -121,20 +134,10 @@ def test_resume_on_a_finished_output_says_so_for_the_same_search_alone(finished,
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_a_finished_output_of_something_else_is_not_continued(finished, folder, tmp_path):
-    out = tmp_path / "out"
-    compress(folder, Output(out), Recipe(quant=QuantSpec()), DATA, QUIET)
-    with pytest.raises(InputError, match=r"finished, with another command"):
-        search(folder, TARGET, SPACE, DATA, Output(out, resume=True), SPEC, QUIET)
-    result = search(
-        folder, TARGET, SPACE, DATA, Output(out, resume=True, overwrite=True), SPEC, QUIET
-    )
-    assert result.choice == finished[1].choice
-
-
 def test_a_search_can_be_continued_with_more_trials(folder, finished, tmp_path, monkeypatch):
-    """A run that was killed among its finalists, and another that goes on from what it measured."""
-    out = Output(tmp_path / "out")
+    """A run that was killed among its finalists, and another that goes on from what it measured; of a model
+    that is open, which is taken as it is."""
+    out, opened = Output(tmp_path / "out"), open_model(folder)
 
     def killed(opened, output, *rest):
         record = compress(opened, output, *rest)
@@ -144,11 +147,11 @@ def test_a_search_can_be_continued_with_more_trials(folder, finished, tmp_path, 
 
     monkeypatch.setattr(pipeline, "compress", killed)
     with pytest.raises(KeyboardInterrupt, match="--resume continues"):
-        search(folder, TARGET, SPACE, DATA, out, SPEC, QUIET)
+        search(opened, TARGET, SPACE, DATA, out, SPEC, QUIET)
     monkeypatch.setattr(pipeline, "compress", compress)
-    more = replace(SPEC, trials=30)
-    result = search(folder, TARGET, SPACE, DATA, replace(out, resume=True), more, QUIET)
-    assert result.trials == 30
+    more = replace(SPEC, trials=20)
+    result = search(opened, TARGET, SPACE, DATA, replace(out, resume=True), more, QUIET)
+    assert result.trials == 20
     before = {(each.levels, each.kl) for each in finished[1].measured}
     assert before <= {(each.levels, each.kl) for each in result.measured}
 
@@ -168,7 +171,7 @@ def test_finalists_are_chosen_and_measured_on_different_data(
     monkeypatch.setattr(pipeline, "evaluate", watched)
     model, length = ("bundled", 64) if measure == "sr" else (folder, 36)  # tasks need a tokenizer
     spec = SearchSpec(trials=1, objective=Objective(measure, limit=6))
-    space = SearchSpace(level_grid([0.0, 0.25], [3, 4]))
+    space = SearchSpace((CompressionLevel(0.0, 3), CompressionLevel(0.25, 4)))
     out, data = tmp_path / "out", Calibration("self", 4, length)
     result = search(model, Target(tcr=0.8125), space, data, Output(out), spec, QUIET)
     assert len(calls) == 2
@@ -199,7 +202,7 @@ def rows(tokens):
 
 
 def test_the_smallest_that_keeps_enough(folder, tmp_path):
-    constraint, spec = Constraint(Objective("kl"), 0.05), replace(SPEC, tcr_precision=0.02)
+    constraint, spec = Constraint(Objective("kl"), 0.05), SearchSpec(4, tcr_precision=0.04)
     result = search(folder, constraint, SPACE, DATA, Output(tmp_path / "out"), spec, QUIET)
     rates = {each.compressed: each.rates.tcr for each in result.finalists}
     held = [name for name, score in result.choice.items() if score.value <= 0.05]
@@ -208,17 +211,25 @@ def test_the_smallest_that_keeps_enough(folder, tmp_path):
     assert rates["allocated"] > 0.6
     tight = Constraint(Objective("kl"), 1e-9)
     with pytest.raises(SrcrError, match="no plan meets kl<=1e-09"):
-        search(folder, tight, SPACE, DATA, Output(tmp_path / "no"), SearchSpec(4), QUIET)
+        search(
+            folder,
+            tight,
+            SPACE,
+            DATA,
+            Output(tmp_path / "no"),
+            replace(spec, tcr_precision=0.1),
+            QUIET,
+        )
 
 
 def test_a_budget_that_is_too_small_is_refused_before_the_work(folder, tmp_path):
     little = replace(QUIET, memory="50MB")
     with pytest.raises(InputError, match="--memory 50MB is too little for this search") as refused:
-        search(folder, TARGET, SPACE, DATA, Output(tmp_path / "out"), SPEC, little)
+        search(folder, TARGET, SPACE, DATA, Output(tmp_path / "out"), SHORT, little)
     assert list(tmp_path.iterdir()) == []
     smallest = str(refused.value).partition("use at least ")[2]
     enough = replace(QUIET, memory=smallest)
-    search(folder, TARGET, SPACE, DATA, Output(tmp_path / "out"), SPEC, enough)
+    search(folder, TARGET, SPACE, DATA, Output(tmp_path / "out"), SHORT, enough)
     assert (tmp_path / "out/search.json").is_file()
 
 
@@ -251,12 +262,6 @@ def test_a_model_in_memory_is_not_for_other_machines(tmp_path):
     spec = replace(SPEC, resources=Resources(ray="local"))
     with pytest.raises(InputError, match="--ray local: the workers open the model by its folder"):
         search(tiny_model("llama"), TARGET, SPACE, DATA, Output(tmp_path / "out"), spec, QUIET)
-
-
-def test_an_open_model_is_taken_as_it_is(folder, finished, tmp_path):
-    opened = open_model(folder)
-    result = search(opened, TARGET, SPACE, DATA, Output(tmp_path / "out"), SPEC, QUIET)
-    assert result.measured == finished[1].measured
 
 
 def test_what_was_chosen_is_trained_and_measured_as_the_others(tmp_path):
