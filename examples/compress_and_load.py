@@ -13,10 +13,9 @@ import srcr
 
 
 def main(model: str = "bundled", out: str = "small-4bit") -> None:
-    recipe = srcr.Recipe(quant=srcr.QuantSpec(num_bits=4))
     # Without any text of your own: "self" lets the model write it. Here few and short rows, to be quick.
     text = srcr.Calibration("bundled" if model == "bundled" else "self", samples=16, seq_len=128)
-    record = srcr.compress(model, out, recipe, text)
+    record = srcr.compress(model, out, calibration=text, bits=4)
     rates = record.rates
     print(f"{rates.base_bytes / 1e6:.1f} MB became {rates.stored_bytes / 1e6:.1f} MB in {out}")
 

@@ -12,9 +12,10 @@ import srcr
 
 def main(model: str, out: str = "small-gguf") -> None:
     # Embeddings at 8 bits too: on small models they are much of the file.
-    recipe = srcr.Recipe(quant=srcr.QuantSpec(num_bits=4), embeddings=srcr.QuantSpec(num_bits=8))
     text = srcr.Calibration("self", samples=16, seq_len=128)
-    record = srcr.compress(model, srcr.Output(out, format="gguf"), recipe, text)
+    record = srcr.compress(
+        model, srcr.Output(out, format="gguf"), calibration=text, bits=4, embeddings=8
+    )
     print(f"{out}/model.gguf: {record.rates.stored_bytes / 1e6:.2f} MB")
     for check in srcr.verify(out).checks:
         print(f"{check.engine}: {check.outcome}{f' ({check.reason})' if check.reason else ''}")

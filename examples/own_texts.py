@@ -13,8 +13,8 @@ def main(model: str = "bundled", out: str = "small-own-texts") -> None:
     # Any list of strings will do; so will a datasets.Dataset, or token ids [n, len].
     mine, others = texts(200, seed=1), texts(100, seed=2)
 
-    recipe = srcr.Recipe(srcr.PruneSpec(sparsity=0.25), srcr.QuantSpec(num_bits=4))
-    record = srcr.compress(model, out, recipe, srcr.Calibration(mine, samples=16, seq_len=128))
+    text = srcr.Calibration(mine, samples=16, seq_len=128)
+    record = srcr.compress(model, out, calibration=text, sparsity=0.25, bits=4)
     print(f"TCr {record.rates.tcr:.4f}, {record.rates.stored_bytes / 1e6:.2f} MB stored")
 
     unseen = srcr.EvaluationText(others, samples=16, seq_len=128)
