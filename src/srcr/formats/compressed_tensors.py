@@ -16,7 +16,7 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
-from srcr.formats.shards import write_config, write_shards
+from srcr.formats.shards import write_config, write_weights
 from srcr.models.checkpoint import OpenModel
 from srcr.models.config import read_config
 from srcr.models.matrices import MatrixRef
@@ -172,14 +172,11 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         scheme = contents.schemes.get(name)
         layout |= _layout(topology.matrix(name), topology.shape(name), scheme, dtype)
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name in plain:
-            yield name, checkpoint.tensor(name)
-        for name in contents.compressed:
-            weight = checkpoint.read(name)
-            yield from _encode(topology.matrix(name), weight, dtype).items()
+    def encode(names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            yield from _encode(topology.matrix(name), checkpoint.read(name), dtype).items()
 
-    write_shards(folder, topology, layout, tensors())
+    write_weights(checkpoint, folder, layout, encode)
 
 
 def quantization_config(contents: Contents) -> dict[str, Any]:

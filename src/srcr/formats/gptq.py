@@ -9,7 +9,7 @@ them. Groups lie as they stand in the file, so that ``g_idx`` is in order whatev
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
-from srcr.formats.shards import write_config, write_shards
+from srcr.formats.shards import write_config, write_weights
 from srcr.models.checkpoint import OpenModel
 from srcr.models.config import read_config
 from srcr.models.matrices import MatrixRef
@@ -200,14 +200,13 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         scheme = contents.schemes.get(name)
         layout |= _layout(topology.matrix(name), topology.shape(name), scheme, dtype)
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name in plain:
-            yield name, checkpoint.tensor(name)
-        for name in contents.compressed:
-            ref, weight = topology.matrix(name), checkpoint.read(name)
-            yield from _encode(ref, weight, dtype, config["checkpoint_format"]).items()
+    def encode(names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            yield from _encode(
+                topology.matrix(name), checkpoint.read(name), dtype, config["checkpoint_format"]
+            ).items()
 
-    write_shards(folder, topology, layout, tensors())
+    write_weights(checkpoint, folder, layout, encode)
 
 
 def quantization_config(contents: Contents) -> dict[str, Any]:
