@@ -1,4 +1,4 @@
-"""A result takes its room once while it is written, and a run that is stopped then goes on to the same bytes."""
+"""A result takes its room once while it is written; a run that is stopped then goes on to the same bytes."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from srcr import formats
 from srcr.storage.layout import JOURNAL
+from srcr.storage.safetensors import TensorFiles
 from srcr.testing import save_tiny_model
 
 #: Formats that stop a run while it writes, verifies or records, and measure the folder on the way.
@@ -75,6 +76,8 @@ FORMAT = replace(
 BLOCKS = 6
 #: Bytes of the smallest file on common file systems: how far a count of blocks is from one of bytes.
 GRAIN = 4096
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -143,18 +146,24 @@ def test_a_result_takes_its_room_once(srcr, command, stopping, tmp_path, other):
     assert not list((tmp_path / "out").glob("block-*"))
 
 
+STOPS = [
+    ("compressed-tensors", ("before move", 0)),
+    ("compressed-tensors", ("move", 3)),
+    ("compressed-tensors", ("verify", 0)),
+    ("compressed-tensors", ("record", 0)),
+    ("dense", ("move", BLOCKS - 1)),
+    ("archive", ("verify", 0)),  # written as a whole
+    ("archive", ("record", 0)),
+]
+
+
 @pytest.mark.parametrize(
-    "stop",
-    [("before move", 0), ("move", 0), ("before move", 3), ("move", BLOCKS - 1), ("verify", 0), ("record", 0)],
-    ids=lambda stop: f"{stop[0]} {stop[1]}",
-)  # fmt: skip
-@pytest.mark.parametrize("other", ["compressed-tensors", "dense", "archive"])
+    ("other", "stop"), STOPS, ids=[f"{other}-{stop[0]}" for other, stop in STOPS]
+)
 def test_stopped_while_writing_goes_on_to_the_same_bytes(
     srcr, command, stopping, tmp_path, other, stop
 ):
     module = stopping(other)
-    if other == "archive" and "move" in stop[0]:
-        pytest.skip("written as a whole")
     module.stop = stop
     result = srcr(*command("out"))
     assert result.code == 1
@@ -183,8 +192,6 @@ def test_a_moved_block_that_is_damaged_is_done_again(srcr, command, stopping, tm
     if damage == "missing":
         shard.unlink()
     else:
-        from srcr.storage.safetensors import TensorFiles
-
         name = line["places"]["model.safetensors"][0]
         data = bytearray(shard.read_bytes())
         header = 8 + int.from_bytes(data[:8], "little")

@@ -92,6 +92,13 @@ def notes(contents: Contents) -> list[str]:
             f"size and symmetry: srcr.load opens this checkpoint, transformers does not. It does where the "
             f"embedding has the linears' bits and group size, or is {remedy}"
         )
+    dense = sorted({s.num_bits for s in contents.schemes.values() if WORD_BITS % s.num_bits})
+    if dense:
+        widths = " and ".join(map(str, dense))
+        result.append(
+            f"codes of {widths} bits are packed as compressed-tensors does since 0.18: older versions read "
+            "other weights without a word (docs/serving.md), so use 2, 4 or 8 bits for them"
+        )
     if tables and contents.topology.tied:
         result.append(
             f"{tables[0]} is the output head too, packed once: vLLM does not load that yet"

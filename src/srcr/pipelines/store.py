@@ -10,6 +10,7 @@ from torch import Tensor
 from srcr.formats import Format, native
 from srcr.formats.checkpoint import Checkpoint
 from srcr.formats.verify import verify_weight
+from srcr.models.blockwise import BlockwiseModel
 from srcr.storage.journal import Journal
 from srcr.storage.safetensors import TensorFiles
 
@@ -22,13 +23,16 @@ class BlockStore:
     fmt: Format
 
     @cached_property
-    def written(self) -> Checkpoint:
-        """What the folder reads back to; of blocks that are not yet written there, nothing true."""
-        return self.fmt.read(self.journal.folder)
+    def written(self) -> Checkpoint | None:
+        """What the folder reads back to, a tensor at a time (of blocks that are not yet written there,
+        nothing true); None where it has to be loaded whole, which would not show what is written later."""
+        written = self.fmt.read(self.journal.folder)
+        tensors = written.tensors
+        return None if isinstance(tensors, BlockwiseModel) and tensors.in_memory else written
 
     def weights(self, number: int, names: Sequence[str]) -> Mapping[str, Tensor]:
         """The dequantized weights of a finished block."""
-        if self.journal.moved(number) is not None:
+        if self.journal.moved(number) is not None and self.written is not None:
             return {name: self.written.weight(name) for name in names}
         files = TensorFiles(self.journal.folder, [self.journal.file(number)])
         read = partial(native.decode_from, files.entries, files.get)
@@ -57,6 +61,8 @@ class _Mover:
 
     def move(self, block: int, places: Mapping[str, Sequence[str]]) -> None:
         journal, written = self.store.journal, self.store.written
+        if written is None:
+            return
         for name in self.checkpoint.contents.blocks()[block]:
             verify_weight(name, self.checkpoint, written, journal.folder)
         journal.move(block, places)

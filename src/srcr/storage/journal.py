@@ -92,8 +92,9 @@ class Journal:
     def move(self, number: int, places: Mapping[str, Sequence[str]]) -> None:
         """Note that the tensors of a block are in the weight files of the result, their names by those of
         the files; then its own file goes. They have reached the disk when this returns."""
-        for name in places:
-            with (self.folder / name).open("rb") as stream:
+        # Config and index too: without them the weight files cannot be read.
+        for path in [*(self.folder / name for name in places), *self.folder.glob("*.json")]:
+            with path.open("rb") as stream:
                 os.fsync(stream.fileno())
         line = {"moved": number, "places": {name: list(names) for name, names in places.items()}}
         line["tensors_sha256"] = self._hash_tensors(line)
