@@ -122,7 +122,7 @@ def read(version: Path, folder: Path) -> tuple[str, list[str]]:
 
 def table(names: list[str], results: list[tuple[str, list[str]]]) -> str:
     """Markdown: a row for versions that read the same, a column for each kind of checkpoint."""
-    columns = list(dict.fromkeys(name.split(" bits", 1)[1].removeprefix(", ") for name in names))
+    columns = list(dict.fromkeys(name.split(" bits", 1)[1].lstrip(", ") for name in names))
     rows: list[tuple[list[str], list[str]]] = []
     for version, given in results:
         cells = [_cell(column, names, given) for column in columns]
@@ -142,7 +142,7 @@ def _cell(column: str, names: list[str], given: list[str]) -> str:
     widths: dict[str, list[str]] = {}
     for name, result in zip(names, given, strict=True):
         bits, kind = name.split(" bits", 1)
-        if kind.removeprefix(", ") == column:
+        if kind.lstrip(", ") == column:
             widths.setdefault(result.split(":")[0], []).append(bits)
     return "; ".join(f"{', '.join(bits)} {result}" for result, bits in widths.items())
 

@@ -88,23 +88,20 @@ def check(contents: Contents) -> None:
 
 
 def notes(contents: Contents) -> list[str]:
-    """Which of them vLLM does not serve."""
-    if len(set(contents.schemes.values())) > 1:
-        return [
-            "vLLM fuses linears and looks for their settings under the fused name, so that gptq with several "
-            "settings is for GPTQModel: --format compressed-tensors is served by both"
-        ]
-    scheme = next(iter(contents.schemes.values()))
-    if (
-        not scheme.symmetric
-        or scheme.num_bits not in VLLM_WIDTHS
-        or scheme.group_size not in VLLM_GROUP_SIZES
-    ):
-        return [
-            "of the gptq layout vLLM takes symmetric 4 and 8 bits in groups of 32, 64, 128 or whole rows: "
-            "this is for GPTQModel"
-        ]
-    return []
+    """That vLLM does not serve the contents, where it does not: linears that it fuses have their settings
+    under a name that no file has, so that it takes only those that are alike everywhere."""
+    schemes = set(contents.schemes.values())
+    served = len(schemes) == 1 and all(
+        scheme.symmetric
+        and scheme.num_bits in VLLM_WIDTHS
+        and scheme.group_size in VLLM_GROUP_SIZES
+        for scheme in schemes
+    )
+    said = (
+        "of the gptq layout vLLM takes symmetric 4 or 8 bits in groups of 32, 64, 128 or whole rows, the same "
+        "everywhere: this is for GPTQModel"
+    )
+    return [] if served else [said]
 
 
 def scale_dtype(dtype: torch.dtype) -> ScaleDtype | None:
