@@ -97,11 +97,8 @@ def notes(contents: Contents) -> list[str]:
         and scheme.group_size in VLLM_GROUP_SIZES
         for scheme in schemes
     )
-    said = (
-        "of the gptq layout vLLM takes symmetric 4 or 8 bits in groups of 32, 64, 128 or whole rows, the same "
-        "everywhere: this is for GPTQModel"
-    )
-    return [] if served else [said]
+    limits = "symmetric 4 or 8 bits in groups of 32, 64, 128 or whole rows, the same everywhere"
+    return [] if served else [f"of the gptq layout vLLM takes {limits}: this is for GPTQModel"]
 
 
 def scale_dtype(dtype: torch.dtype) -> ScaleDtype | None:
@@ -230,11 +227,7 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
 
 
 def _settings(scheme: Scheme) -> dict[str, Any]:
-    return {
-        "bits": scheme.num_bits,
-        "group_size": scheme.group_size,
-        "sym": scheme.symmetric,
-    }
+    return {"bits": scheme.num_bits, "group_size": scheme.group_size, "sym": scheme.symmetric}
 
 
 def scheme_of(quantization: Mapping[str, Any], name: str) -> Scheme:
@@ -291,10 +284,8 @@ def _decode(
     Raises:
         InputError: its tensors do not fit it, or its columns are not grouped in order.
     """
-    ref, scheme, (rows, cols) = (
-        contents.topology.matrix(name), contents.schemes[name], contents.topology.shape(name),
-    )  # fmt: skip
-    module = _module(ref)
+    ref, scheme = contents.topology.matrix(name), contents.schemes[name]
+    module, (rows, cols) = _module(ref), contents.topology.shape(name)
     size = cols if scheme.group_size == -1 else scheme.group_size
     for key, meta in _layout(ref, (rows, cols), scheme, dtype).items():
         if key not in files or files.meta(key).shape != meta.shape:
@@ -328,8 +319,7 @@ def _decode(
 
 
 def _recognises(folder: Path) -> bool:
-    quantization = read_config(folder).get("quantization_config") or {}
-    return bool(quantization.get("quant_method") == NAME)
+    return bool((read_config(folder).get("quantization_config") or {}).get("quant_method") == NAME)
 
 
 def _loaded_bytes(folder: Path, _: Contents) -> LoadedBytes:
