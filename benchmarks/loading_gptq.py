@@ -71,12 +71,16 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
         ids, logits = expected.pop(" ids"), expected.pop(" logits")
         modules = dict(loaded.model.named_modules())
         differing = 0
+        missing = sum(name not in modules for name in expected)
         for name, weight in expected.items():
+            if name not in modules:
+                continue
             given = modules[name].dequantize_weight().T
             differing += int((given != weight.to(given.dtype)).sum())
         with torch.no_grad():
             given = loaded.model(ids, use_cache=False).logits.float()
-        line |= {"differing": differing, "logits": float((given - logits).norm() / logits.norm())}
+        distance = float((given - logits).norm() / logits.norm())
+        line |= {"differing": differing, "missing": missing, "logits": distance}
     except Exception as error:
         line["problem"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     print(json.dumps(line), flush=True)
@@ -153,6 +157,8 @@ def cell(line: dict[str, Any]) -> str:
     if "problem" in line:
         return line["problem"][:110].replace("|", "/")
     weights = "exact" if not line["differing"] else f"{line['differing']} weights differ"
+    if line["missing"]:
+        weights = f"{line['missing']} linears are not there"
     return f"{weights}, logits {line['logits']:.2g}"
 
 

@@ -128,7 +128,7 @@ def kill_and_resume(arguments: Sequence[str], out: Path) -> None:
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     partial = out.with_name(out.name + ".partial")
-    while process.poll() is None and not (partial / "block-00001.safetensors").exists():
+    while process.poll() is None and not (partial / "block-00001.tensors").exists():
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -135,7 +135,7 @@ def test_finished_blocks_are_not_done_again(srcr, command, stopping, interrupted
 def test_what_is_damaged_is_seen_and_done_again(srcr, command, interrupted, tmp_path, damage):
     interrupted(before=4)
     partial = tmp_path / "out.partial"
-    path = partial / "block-00001.safetensors"
+    path = partial / "block-00001.tensors"
     if damage == "block":
         data = bytearray(path.read_bytes())
         data[-1] ^= 1

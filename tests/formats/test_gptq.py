@@ -124,7 +124,7 @@ def test_settings_that_differ_are_named(tmp_path):
     assert scheme_of(quantization, NAME) == Scheme(8, 16, True)
     assert FORMAT.read(tmp_path).contents.schemes == checkpoint.contents.schemes
     verify_tensors(FORMAT, checkpoint, tmp_path)
-    assert "several settings" in FORMAT.notes(checkpoint.contents)[0]
+    assert "for GPTQModel" in FORMAT.notes(checkpoint.contents)[0]
 
 
 def test_what_vllm_serves_is_said():

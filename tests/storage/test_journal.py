@@ -6,7 +6,7 @@ import torch
 from srcr.errors import InputError
 from srcr.storage.journal import Journal, finished_blocks
 from srcr.storage.layout import JOURNAL
-from srcr.storage.safetensors import TensorFiles
+from srcr.storage.safetensors import TensorFiles, save_tensors
 
 FINGERPRINT = {"plan": "a", "base": "b"}
 
@@ -61,3 +61,36 @@ def test_what_else_is_worth_continuing(tmp_path):
         journal.retain()
     assert finished_blocks(tmp_path) == -1
     assert finished_blocks(tmp_path / "nowhere") == 0
+
+
+def moved(folder, number):
+    """The folder after a block has moved into a file of the result."""
+    with Journal(folder) as journal:
+        journal.begin(FINGERPRINT)
+        save_tensors({"w": torch.full((4,), float(number))}, folder / "model.safetensors")
+        journal.move(number, {"model.safetensors": ["w"]})
+    return folder
+
+
+def test_a_block_that_was_moved_is_taken_over(folder):
+    moved(folder, 0)
+    assert not Journal(folder).file(0).exists()
+    journal = resumed(folder)
+    assert len(journal.entries) == 2
+    assert journal.moved(0) == ["w"]
+    assert journal.moved(1) is None
+    assert journal.files() == [journal.file(1)]
+    assert finished_blocks(folder) == 2
+    assert resumed(folder).moved(0) == ["w"], "and again"
+
+
+@pytest.mark.parametrize("damage", ["other", "missing"])
+def test_a_moved_block_that_is_damaged_is_not(folder, damage):
+    moved(folder, 1)
+    if damage == "other":
+        save_tensors({"w": torch.zeros(4)}, folder / "model.safetensors")
+    else:
+        (folder / "model.safetensors").unlink()
+    journal = resumed(folder)
+    assert len(journal.entries) == 1
+    assert journal.moved(1) is None

@@ -51,6 +51,15 @@ class Contents:
         """The different schemes of a group; None for what is not quantized."""
         return {self.schemes.get(name) for name in group.names}
 
+    def blocks(self) -> list[list[str]]:
+        """What is compressed of each decoder block."""
+        compressed = set(self.compressed)
+        groups = (block.groups for block in self.topology.blocks)
+        return [
+            [name for group in each for name in group.names if name in compressed]
+            for each in groups
+        ]
+
     def embeddings(self) -> list[str]:
         """The embeddings and heads that are quantized."""
         return [name for name in self.topology.embeddings if name in self.schemes]
@@ -85,6 +94,20 @@ def planned_contents(plan: CompressionPlan, opened: OpenModel) -> Contents:
     return Contents(topology, opened.config, schemes, compressed)
 
 
+class Moving(Protocol):
+    """Compressed weights that need not lie in two places while a checkpoint is written: told of every block
+    that is in its folder, and asked which were there already."""
+
+    def moved(self, block: int) -> Sequence[str] | None:
+        """The tensors of a block, by the names that they have in the folder, where an earlier run put them
+        there; else None."""
+        ...
+
+    def move(self, block: int, places: Mapping[str, Sequence[str]]) -> None:
+        """A block has been written: its tensors' names by those of the files. It is not read again."""
+        ...
+
+
 class Tensors(Protocol):
     """A model's tensors under their names in its checkpoint."""
 
@@ -106,7 +129,8 @@ class Checkpoint:
     """A model of which some linears are compressed. ``config``: its config.json, without a
     quantization_config; ``dtype``: what it is stored in; ``tensors``: its other tensors (what stands there
     for compressed linears counts for nothing); ``read``: the compressed weight of a linear by name;
-    ``save_companions``: writes the files beside config and weights into a folder."""
+    ``save_companions``: writes the files beside config and weights into a folder; ``moving``: who is told
+    of blocks that are written, where a format writes a block at a time."""
 
     contents: Contents
     config: Mapping[str, Any]
@@ -114,6 +138,7 @@ class Checkpoint:
     tensors: Tensors
     read: Callable[[str], CompressedWeight]
     save_companions: Callable[[Path], None]
+    moving: Moving | None = None
 
     @classmethod
     def of(

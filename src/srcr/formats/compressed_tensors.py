@@ -16,7 +16,7 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme, check_own_scales
-from srcr.formats.shards import write_config, write_shards
+from srcr.formats.shards import write_config, write_weights
 from srcr.models.checkpoint import OpenModel
 from srcr.models.config import read_config
 from srcr.models.matrices import MatrixRef
@@ -92,6 +92,13 @@ def notes(contents: Contents) -> list[str]:
             f"{tables[0]} is packed, which transformers loads only where everything has the same bits, group "
             f"size and symmetry: srcr.load opens this checkpoint, transformers does not. It does where the "
             f"embedding has the linears' bits and group size, or is {remedy}"
+        )
+    dense = sorted({s.num_bits for s in contents.schemes.values() if WORD_BITS % s.num_bits})
+    if dense:
+        widths = " and ".join(map(str, dense))
+        result.append(
+            f"codes of {widths} bits are packed as compressed-tensors does since 0.18: older versions read "
+            "other weights without a word (docs/loading.md), so use 2, 4 or 8 bits for them"
         )
     if tables and contents.topology.tied:
         result.append(
@@ -173,14 +180,11 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         scheme = contents.schemes.get(name)
         layout |= _layout(topology.matrix(name), topology.shape(name), scheme, dtype)
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name in plain:
-            yield name, checkpoint.tensor(name)
-        for name in contents.compressed:
-            weight = checkpoint.read(name)
-            yield from _encode(topology.matrix(name), weight, dtype).items()
+    def encode(names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            yield from _encode(topology.matrix(name), checkpoint.read(name), dtype).items()
 
-    write_shards(folder, topology, layout, tensors())
+    write_weights(checkpoint, folder, layout, encode)
 
 
 def quantization_config(contents: Contents) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """``dense``: plain safetensors in the base model's precision, for every engine and every plan."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
-from srcr.formats.shards import write_config, write_shards
+from srcr.formats.shards import write_config, write_weights
 from srcr.models.checkpoint import open_model
 from srcr.models.config import is_quantized
 from srcr.models.matrices import MatrixRef
@@ -31,13 +31,14 @@ def _layout(
 def _write(checkpoint: Checkpoint, folder: Path) -> None:
     """Every parameter and buffer."""
     write_config(checkpoint, folder)
-    names = checkpoint.tensors.names()
-    write_shards(
-        folder,
-        checkpoint.contents.topology,
-        {name: checkpoint.meta(name) for name in names},
-        ((name, checkpoint.tensor(name)) for name in names),
-    )
+    matrix = checkpoint.contents.topology.matrix
+
+    def encode(names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        for parameter in dict.fromkeys(matrix(name).parameter for name in names):
+            yield parameter, checkpoint.tensor(parameter)
+
+    layout = {name: checkpoint.meta(name) for name in checkpoint.tensors.names()}
+    write_weights(checkpoint, folder, layout, encode)
 
 
 def _read(folder: Path) -> Checkpoint:

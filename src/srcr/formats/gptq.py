@@ -9,7 +9,7 @@ them. Groups lie as they stand in the file, so that ``g_idx`` is in order whatev
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme, check_own_scales
-from srcr.formats.shards import write_config, write_shards
+from srcr.formats.shards import write_config, write_weights
 from srcr.models.checkpoint import OpenModel
 from srcr.models.config import read_config
 from srcr.models.matrices import MatrixRef
@@ -89,23 +89,17 @@ def check(contents: Contents) -> None:
 
 
 def notes(contents: Contents) -> list[str]:
-    """Which of them vLLM does not serve."""
-    if len(set(contents.schemes.values())) > 1:
-        return [
-            "vLLM fuses linears and looks for their settings under the fused name, so that gptq with several "
-            "settings is for GPTQModel: --format compressed-tensors is served by both"
-        ]
-    scheme = next(iter(contents.schemes.values()))
-    if (
-        not scheme.symmetric
-        or scheme.num_bits not in VLLM_WIDTHS
-        or scheme.group_size not in VLLM_GROUP_SIZES
-    ):
-        return [
-            "of the gptq layout vLLM takes symmetric 4 and 8 bits in groups of 32, 64, 128 or whole rows: "
-            "this is for GPTQModel"
-        ]
-    return []
+    """That vLLM does not serve the contents, where it does not: linears that it fuses have their settings
+    under a name that no file has, so that it takes only those that are alike everywhere."""
+    schemes = set(contents.schemes.values())
+    served = len(schemes) == 1 and all(
+        scheme.symmetric
+        and scheme.num_bits in VLLM_WIDTHS
+        and scheme.group_size in VLLM_GROUP_SIZES
+        for scheme in schemes
+    )
+    limits = "symmetric 4 or 8 bits in groups of 32, 64, 128 or whole rows, the same everywhere"
+    return [] if served else [f"of the gptq layout vLLM takes {limits}: this is for GPTQModel"]
 
 
 def scale_dtype(dtype: torch.dtype) -> ScaleDtype | None:
@@ -201,14 +195,13 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         scheme = contents.schemes.get(name)
         layout |= _layout(topology.matrix(name), topology.shape(name), scheme, dtype)
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name in plain:
-            yield name, checkpoint.tensor(name)
-        for name in contents.compressed:
-            ref, weight = topology.matrix(name), checkpoint.read(name)
-            yield from _encode(ref, weight, dtype, config["checkpoint_format"]).items()
+    def encode(names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            yield from _encode(
+                topology.matrix(name), checkpoint.read(name), dtype, config["checkpoint_format"]
+            ).items()
 
-    write_shards(folder, topology, layout, tensors())
+    write_weights(checkpoint, folder, layout, encode)
 
 
 def quantization_config(contents: Contents) -> dict[str, Any]:
@@ -235,11 +228,7 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
 
 
 def _settings(scheme: Scheme) -> dict[str, Any]:
-    return {
-        "bits": scheme.num_bits,
-        "group_size": scheme.group_size,
-        "sym": scheme.symmetric,
-    }
+    return {"bits": scheme.num_bits, "group_size": scheme.group_size, "sym": scheme.symmetric}
 
 
 def scheme_of(quantization: Mapping[str, Any], name: str) -> Scheme:
@@ -296,10 +285,8 @@ def _decode(
     Raises:
         InputError: its tensors do not fit it, or its columns are not grouped in order.
     """
-    ref, scheme, (rows, cols) = (
-        contents.topology.matrix(name), contents.schemes[name], contents.topology.shape(name),
-    )  # fmt: skip
-    module = _module(ref)
+    ref, scheme = contents.topology.matrix(name), contents.schemes[name]
+    module, (rows, cols) = _module(ref), contents.topology.shape(name)
     size = cols if scheme.group_size == -1 else scheme.group_size
     for key, meta in _layout(ref, (rows, cols), scheme, dtype).items():
         if key not in files or files.meta(key).shape != meta.shape:
@@ -333,8 +320,7 @@ def _decode(
 
 
 def _recognises(folder: Path) -> bool:
-    quantization = read_config(folder).get("quantization_config") or {}
-    return bool(quantization.get("quant_method") == NAME)
+    return bool((read_config(folder).get("quantization_config") or {}).get("quant_method") == NAME)
 
 
 def _loaded_bytes(folder: Path, _: Contents) -> LoadedBytes:

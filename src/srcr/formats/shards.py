@@ -1,7 +1,7 @@
 """The files of a Hugging Face folder: config, and weights in shards of at most 1 GB, a tensor at a time."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,59 @@ def write_shards(
 ) -> None:
     """Write ``tensors``, which come in any order, into the files that their ``layout`` (shapes and
     precisions, no data) gives, blocks first; and an index where there are several."""
+    with _open_shards(folder, topology, layout, ()) as (writers, files):
+        for name, tensor in tensors:
+            writers[files[name]].write(name, tensor)
+
+
+def write_weights(
+    checkpoint: Checkpoint,
+    folder: Path,
+    layout: Mapping[str, Tensor],
+    encode: Callable[[Sequence[str]], Iterable[tuple[str, Tensor]]],
+) -> None:
+    """Write a checkpoint's weights into the files that their ``layout`` gives: ``encode`` gives the tensors
+    of compressed weights, asked for a block at a time; then come the others. ``checkpoint.moving`` is told of
+    each block, and blocks that it has moved before are left as they are."""
+    contents, moving = checkpoint.contents, checkpoint.moving
+    blocks = contents.blocks()
+    before = [None if moving is None else moving.moved(i) for i in range(len(blocks))]
+    there = [name for names in before for name in names or ()]
+    with _open_shards(folder, contents.topology, layout, there) as (writers, files):
+        for number, names in enumerate(blocks):
+            if before[number] is not None or not names:
+                continue
+            places: dict[str, list[str]] = {}
+            for name, tensor in encode(names):
+                writers[files[name]].write(name, tensor)
+                places.setdefault(files[name], []).append(name)
+            if moving is not None:
+                moving.move(number, places)
+        in_blocks = {name for names in blocks for name in names}
+        for name, tensor in encode([n for n in contents.compressed if n not in in_blocks]):
+            writers[files[name]].write(name, tensor)
+        for name in checkpoint.plain_names():
+            writers[files[name]].write(name, checkpoint.tensor(name))
+
+
+@contextmanager
+def _open_shards(
+    folder: Path, topology: Topology, layout: Mapping[str, Tensor], there: Sequence[str]
+) -> Iterator[tuple[dict[str, TensorFileWriter], dict[str, str]]]:
+    """The writers of the files that a layout gives, by their names, and the file of each tensor; an index
+    where there are several. The tensors ``there`` are in them already."""
     ordered = {name: layout[name] for name in _blocks_first(layout, topology)}
     split = split_torch_state_dict_into_shards(ordered, max_shard_size=MAX_SHARD)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(to_json(index), encoding="utf-8")
     with ExitStack() as stack:
         writers = {}
         for file, names in split.filename_to_tensors.items():
             part = {name: layout[name] for name in names}
-            writers[file] = stack.enter_context(TensorFileWriter(folder / file, part))
-        for name, tensor in tensors:
-            writers[split.tensor_to_filename[name]].write(name, tensor)
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / INDEX).write_text(to_json(index), encoding="utf-8")
+            kept = [name for name in there if name in part]
+            writers[file] = stack.enter_context(TensorFileWriter(folder / file, part, kept))
+        yield writers, split.tensor_to_filename
 
 
 def _blocks_first(names: Iterable[str], topology: Topology) -> Iterator[str]:

@@ -22,12 +22,12 @@ from srcr.models.topology import LinearGroup
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.tensors import dtype_name, is_finite
 from srcr.pipelines.progress import Bar, stage
+from srcr.pipelines.store import BlockStore
 from srcr.plans.plan import CompressionPlan, LayerPlan
 from srcr.records.run import LayerRecord
 from srcr.serialize import from_dict, to_dict
 from srcr.solver.problem import LayerProblem
 from srcr.solver.solve import solve
-from srcr.storage.journal import Journal
 from srcr.storage.safetensors import TensorFiles
 
 
@@ -46,17 +46,17 @@ def compress_blocks(
     batches: Sequence[Tensor],
     dense_batches: int,
     policy: MemoryPolicy,
-    journal: Journal,
+    store: BlockStore,
     quiet: bool,
 ) -> tuple[list[LayerRecord], Walked]:
     """The record of every compressed layer, and what the compressed blocks give for the first row. The
-    weights go into the journal, a block at a time; blocks that it holds already are taken over."""
+    weights go into the store's journal, a block at a time; blocks that it holds already are taken over."""
     blocks = streams.blocks
     count = len(blocks.topology.blocks)
     steps = sum(len(block.groups) + 1 for block in blocks.topology.blocks) - 1
     layers: list[LayerRecord] = []
     with stage("compress", steps, quiet) as bar:
-        visitor = _Visitor(blocks, plan, policy, journal, bar)
+        visitor = _Visitor(blocks, plan, policy, store, bar)
         for records in walk(
             blocks, batches, visitor.visit, visitor.advance, dense_batches, policy, streams.dense
         ):
@@ -74,7 +74,7 @@ class _Visitor:
     blocks: BlockwiseModel
     plan: CompressionPlan
     policy: MemoryPolicy
-    journal: Journal
+    store: BlockStore
     bar: Bar
     error: float | None = None
     hidden: Tensor | None = None
@@ -84,7 +84,7 @@ class _Visitor:
 
     def visit(self, pair: BlockPair) -> list[LayerRecord]:
         """Compress a block, or take it over from the journal."""
-        known = pair.index < len(self.journal.entries)
+        known = pair.index < len(self.store.journal.entries)
         records = self._take_over(pair) if known else self._compress_block(pair)
         if pair.index + 1 == len(self.blocks.topology.blocks):
             self.hidden = pair.output(0)[:1].cpu()
@@ -98,7 +98,7 @@ class _Visitor:
             self.policy.tidy()
         records = [self._record(name, weight) for name, weight in done.items()]
         layers = [to_dict(record) for record in records]
-        self.journal.add(native.encode_all(done), layers=layers)
+        self.store.journal.add(native.encode_all(done), layers=layers)
         return records
 
     def advance(self, index: int) -> None:
@@ -129,13 +129,12 @@ class _Visitor:
 
     def _take_over(self, pair: BlockPair) -> list[LayerRecord]:
         """Put a block as an earlier run finished it."""
-        entry = self.journal.entries[pair.index]
-        where = str(self.journal.folder)
+        journal = self.store.journal
+        entry, where = journal.entries[pair.index], str(journal.folder)
         records = [from_dict(LayerRecord, layer, where) for layer in entry["layers"]]
-        files = TensorFiles(self.journal.folder, [self.journal.file(pair.index)])
-        for record in records:
-            weight = native.decode_from(files.entries, files.get, record.name)
-            pair.replace(record.name, weight.dequantize())
+        weights = self.store.weights(pair.index, [record.name for record in records])
+        for name, weight in weights.items():
+            pair.replace(name, weight)
         return records
 
     def _record(self, name: str, weight: CompressedWeight) -> LayerRecord:

@@ -33,6 +33,7 @@ from srcr.pipelines.folder import write_records
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.preparing import Work, choose_memory, count_dense_batches, planned, prepare
 from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.store import BlockStore
 from srcr.pipelines.structures import (
     Setting,
     SmallerModel,
@@ -115,11 +116,12 @@ def compress(
         streams = Streams(
             *(each.blockwise.on(work.blocks.device) for each in (rounded.opened, smaller.opened))
         )
+        store = BlockStore(journal, work.fmt)
         layers, walked = compress_blocks(
-            streams, work.plan, batches, dense_batches, policy, journal, options.quiet
+            streams, work.plan, batches, dense_batches, policy, store, options.quiet
         )
         finished = _Finished(work, smaller, rounded, layers, walked)
-        return _write(_recovered(finished, journal), journal)
+        return _write(_recovered(finished, journal), store)
 
 
 def _finished(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:
@@ -197,23 +199,27 @@ def _recovered(finished: _Finished, journal: Journal) -> _Finished:
     )
 
 
-def _write(finished: _Finished, journal: Journal) -> RunRecord:
-    """Write the checkpoint from the journal, read it back, and record the run."""
-    work, folder, files = finished.work, journal.folder, finished.files(journal)
+def _write(finished: _Finished, store: BlockStore) -> RunRecord:
+    """Write the checkpoint from the journal, read it back, and record the run. Whatever a run needs to
+    continue stays until the record is written."""
+    work, journal, folder = finished.work, store.journal, store.journal.folder
     checkpoint = finished.checkpoint(journal)
+    if finished.trained is None:
+        checkpoint = store.moving(checkpoint)
     with stage("write", 3, work.options.quiet) as bar:
         bar.note("weights")
         work.fmt.write(checkpoint, folder)
         bar.note("verify", advance=1)
-        written = verify_tensors(work.fmt, checkpoint, folder)
+        verified_before = store.moved_names(checkpoint)
+        written = verify_tensors(work.fmt, checkpoint, folder, verified_before)
         verified = _verified(finished, folder, written)
         bar.note("record", advance=1)
-        for path in files:
-            path.unlink()
         record = _record(finished, verified, folder)
+        write_records(folder, record, work.plan)
+        for path in finished.files(journal):
+            path.unlink()
         drop_work(folder)
         drop_state(folder)
-        write_records(folder, record, work.plan)
         bar.note("done", advance=1)
     return record
 

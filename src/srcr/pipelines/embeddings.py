@@ -25,7 +25,7 @@ from srcr.records.run import LayerRecord
 from srcr.storage.safetensors import TensorFiles, save_tensors
 
 #: Where they lie beside the journal of the blocks.
-FILE = "embeddings.safetensors"
+FILE = "embeddings.tensors"
 #: Numbers that are rounded together.
 CHUNK_ELEMENTS = 1 << 22
 

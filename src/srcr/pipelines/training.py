@@ -37,7 +37,7 @@ from srcr.storage.journal import Journal
 from srcr.storage.safetensors import TensorFiles, save_tensors
 
 #: Where training stands, in the folder of a run.
-STATE = "recovery.safetensors"
+STATE = "recovery.tensors"
 #: Saving may take this share of the time between two savings.
 SAVING_SHARE = 0.05
 #: Rows that blocks are tuned on: their activations, before and behind a block, stay in memory.

@@ -1,23 +1,26 @@
 """What a run has finished, kept beside the work in progress so that a killed run continues.
 
 ``OUT.partial/.srcr-in-progress`` holds one JSON object a line: first what decides the result (the run's
-fingerprint), then an entry for each finished block with the hash of its file. A line that was torn, or a
-block whose file is missing or damaged, ends what can be taken over; that block and those behind it are
-done again.
+fingerprint), then an entry for each finished block with the hash of its file. While the result is written,
+blocks move: once a block's tensors are in the weight files, a line says which and with what hash, and the
+block's own file goes. A line that was torn, or a block whose file or tensors are missing or damaged, ends
+what can be taken over; that block and those behind it are done again.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from torch import Tensor
 
 from srcr.errors import InputError
+from srcr.numerics.tensors import as_bytes
 from srcr.storage.layout import JOURNAL
 from srcr.storage.lock import lock
-from srcr.storage.safetensors import hash_files, save_tensors
+from srcr.storage.safetensors import TensorFiles, hash_files, save_tensors
 
 
 class Journal:
@@ -31,6 +34,7 @@ class Journal:
         self.folder = folder
         self._stream = lock(folder / JOURNAL)
         self.entries: list[dict[str, Any]] = []
+        self._moved: dict[int, dict[str, Any]] = {}
 
     def begin(self, fingerprint: Mapping[str, str]) -> None:
         """Take over what an earlier run with the same fingerprint has finished, else start afresh.
@@ -48,14 +52,24 @@ class Journal:
                     "options to continue it, or --overwrite to start afresh"
                 )
         self.entries = []
+        moved = {line["moved"]: line for line in lines[1:] if "moved" in line}
+        self._moved = {number: line for number, line in moved.items() if self._in_place(line)}
         retained = [line for line in lines[1:] if "retained" in line][:1]
-        for line in (each for each in lines[1:] if "retained" not in each):
+        others = (each for each in lines[1:] if "retained" not in each and "moved" not in each)
+        for line in others:
             if line.get("block") != len(self.entries) or not self._intact(line):
                 break
             self.entries.append(line)
+        count = len(self.entries)
+        self._moved = {number: line for number, line in self._moved.items() if number < count}
         self._stream.seek(0)
         self._stream.truncate()
-        for line in [{"fingerprint": dict(fingerprint)}, *retained, *self.entries]:
+        for line in [
+            {"fingerprint": dict(fingerprint)},
+            *retained,
+            *self.entries,
+            *self._moved.values(),
+        ]:
             self._write(line)
 
     def retain(self) -> None:
@@ -75,13 +89,34 @@ class Journal:
         self.entries.append(line)
         return path
 
+    def move(self, number: int, places: Mapping[str, Sequence[str]]) -> None:
+        """Note that the tensors of a block are in the weight files of the result, their names by those of
+        the files; then its own file goes. They have reached the disk when this returns."""
+        # Config and index too: without them the weight files cannot be read.
+        for path in [*(self.folder / name for name in places), *self.folder.glob("*.json")]:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        line = {"moved": number, "places": {name: list(names) for name, names in places.items()}}
+        line["tensors_sha256"] = self._hash_tensors(line)
+        self._write(line)
+        self._moved[number] = line
+        self.file(number).unlink()
+
+    def moved(self, number: int) -> list[str] | None:
+        """The tensors of a block in the weight files of the result; None where it has a file of its own."""
+        line = self._moved.get(number)
+        return (
+            None if line is None else [name for names in line["places"].values() for name in names]
+        )
+
     def file(self, number: int) -> Path:
-        """Where the tensors of a block lie."""
-        return self.folder / f"block-{number:05d}.safetensors"
+        """Where the tensors of a block lie; by its name no weights of the result."""
+        return self.folder / f"block-{number:05d}.tensors"
 
     def files(self) -> list[Path]:
-        """Where the tensors of all finished blocks lie."""
-        return [self.file(entry["block"]) for entry in self.entries]
+        """Where the tensors of all finished blocks lie that have not been moved."""
+        numbers = (entry["block"] for entry in self.entries)
+        return [self.file(number) for number in numbers if number not in self._moved]
 
     def close(self) -> None:
         """Unlock."""
@@ -93,7 +128,25 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _hash_tensors(self, line: Mapping[str, Any]) -> str:
+        """The SHA-256 over the tensors of a block that was moved."""
+        digest = hashlib.sha256()
+        for file, names in line["places"].items():
+            tensors = TensorFiles(self.folder, [self.folder / file])
+            for name in names:
+                digest.update(as_bytes(tensors.get(name)).numpy().data)
+        return digest.hexdigest()
+
+    def _in_place(self, line: Mapping[str, Any]) -> bool:
+        """Whether the tensors of a block are where it was moved to."""
+        try:
+            return bool(self._hash_tensors(line) == line["tensors_sha256"])
+        except (InputError, OSError, KeyError):
+            return False
+
     def _intact(self, line: dict[str, Any]) -> bool:
+        if line["block"] in self._moved:
+            return True
         path = self.file(line["block"])
         return path.is_file() and hash_files([path]) == line.get("sha256")
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -187,9 +187,13 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 class TensorFileWriter:
     """Writes a file of the tensors ``layout`` (their shapes and precisions, no data) in any order, with one
     of them in memory at a time. The same bytes as safetensors writes, whose own function wants all at once.
-    A context manager."""
+    The file has its whole length from the beginning, and takes the room of what is written: it can be read
+    on the way. The tensors ``there`` stay as an earlier writer of the same layout left them. A context
+    manager."""
 
-    def __init__(self, path: Path, layout: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, path: Path, layout: Mapping[str, Tensor], there: Collection[str] = ()
+    ) -> None:
         order = list(DTYPE_NAMES)
         names = sorted(layout, key=lambda name: (order.index(layout[name].dtype), name))
         header: dict[str, Any] = {"__metadata__": METADATA}
@@ -206,8 +210,11 @@ class TensorFileWriter:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         self._first = 8 + len(text)
-        self._stream = path.open("wb")
+        self._stream = path.open("r+b" if there else "wb", buffering=0)
         self._stream.write(struct.pack("<Q", len(text)) + text)
+        self._stream.truncate(self._first + stop)
+        for name in there:
+            del self._places[name]
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write a tensor of the layout at its place."""
@@ -215,7 +222,9 @@ class TensorFileWriter:
         data = as_bytes(tensor)
         assert data.numel() == stop - start, f"{name} is not what the layout says"
         self._stream.seek(self._first + start)
-        self._stream.write(data.numpy().data)
+        view = data.numpy().data
+        while len(view):  # a system call writes 2 GB at most
+            view = view[self._stream.write(view) :]
 
     def __enter__(self) -> "TensorFileWriter":
         return self
