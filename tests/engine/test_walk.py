@@ -111,7 +111,7 @@ def test_statistics_are_those_of_the_model_compressed_so_far(family, cached, run
     dense = tiny_model(family)
     model = tiny_model(family)  # modified step by step, independently of the engine
     source, ids = tiny_model(family), token_ids()
-    linears = open_model(source).topology.linears()
+    linears = list(open_model(source).topology.linears())
     dense_inputs = inputs_of_each(dense, linears, ids)
     checked = []
 

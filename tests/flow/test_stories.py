@@ -144,12 +144,12 @@ def independent_figures(base, model, ids):
 
 
 def test_evaluate_agrees_with_an_independent_computation(
-    stories, compressed, reloaded, evaluation_ids, srcr_process, tmp_path
+    stories, compressed, reloaded, evaluation_ids, srcr, tmp_path
 ):
     out, _ = compressed
     path, ids = evaluation_ids
     report = tmp_path / "report.json"
-    result = srcr_process("evaluate", stories, out, "-o", report, "--text", path, "--json")
+    result = srcr("evaluate", stories, out, "-o", report, "--text", path, "--json")
     assert result.code == 0, result.err
     data = json.loads(report.read_text())
     assert result.json() == data

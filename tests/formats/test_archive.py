@@ -81,6 +81,7 @@ def test_scales_of_another_precision_than_the_product(tmp_path):
     assert (grid.dtype, grid.product_dtype) == (torch.float16, torch.float32)
 
 
+@pytest.mark.slow
 class TestARealModel:
     """stories260K at 25 % + 4 bits and at 4 bits."""
 

@@ -130,6 +130,7 @@ class TestBlocks:
             pack_blocks(weight, "a.b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 5, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_llama_cpp_computes_what_transformers_does(tmp_path, family, bits):
@@ -209,6 +210,7 @@ def test_narrow_codes_and_whole_rows_are_kept(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_narrow_codes_are_not_passed_off_as_wider_ones(tmp_path):
     """Files of blocks do not say that codes had 3 bits: the record does."""
     base = save_tiny_model(tmp_path / "base", "llama", **GROUPED)
@@ -380,6 +382,7 @@ def test_special_tokens_come_from_the_config_where_no_other_file_names_them(tmp_
     assert read_vocabulary(base, 400).special == {"bos": 1, "eos": 2, "pad": 0}
 
 
+@pytest.mark.slow
 class TestARealModel:
     """stories260K: 25 % + 4 bits, but for the down projections, whose width no block divides."""
 

@@ -9,6 +9,7 @@ from srcr.formats import detect, get_format, load
 from srcr.testing import check_format, save_tiny_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", formats.formats())
 def test_every_format_conforms(name):
     held = check_format(name)

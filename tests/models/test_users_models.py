@@ -44,6 +44,7 @@ def edit(folder, change):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_one_by_one_are_the_model(kind, tmp_path):
     model = tiny_architecture(kind)
@@ -59,6 +60,7 @@ def test_blocks_one_by_one_are_the_model(kind, tmp_path):
     torch.testing.assert_close(blocks.logits(IDS, hidden), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["opt", "bert", "gemma3", "gemma4_text"])
 def test_linears_outside_the_blocks_are_left_aloud(kind, tmp_path):
     changes = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}

@@ -30,6 +30,7 @@ print(json.dumps([compute_paths(torch.device("cpu"), running), available()]))
 """
 
 
+@pytest.mark.slow
 def test_a_plain_cpu_computes_in_float32():
     process = subprocess.run(
         [sys.executable, "-c", PRINT],

@@ -39,6 +39,7 @@ def test_other_targets_are_refused(text):
         parse_target(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "opt", "qwen2"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_what_is_counted_is_what_is_written(family, symmetric, tmp_path):

@@ -1,7 +1,8 @@
+import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,20 +22,18 @@ ASSIGNMENTS = [
     (CompressionLevel(0.25, bits), CompressionLevel(1 / 3, 4)) for bits in (2, 3, 4, 5)
 ] + [(None, CompressionLevel(0, 8))]
 
-WORKER = """
-import sys, time
-from srcr.planning.space import measurement
-from srcr.planning.trials import Trials, TrialsSpec
-sys.path.insert(0, sys.argv[2])
-from test_trials import ASSIGNMENTS, GROUPS
-trials = Trials(TrialsSpec(sys.argv[1], "shared", "f"), GROUPS)
-def slow(assignments):
-    for assignment in assignments:
-        print("measured", ASSIGNMENTS.index(assignment), flush=True)
-        time.sleep(float(sys.argv[3]))
-        yield measurement(assignment, float(ASSIGNMENTS.index(assignment)))
-print([m.kl for m in trials.measure(ASSIGNMENTS, slow)])
-"""
+
+def work(storage, seconds, sender):
+    """Measure everything, ``seconds`` each, and send what is begun, in the end all results."""
+
+    def slow(assignments):
+        for assignment in assignments:
+            sender.send(ASSIGNMENTS.index(assignment))
+            time.sleep(seconds)
+            yield measurement(assignment, float(ASSIGNMENTS.index(assignment)))
+
+    trials = open_trials(storage, "shared")
+    sender.send([m.kl for m in trials.measure(ASSIGNMENTS, slow)])
 
 
 def open_trials(storage, study="one", fingerprint="f"):
@@ -54,8 +53,24 @@ def never(assignments):
 
 
 def start(storage, seconds):
-    command = [sys.executable, "-c", WORKER, storage, str(Path(__file__).parent), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    """A process of its own that works, and what it sends. (Forked: a new one would import for seconds.)"""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(storage, seconds, sender), daemon=True)
+    process.start()
+    sender.close()  # this end of it, so that a process that dies is noticed
+    return process, receiver
+
+
+def received(receiver):
+    """All that a process sends until it ends."""
+    messages = []
+    while receiver.poll(120):
+        try:
+            messages.append(receiver.recv())
+        except EOFError:
+            return messages
+    raise TimeoutError("the process sends nothing and does not end")
 
 
 @pytest.fixture
@@ -64,20 +79,17 @@ def sqlite(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory):
-    """A server of its own, on a socket in a folder."""
+def postgresql():
+    """A server of its own, on a socket in a folder: not in pytest's, which other users may not enter."""
     initdbs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not initdbs:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     pytest.importorskip("psycopg")
-    folder = tmp_path_factory.mktemp("postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
     control, data = initdbs[-1].with_name("pg_ctl"), folder / "data"
     become = []
     if os.getuid() == 0:  # it does not run as root
         shutil.chown(folder, "postgres")
-        for path in (folder, *folder.parents):
-            if path.stat().st_uid == 0 and path.name.startswith(("pytest", "popen")):
-                path.chmod(path.stat().st_mode | 0o011)
         become = ["runuser", "-u", "postgres", "--"]
     quiet = {"check": True, "stdout": subprocess.DEVNULL}
     subprocess.run([*become, initdbs[-1], "-D", data, "-A", "trust", "-U", "srcr"], **quiet)
@@ -85,6 +97,7 @@ def postgresql(tmp_path_factory):
     subprocess.run([*become, control, "-D", data, "-o", options, "-w", "start"], **quiet)
     yield f"postgresql+psycopg://srcr@/postgres?host={folder}"
     subprocess.run([*become, control, "-D", data, "-m", "immediate", "stop"], **quiet)
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
@@ -107,20 +120,22 @@ def test_two_processes_share_a_study(database, request):
     storage = request.getfixturevalue(database)
     open_trials(storage, "shared")
     workers = [start(storage, 0.5) for _ in range(2)]
-    outputs = [worker.communicate(timeout=120)[0].splitlines() for worker in workers]
-    assert all(lines[-1] == "[0.0, 1.0, 2.0, 3.0, 4.0]" for lines in outputs)
-    measured = [line for lines in outputs for line in lines[:-1]]
-    assert set(measured) == {f"measured {i}" for i in range(5)}
+    outputs = [received(receiver) for _, receiver in workers]
+    for process, _ in workers:
+        process.join()
+    assert all(messages[-1] == [0.0, 1.0, 2.0, 3.0, 4.0] for messages in outputs)
+    measured = [number for messages in outputs for number in messages[:-1]]
+    assert set(measured) == set(range(5))
     assert len(measured) <= 6, (
         "both may begin with the same; what one has taken the other leaves alone"
     )
 
 
 def test_what_a_killed_process_had_taken_is_measured_by_the_next(sqlite):
-    worker = start(sqlite, 60)
-    assert worker.stdout.readline() == "measured 0\n"
-    worker.kill()
-    worker.wait()
+    process, receiver = start(sqlite, 60)
+    assert receiver.recv() == 0
+    process.kill()
+    process.join()
     began = time.monotonic()
     results = open_trials(sqlite, "shared").measure(ASSIGNMENTS, value)
     assert [m.kl for m in results] == [0, 1, 2, 3, 4]
