@@ -16,10 +16,12 @@ from srcr.cli import tables
 from srcr.pipelines import progress
 from srcr.pipelines.inspect import inspect
 from srcr.pipelines.shortened import shorten
+from srcr.plans.specs import PruneSpec, QuantSpec
 from srcr.records.estimate import Estimate
 from srcr.records.evaluation import Divergence, Evaluation, KlEstimate, Perplexity, TaskScore
 from srcr.records.preview import Preview
 from srcr.records.run import LayerRecord, Rates, RunRecord
+from srcr.records.sensitivity import GroupLosses, LevelLoss, SensitivityTable
 from srcr.records.text import TextRecord
 from srcr.testing import tiny_model
 
@@ -53,12 +55,23 @@ def evaluation(name):
     )  # fmt: skip
 
 
+SENSITIVITY = SensitivityTable(
+    BASE, "0" * 64, TEXT, tuple(
+        GroupLosses(
+            tuple(f"model.layers.{n}.self_attn.{x}_proj" for x in names), 576 * 576 * len(names),
+            tuple(LevelLoss(s, 4, 1e-3 * (1 + s), 0.002) for s in (0.0, 0.25, 0.5)),
+        )
+        for n in (0, 11)
+        for names in ("qkv", "o")
+    ), PruneSpec(), QuantSpec(),
+)  # fmt: skip
 EVALUATIONS = [evaluation(f"/results/{name}") for name in ("joint", "only-4-bits")]
 SHOWN = {
     "inspect": lambda: tables.inspection(inspect(tiny_model("llama"))),
     "compress": lambda: tables.compression(RECORD, Path("/results/of/a/person/joint")),
     "dry-run": lambda: tables.preview(PREVIEW),
     "evaluate": lambda: tables.evaluation(EVALUATIONS),
+    "sensitivity": lambda: tables.sensitivity(SENSITIVITY, Path("table.json")),
 }
 
 

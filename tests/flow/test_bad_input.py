@@ -147,7 +147,7 @@ def test_what_is_compressed_already_is_asked_about(srcr, refused, tiny, ids, tmp
     for command in ("evaluate", "recover"):
         out = ("-o", tmp_path / "better") if command == "recover" else ()
         message = refused(command, small, tiny, *out)
-        assert f"the original comes first, 'srcr {command} {tiny} {small}'" in message
+        assert f"the original comes first, as in srcr {command} {tiny} {small}" in message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -106,7 +106,7 @@ def files(folder):
 
 def test_an_interrupted_run_continues_to_the_same_bytes(srcr, command, interrupted, tmp_path):
     result = interrupted(before=3)
-    assert result.code == 1
+    assert result.code == 130
     assert "3 finished blocks are in" in result.error()
     assert "--resume continues" in result.error()
     assert not (tmp_path / "out").exists()
@@ -188,7 +188,7 @@ def test_a_full_disk_keeps_what_is_finished(srcr, command, interrupted, tmp_path
 
 def test_an_interrupt_before_the_first_block_leaves_nothing(interrupted, tmp_path):
     result = interrupted(before=0)
-    assert result.code == 1
+    assert result.code == 130
     assert "nothing was left behind" in result.error()
     assert not list(tmp_path.glob("out*"))
 

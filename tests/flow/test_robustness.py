@@ -262,8 +262,8 @@ def test_a_folder_that_cannot_be_written(srcr, ids, tmp_path):
     place = tmp_path / "place"
     place.mkdir(mode=0o500)
     result = srcr("compress", base, "-o", place / "out", "--calibration", ids)
-    assert result.code == 1
-    assert "nothing was left behind" in result.error()
+    assert result.code == 2
+    assert "nothing can be written into" in result.error()
 
 
 def test_a_read_only_disk(srcr, ids, tmp_path):
@@ -282,8 +282,8 @@ def test_a_read_only_disk(srcr, ids, tmp_path):
         result = srcr("compress", base, "-o", place / "out", "--calibration", ids)
     finally:
         subprocess.run(["umount", place], check=True)
-    assert result.code == 1
-    assert "nothing was left behind" in result.error()
+    assert result.code == 2
+    assert "nothing can be written into" in result.error()
 
 
 def test_activations_that_overflow_stop_the_run(tmp_path):

@@ -66,3 +66,16 @@ def folded(rows: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
         result.append((name, content))
         first = number + 1
     return result
+
+
+def without_prefix(names: Sequence[str]) -> tuple[str, list[str]]:
+    """The modules that all names begin with, and the names without them.
+
+    >>> without_prefix(["model.layers.0.mlp", "model.layers.1.mlp"])
+    ('model.layers', ['0.mlp', '1.mlp'])
+    """
+    parts = [name.split(".") for name in names]
+    common = 0
+    while all(len(part) > common + 1 for part in parts) and len({p[common] for p in parts}) == 1:
+        common += 1
+    return ".".join(parts[0][:common]) if parts else "", [".".join(p[common:]) for p in parts]

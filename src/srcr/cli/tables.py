@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srcr.cli.layout import TitledTable, folded, show
+from srcr.cli.layout import TitledTable, folded, show, without_prefix
 from srcr.environment import format_bytes
 from srcr.models.topology import LinearGroup
 from srcr.plans.plan import CompressionPlan
@@ -290,18 +290,19 @@ def methods(rows: Sequence[dict[str, Any]]) -> None:
 def sensitivity(table: SensitivityTable, out: Path) -> None:
     """What each group of linears loses at some levels."""
     shown = _shown_levels(table)
+    prefix, names = without_prefix([LinearGroup(group.names).label for group in table.groups])
     rows = TitledTable(
         f"{table.base}: what groups lose at some levels (output error; KL where measured) -> {out}",
-        "group", "weights", *(str(level) for level in shown),
+        f"group of {prefix}" if prefix else "group", "weights", *(str(level) for level in shown),
     )  # fmt: skip
-    for group in table.groups:
+    for name, group in zip(names, table.groups, strict=True):
         losses = {loss.level: loss for loss in group.losses}
         cells = []
         for level in shown:
             loss = losses[level]
-            kl = "" if loss.kl is None else f" (KL {loss.kl:.2g})"
+            kl = "" if loss.kl is None else f"\nKL {loss.kl:.2g}"
             cells.append(f"{loss.error:.1e}{kl}")
-        rows.add_row(LinearGroup(group.names).label, str(group.size), *cells)
+        rows.add_row(name, str(group.size), *cells)
     show(rows)
 
 

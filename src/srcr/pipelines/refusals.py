@@ -1,5 +1,6 @@
 """What is refused before a model is read: by names, files and settings alone."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,8 +78,8 @@ def check_order(base: ModelLike, candidates: Sequence[ModelLike], command: str) 
         folder = folder_of(candidate)
         if folder is not None and not _is_compressed(folder):
             raise InputError(
-                f"{base} is compressed ({_how(first)}) and {candidate} is not: the original comes first, "
-                f"'srcr {command} {candidate} {base}'"
+                f"{base} is compressed ({_how(first)}) and {candidate} is not: the original comes first, as "
+                f"in {shlex.join(['srcr', command, str(candidate), str(base)])}"
             )
 
 
