@@ -207,7 +207,7 @@ def _write(finished: _Finished, journal: Journal) -> RunRecord:
         record = _record(finished, verified, folder)
         drop_work(folder)
         drop_state(folder)
-        write_records(folder, record, work.plan)
+        record = write_records(folder, record, work.plan)
         bar.note("done", advance=1)
     return record
 

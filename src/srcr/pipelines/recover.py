@@ -280,7 +280,7 @@ def _write(work: _Work, trained: Trained, folder: Path) -> RunRecord:
             trained.record, source=work.folder.name, fingerprint=digest(work.fingerprint)
         )
         record = replace(record, recoveries=(*(work.record.recoveries or ()), recovery))
-        write_records(folder, record, work.plan)
+        record = write_records(folder, record, work.plan)
         bar.note("done", advance=1)
     return record
 
