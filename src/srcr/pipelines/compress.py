@@ -214,8 +214,7 @@ def _write(finished: _Finished, store: BlockStore) -> RunRecord:
         written = verify_tensors(work.fmt, checkpoint, folder, verified_before)
         verified = _verified(finished, folder, written)
         bar.note("record", advance=1)
-        record = _record(finished, verified, folder)
-        write_records(folder, record, work.plan)
+        record = write_records(folder, _record(finished, verified, folder), work.plan)
         for path in finished.files(journal):
             path.unlink()
         drop_work(folder)

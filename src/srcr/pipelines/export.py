@@ -70,7 +70,7 @@ def export(model: str | Path, output: Output, options: RunOptions = RunOptions()
             loader=fmt.loader(checkpoint.contents),
             notes=(*record.notes, f"exported from {record.format}"),
         )
-        write_records(journal.folder, exported, plan)
+        exported = write_records(journal.folder, exported, plan)
         bar.note("done", advance=1)
     return exported
 

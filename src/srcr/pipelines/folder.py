@@ -31,11 +31,13 @@ def read_records(folder: Path) -> tuple[RunRecord, CompressionPlan]:
     return from_yaml(RunRecord, folder / RECORD), from_yaml(CompressionPlan, folder / PLAN)
 
 
-def write_records(folder: Path, record: RunRecord, plan: CompressionPlan) -> None:
-    """Write the plan, the record and the model card."""
+def write_records(folder: Path, record: RunRecord, plan: CompressionPlan) -> RunRecord:
+    """The record as it is written, beside the plan and the model card."""
+    record = shareable(record)
     (folder / PLAN).write_text(to_yaml(plan), encoding="utf-8")
-    (folder / RECORD).write_text(to_json(shareable(record)), encoding="utf-8")
+    (folder / RECORD).write_text(to_json(record), encoding="utf-8")
     (folder / CARD).write_text(model_card(record, plan), encoding="utf-8")
+    return record
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
@@ -46,7 +48,10 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
         write_text(folder / CARD, with_evaluation(card, evaluation))
 
 
-def write_search(folder: Path, result: SearchResult, winner: Evaluation) -> None:
-    """Write what a search measured and chose, and what its winner, the model in the folder, keeps."""
+def write_search(folder: Path, result: SearchResult, winner: Evaluation) -> SearchResult:
+    """What a search measured and chose as it is written, beside what its winner, the model in the folder,
+    keeps."""
     write_evaluation(folder, winner)
-    write_text(folder / SEARCH, to_json(shareable(result)))
+    result = shareable(result)
+    write_text(folder / SEARCH, to_json(result))
+    return result

@@ -302,7 +302,7 @@ def _write(work: _Work, trained: Trained, folder: Path) -> RunRecord:
             trained.record, source=work.student.folder.name, fingerprint=digest(work.fingerprint)
         )
         record = replace(record, recoveries=(*(work.student.record.recoveries or ()), recovery))
-        write_records(folder, record, work.student.plan)
+        record = write_records(folder, record, work.student.plan)
         bar.note("done", advance=1)
     return record
 

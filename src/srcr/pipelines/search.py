@@ -100,8 +100,7 @@ def search(
         release_memory()
         decision = _train(work, _decide(work, explored))
         result = _result(work, explored, decision, time.monotonic() - started)
-        _install(work, decision, result)
-    return result
+        return _install(work, decision, result)
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,15 +321,16 @@ def _result(work: _Work, explored: _Explored, decision: Decision, seconds: float
     )
 
 
-def _install(work: _Work, decision: Decision, result: SearchResult) -> None:
-    """Make the winner's files those of the output, and drop the work."""
+def _install(work: _Work, decision: Decision, result: SearchResult) -> SearchResult:
+    """The result as it is written; the winner's files become those of the output, and the work goes."""
     kept = {path.name for path in decision.folder.iterdir()} | {SEARCH, EVALUATION, JOURNAL}
     for path in decision.folder.iterdir():
         path.replace(work.folder / path.name)
     winner = replace(decision.winner, plan=None, command=work.options.command)
-    write_search(work.folder, result, winner)
+    result = write_search(work.folder, result, winner)
     for path in work.folder.iterdir():
         if path.name not in kept and path.is_dir():
             shutil.rmtree(path)
         elif path.name not in kept:
             path.unlink()
+    return result
