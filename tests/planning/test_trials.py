@@ -6,6 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 
 from srcr.errors import InputError
@@ -140,6 +141,20 @@ def test_what_a_killed_process_had_taken_is_measured_by_the_next(sqlite):
     results = open_trials(sqlite, "shared").measure(ASSIGNMENTS, value)
     assert [m.kl for m in results] == [0, 1, 2, 3, 4]
     assert time.monotonic() - began < 30, "a dead process is not waited for"
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_the_tools_of_optuna_see_sparsity_and_bits_of_every_group(database, request):
+    storage = request.getfixturevalue(database)
+    open_trials(storage, "shown").measure([ASSIGNMENTS[1], ASSIGNMENTS[4]], value)
+    study = optuna.load_study(study_name="shown", storage=storage)
+    assert [trial.params for trial in study.trials] == [
+        {"a.q/k sparsity": 0.25, "a.q/k bits": 3, "a.o sparsity": 1 / 3, "a.o bits": 4},
+        {"a.q/k sparsity": 0.0, "a.q/k bits": 16, "a.o sparsity": 0.0, "a.o bits": 8},
+    ]
+    assert [trial.value for trial in study.trials] == [1, 4]
+    assert "params_a.o bits" in study.trials_dataframe()
+    assert open_trials(storage, "shown").measure([ASSIGNMENTS[1]], never)[0].kl == 1
 
 
 def test_a_study_of_another_search_is_refused(sqlite):

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.distributions import FloatDistribution, IntDistribution, distribution_to_json
+from optuna.storages._rdb.models import TrialParamModel
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
+from sqlalchemy import event, insert
 
 from srcr.errors import InputError, first_line
 from srcr.models.topology import LinearGroup
@@ -24,6 +26,11 @@ from srcr.records.search import Measurement
 
 #: Measures assignments, in their order.
 Measure = Callable[[Sequence[Assignment]], Iterable[Measurement]]
+
+#: How Optuna's tools are told of a group's level, and how much of its label (their column holds 512 characters).
+SPARSITY = distribution_to_json(FloatDistribution(0, 1))
+BITS = distribution_to_json(IntDistribution(2, 16))
+LABEL = 480
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class TrialsSpec:
 
 
 class Trials:
-    """The study of a spec, whose trials name the levels of the ``groups``.
+    """The study of a spec, whose trials name the levels of the ``groups``: as one text, and as parameters.
 
     Raises:
         InputError: the database cannot be opened, or the study was made with other settings.
@@ -53,9 +60,11 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._spec = spec
         self._size = len(groups)
+        self._labels = [group.label[:LABEL] for group in groups]
         try:
+            self._database = _open(spec.storage, spec.lock_seconds)
             self._study = optuna.create_study(
-                storage=_open(spec.storage, spec.lock_seconds),
+                storage=self._database,
                 study_name=spec.study,
                 load_if_exists=True,
             )
@@ -123,6 +132,7 @@ class Trials:
         for (trial, assignment), result in zip(fresh, results, strict=True):
             if not result.complete:
                 trial.set_user_attr("whole", False)
+            self._show(trial, assignment)
             self._study.tell(trial, result.kl)
             self._known[assignment] = result
         return bool(asked)
@@ -185,9 +195,29 @@ class Trials:
         return self._study.get_trials(deepcopy=False, states=states)
 
     def _enqueue(self, assignment: Assignment) -> None:
-        # As one text: a study with two parameters a group takes many times longer to write.
+        # As one text, which is what is read back; :meth:`_show` is for people.
         text = ";".join(_text(level) for level in assignment)
         self._study.enqueue_trial({}, user_attrs={"levels": text})
+
+    def _show(self, trial: optuna.Trial, assignment: Assignment) -> None:
+        """Store the levels as parameters too, sparsity and bits of each group, for optuna-dashboard and
+        ``optuna.visualization``. In one statement: Optuna's own way asks the database twice about each, which
+        takes longer than measuring a small model."""
+        rows = []
+        for label, level in zip(self._labels, assignment, strict=True):
+            sparsity, bits = (level.sparsity, level.num_bits) if level else (0.0, 16)
+            parameters = ((f"{label} sparsity", sparsity, SPARSITY), (f"{label} bits", bits, BITS))
+            rows += [
+                {
+                    "trial_id": trial._trial_id,
+                    "param_name": name,
+                    "param_value": value,
+                    "distribution_json": distribution,
+                }
+                for name, value, distribution in parameters
+            ]
+        with self._database.engine.begin() as connection:
+            connection.execute(insert(TrialParamModel), rows)
 
     def _assignment(self, trial: FrozenTrial | optuna.Trial) -> Assignment | None:
         text = trial.user_attrs.get("levels", "")
