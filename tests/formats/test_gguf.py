@@ -211,6 +211,16 @@ def test_narrow_codes_and_whole_rows_are_kept(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_window_that_llama_cpp_does_not_have_is_said_aloud():
+    for window, noted in ((None, False), (16, True)):
+        model = tiny("mistral", sliding_window=window)
+        checkpoint = compressed_checkpoint(
+            model, srcr.Recipe(None, srcr.QuantSpec("rtn", 4)), FORMAT
+        )
+        notes = " ".join(FORMAT.notes(checkpoint.contents))
+        assert ("texts of at most 16 tokens" in notes) is noted
+
+
 def test_narrow_codes_are_not_passed_off_as_wider_ones(tmp_path):
     """Files of blocks do not say that codes had 3 bits: the record does."""
     base = save_tiny_model(tmp_path / "base", "llama", **GROUPED)

@@ -115,6 +115,11 @@ def notes(contents: Contents) -> list[str]:
         result.append(
             f"codes of {bits} bits are stored as {names}, which takes more: --format archive packs them"
         )
+    if contents.config.model_type == "mistral" and contents.config.sliding_window is not None:
+        result.append(
+            "llama.cpp has no sliding window for Mistral: it computes what transformers does for texts of at "
+            f"most {contents.config.sliding_window} tokens"
+        )
     if contents.topology.embedding not in contents.schemes:
         result.append(
             "the embedding stays in the model's precision: --embeddings 8 halves it (Q8_0)"
