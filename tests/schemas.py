@@ -50,7 +50,8 @@ RATES = record({
 SOURCE = record({"source": TEXT, "samples": COUNT, "seq_len": COUNT, "sha256": TEXT, "tokens": COUNT,
                  "prefix": items_of(COUNT)}, {"rows": items_of(TEXT)})  # fmt: skip
 KL = record({"value": NUMBER, "ci95": CI95, "p50": NUMBER, "p95": NUMBER, "p99": NUMBER,
-             "p999": NUMBER})  # fmt: skip
+             "p999": NUMBER},
+            {"histogram": record({"edges": items_of(NUMBER), "counts": items_of(COUNT)})})  # fmt: skip
 DIVERGENCE = record({
     "kl": KL, "top1_agreement": ESTIMATE, "flips": ESTIMATE, "n_tokens": COUNT,
     "perplexity": record({"base": NUMBER, "compressed": NUMBER, "ratio": ESTIMATE}),

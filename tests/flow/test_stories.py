@@ -151,7 +151,15 @@ def test_evaluate_agrees_with_an_independent_computation(
     assert set(data) >= KEYS
     assert set(data["rates"]) >= RATES
     assert set(data["divergence"]) == {"kl", "top1_agreement", "flips", "perplexity", "n_tokens"}
-    assert set(data["divergence"]["kl"]) == {"value", "ci95", "p50", "p95", "p99", "p999"}
+    assert set(data["divergence"]["kl"]) == {
+        "value",
+        "ci95",
+        "p50",
+        "p95",
+        "p99",
+        "p999",
+        "histogram",
+    }
     assert set(data["divergence"]["top1_agreement"]) == {"value", "ci95"}
     assert set(data["divergence"]["perplexity"]) == {"base", "compressed", "ratio"}
     assert (data["semantic"], data["tasks"], data["sr"], data["srcr"]) == (None, {}, None, None)

@@ -165,3 +165,4 @@ def test_percentile_is_over_tokens_not_documents():
     top = result.kl.value * DOCUMENTS * (LENGTH - 1)
     rank = 0.99 * (DOCUMENTS * (LENGTH - 1) - 1)
     assert result.kl.p99 == pytest.approx(top * (rank - np.floor(rank)), rel=1e-4)
+    assert sum(result.kl.histogram.counts) == result.n_tokens

@@ -32,6 +32,14 @@ def test_more_values_than_are_read_at_a_time():
     assert stream.percentiles(PERCENTS) == pytest.approx(expected, rel=1e-6)
 
 
+@given(arrays(np.float32, st.integers(1, 60), elements=floats))
+def test_octaves_count_as_numpy_does(values):
+    stream = Quantiles()
+    stream.add(values)
+    edges = [-np.inf, *(2.0**exponent for exponent in range(-3, 5)), np.inf]
+    assert stream.octaves(-3, 4) == np.histogram(values, edges)[0].tolist()
+
+
 def test_no_values():
     with pytest.raises(ValueError, match="no values"):
         Quantiles().percentiles([50])

@@ -14,9 +14,11 @@ from srcr.metrics.intervals import ratio_interval
 from srcr.metrics.predictions import Predictions, has_pieces, pieces, predict
 from srcr.metrics.quantiles import Quantiles
 from srcr.records.estimate import Estimate
-from srcr.records.evaluation import Divergence, KlEstimate, Perplexity
+from srcr.records.evaluation import Divergence, Histogram, KlEstimate, Perplexity
 
 PERCENTS = (50.0, 95.0, 99.0, 99.9)
+#: The histogram's octaves: from 2**-20, which is float32's rounding, to 2**4 nats.
+OCTAVES = (-20, 4)
 #: At most so many tokens go through each model at a time; where logits come only for whole rows, at most so
 #: many of them together.
 BATCH_TOKENS, WHOLE_LOGITS = 4096, 1 << 26
@@ -73,7 +75,12 @@ class DivergenceAccumulator:
         kl, agree, flips, base_loss, loss, tokens = sums.numpy()
         mean_kl, difference = ratio_interval(kl, tokens), ratio_interval(loss - base_loss, tokens)
         return Divergence(
-            kl=KlEstimate(mean_kl.value, mean_kl.ci95, *self.kl.percentiles(PERCENTS)),
+            kl=KlEstimate(
+                mean_kl.value,
+                mean_kl.ci95,
+                *self.kl.percentiles(PERCENTS),
+                histogram=_histogram(self.kl),
+            ),
             top1_agreement=ratio_interval(agree, tokens),
             flips=ratio_interval(flips, tokens),
             perplexity=Perplexity(
@@ -152,6 +159,13 @@ def plan_passes(models: Sequence[Any], tokens: Tokens) -> Passes:
 
 def _vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _histogram(values: Quantiles) -> Histogram:
+    """How many of the values lie in which octave."""
+    lowest, highest = OCTAVES
+    edges = tuple(2.0**exponent for exponent in range(lowest, highest + 1))
+    return Histogram(edges, tuple(values.octaves(lowest, highest)))
 
 
 def _exp(loss: float) -> float:

@@ -47,6 +47,15 @@ class Quantiles:
             for place in places
         ]
 
+    def octaves(self, lowest: int, highest: int) -> list[int]:
+        """How many values lie below 2**lowest, in each octave from there to 2**highest, and from that on:
+        highest - lowest + 2 counts."""
+        # The first 9 of the 16 bits counted are the sign and the exponent: an octave each.
+        by_octave = self._upper.reshape(512, 128).sum(1)
+        first, last = (256 + 127 + exponent for exponent in (lowest, highest))
+        inner = by_octave[first:last].tolist()
+        return [int(by_octave[:first].sum()), *inner, int(by_octave[last:].sum())]
+
     def _at_ranks(self, ranks: set[int]) -> dict[int, float]:
         """The value of each rank (from 0); ranks past the end give the largest value."""
         last = self.n - 1

@@ -27,8 +27,7 @@ from srcr.records.search import Measurement
 #: Measures assignments, in their order.
 Measure = Callable[[Sequence[Assignment]], Iterable[Measurement]]
 
-#: How Optuna's tools are told of a group's level, and how much of its label: their column holds 512
-#: characters.
+#: How Optuna's tools are told of a group's level, and how much of its label: their column has 512 places.
 SPARSITY = distribution_to_json(FloatDistribution(0, 1))
 BITS = distribution_to_json(IntDistribution(2, 16))
 LABEL = 480

@@ -10,9 +10,18 @@ from srcr.serialize import NULLABLE
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How many values lie below the first of the ``edges``, from each edge to the next, and from the last on:
+    one more of ``counts`` than edges."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class KlEstimate:
-    """Mean KL(base || compressed) in nats a token with its 95 % interval, and its percentiles over
-    tokens."""
+    """Mean KL(base || compressed) in nats a token with its 95 % interval, its percentiles over tokens, and
+    how many tokens have which KL."""
 
     value: float
     ci95: Interval
@@ -20,6 +29,7 @@ class KlEstimate:
     p95: float | None = None
     p99: float | None = None
     p999: float | None = None
+    histogram: Histogram | None = None
 
 
 @dataclass(frozen=True)
