@@ -21,7 +21,7 @@ MIXED = "4 bits beside 8, symmetric, groups of 16"
 def contents(name):
     """What a checkpoint of that name holds: "3 bits, zero-points, whole rows"."""
     opened = open_model(tiny_model("llama", torch.bfloat16))
-    linears = opened.topology.linears()
+    linears = list(opened.topology.linears())
     scheme = Scheme(int(name[0]), 16 if "groups of 16" in name else -1, "symmetric" in name)
     schemes = dict.fromkeys(linears, scheme)
     if name == MIXED:
