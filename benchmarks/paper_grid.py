@@ -25,7 +25,7 @@ from srcr.errors import InputError
 from srcr.metrics.retention import PairedScores, sr_difference
 from srcr.models.checkpoint import open_model
 from srcr.serialize import to_json
-from srcr.storage.atomic import write_text
+from srcr.storage.files import write_text
 
 LINES = (0.75, 0.8125, 0.875)
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
