@@ -61,7 +61,7 @@ def test_a_search_finds_writes_and_proves(srcr, base, text, tmp_path):
     assert result.code == 0, result.err
     data = result.json()
     assert data["out"] == str(out)
-    assert data["trials"] == 24
+    assert data["trials"] == 16
     finalists = {finalist["compressed"]: finalist for finalist in data["finalists"]}
     chosen = finalists[data["chosen"]]
     # One that prunes and quantizes everywhere, what was allocated at once, and the best of what was measured.
