@@ -228,7 +228,7 @@ def test_a_search_keeps_to_its_memory(tmp_path):
     command = [
         sys.executable, "-m", "srcr", "search", str(base), "--target", "tcr=0.8", "-o",
         str(tmp_path / "out"), "--calibration", str(tmp_path / "ids.safetensors"), "--trials", "4",
-        "--sparsities", "0,0.2", "--widths", "4", "--memory",
+        "--sparsities", "0,0.25", "--widths", "4", "--memory",
     ]  # fmt: skip
     refused = subprocess.run([*command, "100MB"], capture_output=True, text=True)
     assert refused.returncode == 2
