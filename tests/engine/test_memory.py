@@ -99,6 +99,7 @@ def test_what_is_freed_goes_back_unless_the_policy_keeps_it(monkeypatch):
     assert released == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_estimates_grow_with_the_data_and_not_with_the_depth(family):
     topology = open_model(tiny_model(family)).topology

@@ -39,6 +39,7 @@ def written(model, recipe, folder):
     return checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("bits", "group"), [(2, -1), (3, 16), (4, 8), (5, -1), (8, 32)])

@@ -147,6 +147,7 @@ def test_llama_cpp_computes_what_transformers_does(tmp_path, family, bits):
     verify_tensors(FORMAT, checkpoint, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_pruned_only_is_exact(tmp_path, family, dtype):

@@ -65,6 +65,7 @@ def quantized(folder, scheme):
     return folder / "base", folder / "other"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_it_is_loaded_and_measured(scheme, tmp_path):
@@ -80,6 +81,7 @@ def test_it_is_loaded_and_measured(scheme, tmp_path):
     assert (other / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_its_weights_are_compressed_without_its_quantizers(scheme, tmp_path):
     _, other = quantized(tmp_path, scheme)

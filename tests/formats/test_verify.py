@@ -115,6 +115,7 @@ def test_logits_are_compared_where_that_takes_no_more_memory_than_there_was(monk
     assert logits_fit(opened, running)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("given", ["folder", "memory"])
 @pytest.mark.parametrize("whole", [True, False])

@@ -48,6 +48,7 @@ def test_a_run_that_fails_lets_go_of_the_weights(tmp_path):
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_opens_streamed_or_loaded(tmp_path, family):
     folder = save_tiny_model(tmp_path / "model", family, torch.bfloat16)

@@ -78,6 +78,7 @@ def test_linears_outside_the_blocks_are_left_aloud(kind, tmp_path):
         assert torch.equal(state[f"{name}.weight"], out[f"{name}.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["falcon", "gpt_bigcode", "nanochat", "xlstm", "modernbert-decoder"]
 )

@@ -188,6 +188,7 @@ def test_a_quantizer_that_draws_is_refused():
         check_quantizer(replace(RTN, name="broken", fit=fit))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_couplings_of_every_family_conform(family):
     """Removal is compared with a really smaller model where the family's config can express it: without a
@@ -198,6 +199,7 @@ def test_the_couplings_of_every_family_conform(family):
     assert check_couplings(tiny_model(family)) == kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_couplings_conform_in_16_bits_and_in_a_folder(family, tmp_path):
     tiny_model(family, torch.bfloat16, seed=3).save_pretrained(tmp_path)
@@ -259,6 +261,7 @@ def with_another_producer(coupling: Coupling) -> Coupling:
     return replace(coupling, producers=(*coupling.producers, replace(port, axis=0)), size=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind", "change", "fault"),
     [
