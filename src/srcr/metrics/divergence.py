@@ -74,13 +74,9 @@ class DivergenceAccumulator:
             sums = sums[:, rows.argsort()]
         kl, agree, flips, base_loss, loss, tokens = sums.numpy()
         mean_kl, difference = ratio_interval(kl, tokens), ratio_interval(loss - base_loss, tokens)
+        p50, p95, p99, p999 = self.kl.percentiles(PERCENTS)
         return Divergence(
-            kl=KlEstimate(
-                mean_kl.value,
-                mean_kl.ci95,
-                *self.kl.percentiles(PERCENTS),
-                histogram=_histogram(self.kl),
-            ),
+            kl=KlEstimate(mean_kl.value, mean_kl.ci95, p50, p95, p99, p999, _histogram(self.kl)),
             top1_agreement=ratio_interval(agree, tokens),
             flips=ratio_interval(flips, tokens),
             perplexity=Perplexity(
