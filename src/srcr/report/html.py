@@ -74,8 +74,8 @@ def build_report(
     searches: Sequence[SearchHistory] = (),
 ) -> str:
     """The report of ``runs``, of ``searches``, and heat maps of ``tables`` of losses, as one self-contained
-    HTML page. Where the details of all runs would make it larger than 2 MB, those of the best are kept (all stay in the table
-    and the plots).
+    HTML page. Where the details of all runs would make it larger than 2 MB, those of the best are kept (all
+    stay in the table and the plots).
 
     Raises:
         InputError: there are no runs.
@@ -259,8 +259,9 @@ def _environment() -> Environment:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     shown = (
-        table.percent, table.percents, table.number, table.numbers, table.smaller, table.structure, table.summary,
-        plots.mode, plots.method, plots.curve_points, layers.by_type, format_bytes, short, clip, word_diff, evaluate_command,
+        table.percent, table.percents, table.number, table.numbers, table.smaller, table.structure,
+        table.summary, plots.mode, plots.method, plots.curve_points, layers.by_type, format_bytes, short,
+        clip, word_diff, evaluate_command,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in shown}
     return environment

@@ -13,8 +13,8 @@ from srcr.report.runs import Run
 
 @dataclass(frozen=True)
 class TypeSummary:
-    """The layers that are called the same in every block: how many, their weights, and by weights the means of
-    sparsity, bits and error; the one with the largest error."""
+    """The layers that are called the same in every block: how many, their weights, and by weights the means
+    of sparsity, bits and error; the one with the largest error."""
 
     name: str
     count: int
@@ -68,8 +68,8 @@ def layer_layout() -> dict[str, Any]:
     return {
         "xaxis": axis("block", anchor="y3"),
         "yaxis": axis("error", log=True, domain=[0.56, 1.0]),
-        "yaxis2": axis("bits", domain=[0.29, 0.49], rangemode="tozero"),
-        "yaxis3": axis("sparsity, %", domain=[0.0, 0.22], rangemode="tozero"),
+        "yaxis2": axis("bits", domain=[0.29, 0.49], rangemode="tozero", nticks=4),
+        "yaxis3": axis("sparsity, %", domain=[0.0, 0.22], rangemode="tozero", nticks=4),
     }
 
 

@@ -33,9 +33,12 @@ class Axis:
 
 
 AXES = (
-    Axis("theoretical", "theoretical size: 1 − TCr, % of 16-bit", lambda r: 100 * (1 - r.tcr), lambda r: 100.0),
-    Axis("stored", "stored: weight files on disk, MB", lambda r: r.stored_bytes / 1e6, lambda r: r.base_bytes / 1e6),
-    Axis("loaded", "loaded: weights in memory, MB", lambda r: r.loaded_bytes / 1e6, lambda r: r.base_bytes / 1e6),
+    Axis("theoretical", "theoretical size: 1 − TCr, % of 16-bit",
+         lambda r: 100 * (1 - r.tcr), lambda r: 100.0),
+    Axis("stored", "stored: weight files on disk, MB",
+         lambda r: r.stored_bytes / 1e6, lambda r: r.base_bytes / 1e6),
+    Axis("loaded", "loaded: weights in memory, MB",
+         lambda r: r.loaded_bytes / 1e6, lambda r: r.base_bytes / 1e6),
 )  # fmt: skip
 
 
@@ -67,7 +70,7 @@ def _kl(run: Run) -> tuple[float, Interval | None] | None:
 
 OUTCOMES = (
     Outcome("sr", "Sr", "semantic retention Sr", _sr, 1, 1.0, log=False),
-    Outcome("kl", "KL", "KL(base ‖ compressed), nats a token", _kl, -1, 0.0, log=True),
+    Outcome("kl", "KL", "KL to the base, nats a token", _kl, -1, 0.0, log=True),
 )
 
 
@@ -178,7 +181,9 @@ def _bases(rows: Sequence[tuple[Run, Rates]], outcome: Outcome, size: Axis) -> d
         "type": "scatter", "mode": "markers", "name": "base", "meta": {"base": True, "labels": list(points)},
         "x": list(points.values()),
         "y": [outcome.base for _ in points],
-        "text": [f"<b>{html.escape(name)}</b>, the base<br>{outcome.symbol} {outcome.base:g}" for name in points],
+        "text": [
+            f"<b>{html.escape(name)}</b>, the base<br>{outcome.symbol} {outcome.base:g}" for name in points
+        ],
         "hovertemplate": "%{text}<extra></extra>",
     }  # fmt: skip
 
@@ -199,7 +204,9 @@ def task_figure(tasks: Mapping[str, TaskScore]) -> Figure:
     names, scores = list(tasks), list(tasks.values())
     kept = [(name, t.retention, t.ci95) for name, t in tasks.items() if t.retention is not None]
 
-    def bars(name: str, labels: Sequence[str], values: Sequence[float], **more: Any) -> dict[str, Any]:
+    def bars(
+        name: str, labels: Sequence[str], values: Sequence[float], **more: Any
+    ) -> dict[str, Any]:
         x = [html.escape(label) for label in labels]
         meta = {"labels": list(labels), **more.pop("meta")}
         return {"type": "bar", "name": name, "x": x, "y": list(values), "meta": meta, **more}

@@ -92,6 +92,7 @@
         automargin: true, gridcolor: color("--line"), linecolor: color("--line"), zeroline: false,
         ticks: "", fixedrange: true, exponentformat: "power", minexponent: 5, ...layout[key],
       };
+      if (layout[key].title) layout[key].title.standoff = 10; // else titles lie on wide tick labels
       if (layout[key].type !== "log") continue;
       layout[key] = logAxis(layout[key], own.flatMap((trace) => extent(trace, letter)));
       for (const trace of own) // the base's KL of 0
@@ -140,7 +141,10 @@
     const labels = shares.map((_, i) =>
       i === 0 && below ? `below ${nats(low + 1)}` : `${nats(low + i)} to ${nats(low + i + 1)}`);
     const spread = [low, low + shares.length].map((power) => power * Math.log10(2));
-    const tickvals = ticks(...spread).filter((value) => plain(value).replace(/[.0]/g, "").startsWith("1"));
+    const edges = [below ? spread[0] + 0.6 : spread[0], spread[1]]; // "less" stands at the left end
+    const powers = ticks(...edges).filter((value) => Number.isInteger(Number(Math.log10(value).toFixed(9))));
+    const tickvals = [...(below ? [low + 0.5] : []), ...powers.map(Math.log2)];
+    const ticktext = [...(below ? ["less"] : []), ...powers.map(plain)];
     const lines = Object.entries(marks).map(([name, value]) => [name, Math.log2(value)]);
     return {
       data: [{
@@ -148,7 +152,7 @@
         hovertemplate: "%{text} nats<br>%{y:.3g} % of the tokens<extra></extra>",
       }],
       layout: {
-        xaxis: { title: { text: "KL(base ‖ compressed) of a token, nats" }, tickvals: tickvals.map(Math.log2), ticktext: tickvals.map(plain) },
+        xaxis: { title: { text: "KL(base ‖ compressed) of a token, nats" }, tickvals, ticktext },
         yaxis: { title: { text: "tokens, %" }, rangemode: "tozero" },
         showlegend: false,
         shapes: lines.map(([, at]) => ({ type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "paper", line: { color: color("--ink"), width: 1, dash: "dot" } })),

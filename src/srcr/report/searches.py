@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - the signs of the formulas
-"""What a search measured: its candidates in the order they came, against what was predicted, and their front."""
+"""What a search measured: its candidates in their order, against what was predicted, and their front."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +14,14 @@ from srcr.report.plots import Figure, axis, dominators
 #: A group's levels by name, each with the loss that is predicted for it.
 Levels = Mapping[str, tuple[CompressionLevel, float]]
 
-KL = "KL on the search's text, nats a token"
+KL = "measured KL, nats a token"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate that compresses every group: its ``number`` in the search, its ``kl`` (of one that was given
-    up, what it would have come to), what was ``predicted`` (the sum of what each group loses alone), and its
-    theoretical ``size`` in percent of 16 bits."""
+    """A candidate that compresses every group: its ``number`` in the search, its ``kl`` (of one that was
+    given up, what it would have come to), what was ``predicted`` (the sum of what each group loses alone),
+    and its theoretical ``size`` in percent of 16 bits."""
 
     number: int | None
     kl: float
@@ -88,10 +88,12 @@ class SearchHistory:
             "meta": {"soft": True}, "x": ends, "y": ends,
         }  # fmt: skip
         data = [*_points(shown, lambda each: each.predicted), equal]
-        title = "predicted: the sum of what each part loses alone"
         return {
             "data": data,
-            "layout": {"xaxis": axis(title, log=True), "yaxis": axis(KL, log=True)},
+            "layout": {
+                "xaxis": axis("predicted KL, nats a token", log=True),
+                "yaxis": axis(KL, log=True),
+            },
         }
 
     def _front(self) -> Figure:
@@ -138,7 +140,11 @@ def _short(value: float) -> float:
 def search_history(name: str, search: SearchSummary) -> SearchHistory:
     """What a ``search.json`` says of the candidates."""
     table = search.sensitivity
-    levels = [{str(level): (level, loss) for level, loss in known} for known in table.predicted()] if table else []
+    levels = (
+        [{str(level): (level, loss) for level, loss in known} for known in table.predicted()]
+        if table
+        else []
+    )
     sizes = [group.size for group in table.groups] if table else []
     read = (_candidate(each, levels, sizes) for each in search.measured)
     candidates = tuple(each for each in read if each is not None)

@@ -68,8 +68,10 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3g}"
+    """Three significant digits; of thousands, all."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def percents(ci95: Interval | None) -> str:
@@ -245,8 +247,8 @@ COLUMNS = (
 )  # fmt: skip
 #: What the base itself has in these columns.
 BASE = {
-    "KL": "0", "Same top-1": percent(1), "Sr": percent(1), "Sparsity": percent(0), "Bits": "16", "Semantic": percent(1),
-    "TCr": percent(0, 2), "Theoretical": percent(1, 2), "Writing": f"1{NBSP}×",
+    "KL": "0", "Same top-1": percent(1), "Sr": percent(1), "Sparsity": percent(0), "Bits": "16",
+    "TCr": percent(0, 2), "Theoretical": percent(1, 2), "Semantic": percent(1), "Writing": f"1{NBSP}×",
 }  # fmt: skip
 
 
@@ -264,6 +266,5 @@ def base_row(shown: Sequence[Column], rates: Rates) -> list[str]:
 
 def summary(run: Run) -> str:
     """What a run kept, in a line: KL, the share of the same top-1 tokens, and Sr, where they are known."""
-    named = (column for column in COLUMNS if column.title in ("KL", "Same top-1", "Sr"))
-    cells = ((column.title, column.cell(run)) for column in named)
-    return ", ".join(f"{title} {cell.text}" for title, cell in cells if cell != NOTHING)
+    cells = (("KL", _kl(run)), ("same top-1", _top1(run)), ("Sr", _sr(run)))
+    return ", ".join(f"{name} {cell.text}" for name, cell in cells if cell != NOTHING)
