@@ -128,7 +128,7 @@ SEARCH = record({
     "model": TEXT, "target": {"anyOf": [TARGET, CONSTRAINT]}, "command": TEXT, "trials": COUNT,
     "seconds": NUMBER, "groups": items_of(items_of(TEXT)), "sensitivity": TABLE,
     "measured": items_of(record({"kl": NUMBER, "complete": FLAG,
-                                 "levels": items_of(nullable(TEXT))})),
+                                 "levels": items_of(nullable(TEXT))}, {"number": COUNT})),
     "chosen": TEXT, "objective": OBJECTIVE,
     "choice": by_name(record({"kl": KL, "value": nullable(NUMBER)})),
     "finalists": items_of(EVALUATION), "fingerprint": TEXT, "settings": by_name(TEXT),

@@ -86,6 +86,7 @@ def test_the_result_is_what_is_written(finished):
     assert [each.compressed for each in result.finalists] == list(result.choice)
     assert result.trials == len(result.measured) >= SPEC.trials
     assert len(result.groups) == 8
+    assert sorted(each.number for each in result.measured) == list(range(1, result.trials + 1))
     assert result.measured[0].kl == min(each.kl for each in result.measured if each.complete)
 
 

@@ -136,7 +136,8 @@ def _evaluation(name: str, sparsity: float, bits: int, rng: Random) -> dict[str,
     return {
         "base": BASE, "compressed": f"runs/{name}", "rates": _rates(sparsity, bits),
         "divergence": {
-            "kl": {"value": kl, "ci95": [kl * 0.93, kl * 1.08], "p50": kl * 0.3, "p95": kl * 4, "p99": kl * 11, "p999": kl * 40},
+            "kl": {"value": kl, "ci95": [kl * 0.93, kl * 1.08], "p50": kl * 0.3, "p95": kl * 4, "p99": kl * 11, "p999": kl * 40,
+                   "histogram": {"edges": [2.0**i for i in range(-12, 3)], "counts": [max(0, 2000 - 30 * (i - 8) ** 2) for i in range(16)]}},
             "top1_agreement": {"value": top1, "ci95": _around(top1, 0.006, 1)},
             "flips": {"value": (1 - top1) / 2, "ci95": _around((1 - top1) / 2, 0.004)},
             "perplexity": {"base": 5.62, "compressed": 5.62 * math.exp(kl), "ratio": {"value": math.exp(kl), "ci95": [math.exp(kl) * 0.99, math.exp(kl) * 1.01]}},
@@ -148,6 +149,28 @@ def _evaluation(name: str, sparsity: float, bits: int, rng: Random) -> dict[str,
         "command": f"srcr evaluate {BASE} runs/{name} --tasks bundled --semantic --report",
         "seconds": 88.0, "versions": {"srcr": "0.1.0", "torch": "2.13.0"},
     }  # fmt: skip
+
+
+def write_search(folder: Path) -> Path:
+    """A run of its own, with the ``search.json`` of the search that made it."""
+    (out,) = write_runs(folder, 1)
+    levels = [(0.0, 2), (0.25, 4), (0.0, 4)]
+    groups = [
+        {"names": [f"model.layers.{i}.mlp.up_proj"], "size": 1000 * (i + 1), "losses": [
+            {"sparsity": s, "num_bits": q, "error": 0.1 / q, "kl": (i + 1) * 0.08 / q**2} for s, q in levels]}
+        for i in range(2)
+    ]  # fmt: skip
+    text = {"source": "self", "samples": 8, "seq_len": 64, "sha256": "ef" * 32}
+    candidates = [(0.03, True, "0%+2", None), (0.09, True, "0%+2", "0%+2"), (0.02, True, "25%+4", "25%+4"),
+                  (0.05, False, "0%+2", "0%+4"), (0.015, True, "0%+4", "0%+4")]  # fmt: skip
+    measured = [
+        {"kl": kl, "complete": complete, "levels": pair, "number": number}
+        for number, (kl, complete, *pair) in enumerate(candidates, 1)
+    ]
+    search = {"chosen": "searched", "finalists": [], "measured": measured,
+              "sensitivity": {"base": BASE, "base_sha256": "9f" * 32, "calibration": text, "groups": groups}}  # fmt: skip
+    (out / "search.json").write_text(json.dumps(search))
+    return out
 
 
 def write_runs(folder: Path, n: int = 12, blocks: int = 4) -> list[Path]:
@@ -170,6 +193,12 @@ def write_runs(folder: Path, n: int = 12, blocks: int = 4) -> list[Path]:
 def make_runs() -> Callable[..., list[Path]]:
     """:func:`write_runs`."""
     return write_runs
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a search wrote; not to be changed."""
+    return write_search(tmp_path_factory.mktemp("search"))
 
 
 @pytest.fixture(scope="session")

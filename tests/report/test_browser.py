@@ -1,15 +1,19 @@
 """The page in a browser: drawn, quiet, filtered, sorted from the keyboard, dark, and on a phone."""
 
+import csv
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from srcr.report import write_report
+from srcr.report import build_report, load_runs, write_report
+from srcr.report.runs import load_searches
+from srcr.report.searches import search_history
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright: pip install playwright"
@@ -67,21 +71,96 @@ def expect_points(page: Any, n: int, *plots: str) -> None:
 
 
 def test_every_plot_is_drawn(page: Any) -> None:
-    expect_points(page, 12, "#plot-sr", "#plot-kl")
+    expect_points(page, 13, "#plot-sr", "#plot-kl")  # and the base
     assert page.locator("#plot-sr .errorbar").count() == 12
     assert page.locator(".map .cell:visible").count() == 8
-    assert page.locator("#plot-layers .bars .point").count() == 3 * 28
+    assert page.locator("#plot-layers .scatterlayer .point").count() == 3 * 28
+    assert page.locator("#plot-layers .legend .traces").count() == 7
     assert page.locator("#plot-tasks .bars .point").count() == 9
+    assert page.locator("#plot-histogram .bars .point").count() == 16
+
+
+def test_plots_are_in_the_pages_own_typeface(page: Any) -> None:
+    font = page.evaluate("document.querySelector('#plot-kl')._fullLayout.font.family")
+    assert font == page.evaluate("getComputedStyle(document.body).fontFamily")
+    assert font.endswith("sans-serif")
+
+
+def test_ticks_of_logarithms_are_plain_numbers(page: Any) -> None:
+    for plot in ("#plot-kl .yaxislayer-above", "#plot-layers .xy .yaxislayer-above"):
+        texts = page.locator(f"{plot} .ytick text").all_text_contents()
+        assert len(texts) >= 2
+        assert all(re.fullmatch(r"0?\.?0*[125]0*", text) for text in texts), texts
+
+
+def test_the_base_stands_at_the_foot_and_can_go(page: Any) -> None:
+    base = "document.querySelector('#plot-kl').data.find(t => t.meta.base)"
+    x, y = page.evaluate(f"[{base}.x[0], {base}.y[0]]")
+    low = page.evaluate("document.querySelector('#plot-kl')._fullLayout.yaxis.range[0]")
+    assert x == pytest.approx(4.436216)
+    assert y == pytest.approx(10**low)
+    page.get_by_label("with the base").uncheck()
+    expect_points(page, 12, "#plot-sr", "#plot-kl")
+
+
+def saved(page: Any, button: Any) -> tuple[str, bytes]:
+    """The name and content of what a button saves."""
+    with page.expect_download() as download:
+        button.click()
+    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+
+def test_plots_and_the_table_can_be_saved(page: Any) -> None:
+    name, image = saved(page, page.locator('[data-plot="plot-kl"][data-save="png"]'))
+    assert name == "srcr-plot-kl.png"
+    assert image.startswith(b"\x89PNG")
+    name, text = saved(page, page.locator('[data-plot="plot-kl"][data-save="csv"]'))
+    assert name == "srcr-plot-kl.csv"
+    lines = list(csv.DictReader(text.decode("utf-8-sig").splitlines()))
+    assert len(lines) == 13
+    assert {"w4", "models/tiny-llama"} < {line["label"] for line in lines}
+    assert all(float(line["low"]) < float(line["y"]) for line in lines if line["low"])
+    page.get_by_label("Search").fill("s25-w4")
+    name, text = saved(page, page.locator('[data-save="table"]'))
+    assert name == "srcr-runs.csv"
+    lines = list(csv.DictReader(text.decode("utf-8-sig").splitlines()))
+    assert [line["Run"] for line in lines] == ["s25-w4", "s25-w4-case-a", "s25-w4-case-b"]
+    assert float(lines[0]["KL"]) > 0
+    assert lines[0]["KL, detail"].startswith("[")
+
+
+def test_a_search_and_hostile_names(browser: Any, searched: Path, tmp_path: Path) -> None:
+    """One run alone, with what its search measured; a name that a spreadsheet would run."""
+    (run,) = load_runs([searched])
+    history = search_history("=1+1", load_searches([searched])[0][1])
+    out = tmp_path / "page.html"
+    out.write_text(build_report([replace(run, name="=cmd()")] * 2, searches=[history]), "utf-8")
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(out.as_uri())
+    expect_points(page, 4, "#plot-search-1-history", "#plot-search-1-predicted")
+    _, text = saved(page, page.locator('[data-save="table"]'))
+    assert text.decode("utf-8-sig").splitlines()[1].startswith("'=cmd(),")
+    _, text = saved(page, page.locator('[data-plot="plot-search-1-history"][data-save="csv"]'))
+    assert "measured,candidate 2," in text.decode("utf-8-sig")
+    out.write_text(build_report([run], searches=[history]), "utf-8")
+    page.goto(out.as_uri())
+    expect_points(page, 3 * 28, "#plot-layers")
+    _, text = saved(page, page.locator('[data-save="table"]'))
+    assert "\r\nKL,0.0" in text.decode("utf-8-sig")
+    assert errors == []
+    page.close()
 
 
 def test_filters_reach_table_and_plots(page: Any) -> None:
     page.locator("#f-mode").select_option("sequential-a")
     assert page.locator("#table tbody tr:visible").count() == 1
     assert page.locator("#count").inner_text() == "1 of 12 runs"
-    expect_points(page, 1, "#plot-sr", "#plot-kl")
+    expect_points(page, 2, "#plot-sr", "#plot-kl")
     assert page.locator(".map .cell:visible small").all_inner_texts() == ["s25-w4-case-a"]
     page.get_by_role("button", name="Clear").click()
-    expect_points(page, 12, "#plot-kl")
+    expect_points(page, 13, "#plot-kl")
     page.locator("#f-structure").select_option("2:4")
     assert page.locator("#table tbody tr:visible").count() == 1
     page.locator("#f-structure").select_option("")
@@ -91,15 +170,17 @@ def test_filters_reach_table_and_plots(page: Any) -> None:
     names = page.locator("#table tbody tr:visible .pick").all_inner_texts()
     assert names == ["s25-w4", "6of8-w4"]
     page.get_by_label("Search").fill("no such run")
-    expect_points(page, 0, "#plot-kl")
+    expect_points(page, 1, "#plot-kl")
 
 
 def test_the_front_is_that_of_the_runs_shown(page: Any) -> None:
-    count = "document.querySelector('#plot-kl').data.at(-1).x.length"
-    assert page.evaluate(count) > 2
+    front = "document.querySelector('#plot-kl').data.find(t => t.meta.front)"
+    assert page.evaluate(f"{front}.x.length") > 2
     page.get_by_label("Search").fill("sequential")
-    shown = page.evaluate("document.querySelector('#plot-kl').data.at(-1).y")
-    values = page.evaluate("document.querySelector('#plot-kl').data.slice(0, -1).flatMap(t => t.y)")
+    shown = page.evaluate(f"{front}.y")
+    values = page.evaluate(
+        "document.querySelector('#plot-kl').data.flatMap(t => t.meta.series >= 0 ? t.y : [])"
+    )
     assert shown == [min(values)]
 
 
@@ -112,10 +193,10 @@ def test_each_size_can_be_the_axis(page: Any) -> None:
 
 def test_hover_names_the_run_and_its_interval(page: Any) -> None:
     page.locator("#plot-kl").scroll_into_view_if_needed()
-    box = page.locator("#plot-kl .scatterlayer .point").last.bounding_box()
+    box = page.locator("#plot-kl .scatterlayer .point").nth(-2).bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     text = page.locator("#plot-kl .hoverlayer .hovertext").first.text_content()
-    assert "s50-dense" in text  # the last trace: pruning only
+    assert "s50-dense" in text  # the last trace but the base: pruning only
     assert "95 % interval [" in text
 
 
@@ -124,7 +205,7 @@ def test_the_table_sorts_from_the_keyboard(page: Any) -> None:
     heading.get_by_role("button").focus()
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     values = (
-        "[...document.querySelectorAll('#table tbody tr')].map(r => Number(r.cells[11].dataset.v))"
+        "[...document.querySelectorAll('#table tbody tr')].map(r => Number(r.cells[1].dataset.v))"
     )
     page.keyboard.press("Enter")
     assert heading.get_attribute("aria-sort") == "ascending"
@@ -143,6 +224,7 @@ def test_choosing_a_run_changes_the_details(page: Any) -> None:
     assert page.locator("#record .panel:visible").count() == 1
     assert "s50-dense" in page.locator("#record .panel:visible pre").first.inner_text()
     assert page.locator("#run").input_value() == "11"
+    assert "same top-1" in page.locator("#summary").inner_text()
 
 
 DARK = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"}

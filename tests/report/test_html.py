@@ -12,14 +12,16 @@ import pytest
 from srcr.errors import InputError
 from srcr.plans.recovery import RecoverySpec
 from srcr.records.estimate import Estimate
+from srcr.records.evaluation import Speed, Throughput
 from srcr.records.recovery import RecoveryRecord, TrainingPoint
 from srcr.records.run import StructureRecord
 from srcr.records.text import TextRecord
 from srcr.report import build_report, load_runs, write_report
 from srcr.report.html import evaluate_command, headline, word_diff
 from srcr.report.plots import mode
-from srcr.report.runs import Run
-from srcr.report.table import smaller
+from srcr.report.runs import Run, load_searches
+from srcr.report.searches import search_history
+from srcr.report.table import columns, smaller, summary
 
 MakeRuns = Callable[..., list[Path]]
 
@@ -101,7 +103,7 @@ def test_what_was_not_measured_is_one_line_that_says_how(runs: list[Run]) -> Non
     command = f"srcr evaluate models/tiny-llama {folder} "
     assert command + "--tasks arc_easy,hellaswag --report --overwrite fills this" in text
     assert command + "--semantic --report --overwrite fills this" in text
-    assert "top-1 agreement" in text[: text.index("Every compressed model")]
+    assert "top-1 agreement" in text[: text.index("95 % intervals stand beside")]
     bundled = replace(run, evaluation=replace(bare, base="bundled"))
     assert f"bundled {folder} --tasks bundled --report" in Page(build_report([bundled])).text
     only_made = Page(build_report([replace(run, evaluation=None)])).text
@@ -109,6 +111,59 @@ def test_what_was_not_measured_is_one_line_that_says_how(runs: list[Run]) -> Non
     assert f"srcr evaluate models/tiny-llama {folder} --report fills this" in only_made
     only_measured = Page(build_report([replace(run, record=None, plan=None)])).text
     assert "give the folder that srcr compress wrote" in only_measured
+
+
+def test_one_run_is_shown_as_one(runs: list[Run]) -> None:
+    page = Page(build_report(runs[3:4]))
+    ids = {attrs.get("id") for _, attrs in page.tags}
+    assert not ids & {"filters", "table", "tradeoff", "map"}
+    assert {"values", "plot-histogram", "plot-layers", "plot-tasks"} <= ids
+    shown = page.text[page.text.index("95 % intervals stand beside") :]
+    order = [
+        shown.index(word)
+        for word in ("Mean KL(", "Same top-1", "SrSemantic", "Weight files", "Mode")
+    ]
+    assert order == sorted(order)
+    assert "Pareto" not in page.text
+
+
+def test_what_a_run_kept_stands_beside_its_name_and_the_base_is_a_row(
+    runs: list[Run], page: str
+) -> None:
+    heads = re.findall(r'aria-sort="none"[^>]*><button type="button">([^<]*)', page)
+    assert heads[:4] == ["Run", "KL", "Same top-1", "Sr"]
+    foot = page[page.index("<tfoot>") : page.index("</tfoot>")]
+    assert "tiny-llama" in foot
+    assert "4.44 MB" in foot
+    assert f">{summary(runs[headline(runs).index])}</output>" in page
+    assert summary(runs[0]).startswith("KL 0.")
+    without = [replace(run, evaluation=None) for run in runs]
+    heads = [column.title for column in columns(without)]
+    assert "KL" not in heads
+    assert "Stored" in heads
+
+
+def test_speed_is_shown_where_it_was_measured(runs: list[Run], page: str) -> None:
+    run = runs[0]
+    assert run.evaluation
+    assert "Tokens a second" not in Page(page).text
+    faster = Throughput(1200.0, 1500.0, Estimate(1.25, (1.2, 1.3)))
+    speed = Speed(faster, faster, 256, 32, 10, "cpu", 2, "float32")
+    measured = replace(run, evaluation=replace(run.evaluation, speed=speed))
+    text = Page(build_report([measured, runs[1]])).text
+    assert "1,2001,5001.25 ×[1.2, 1.3]" in text
+    assert "cpu, 2 threads, float32" in text
+
+
+def test_a_searchs_candidates_are_drawn(searched: Path, tmp_path: Path) -> None:
+    write_report([searched], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    text = Page(page).text
+    assert "5 candidates were measured" in text
+    assert "4 of them with every part compressed" in text
+    assert "1 of those were given up early" in text
+    for plot in ("history", "predicted", "front"):
+        assert f'id="plot-search-1-{plot}"' in page
 
 
 def test_the_headline_falls_back(runs: list[Run]) -> None:
@@ -133,7 +188,7 @@ def test_the_headline_falls_back(runs: list[Run]) -> None:
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}<!--"
 
 
-def test_untrusted_text_stays_text(runs: list[Run], page: str) -> None:
+def test_untrusted_text_stays_text(runs: list[Run], page: str, searched: Path) -> None:
     run = runs[0]
     assert run.record
     assert run.evaluation
@@ -149,13 +204,19 @@ def test_untrusted_text_stays_text(runs: list[Run], page: str) -> None:
         semantic=replace(run.evaluation.semantic, worst=(pair,), scorer=NASTY),
     )
     layer = replace(run.record.layers[0], name=NASTY)
+    history = replace(search_history(NASTY, load_searches([searched])[0][1]), chosen=NASTY)
     record = replace(run.record, command=NASTY, notes=(NASTY,), layers=(layer,), base=NASTY)
-    nasty = build_report([replace(run, name=NASTY, record=record, evaluation=evaluation)])
-    hostile, clean = Page(nasty), Page(page)
-    scripts = [tag for tag, _ in hostile.tags if tag == "script"]
-    assert len(scripts) == len([tag for tag, _ in clean.tags if tag == "script"]) == 3
-    assert not [tag for tag, attrs in hostile.tags if tag == "img" or "onerror" in attrs]
-    assert "{{7*7}}" in hostile.text
+    hostile = replace(run, name=NASTY, record=record, evaluation=evaluation)
+    clean = Page(page)
+    for nasty in (
+        build_report([hostile], searches=[history]),
+        build_report([hostile, run], searches=[history, history]),
+    ):
+        read = Page(nasty)
+        scripts = [tag for tag, _ in read.tags if tag == "script"]
+        assert len(scripts) == len([tag for tag, _ in clean.tags if tag == "script"]) == 3
+        assert not [tag for tag, attrs in read.tags if tag == "img" or "onerror" in attrs]
+        assert "{{7*7}}" in read.text
 
 
 def test_the_data_are_json(page: str) -> None:

@@ -300,6 +300,7 @@ def _train(work: _Work, decision: Decision) -> Decision:
 def _result(work: _Work, explored: _Explored, decision: Decision, seconds: float) -> SearchResult:
     """The record of the search; every trial, the best first."""
     problem = work.problem
+    numbers = {each: number for number, each in enumerate(explored.observations.measured, 1)}
     trials = sorted(
         explored.trials.items(), key=lambda pair: (not pair[1].complete, pair[1].kl, str(pair[0]))
     )
@@ -311,7 +312,10 @@ def _result(work: _Work, explored: _Explored, decision: Decision, seconds: float
         seconds=round(seconds, 3),
         groups=tuple(group.names for group in problem.context.groups),
         sensitivity=explored.table,
-        measured=tuple(measurement for _, measurement in trials),
+        measured=tuple(
+            replace(measurement, number=numbers.get(assignment))
+            for assignment, measurement in trials
+        ),
         chosen=decision.chosen,
         objective=problem.objective,
         choice=decision.choice,

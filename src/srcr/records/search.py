@@ -14,12 +14,14 @@ from srcr.records.sensitivity import SensitivityTable
 @dataclass(frozen=True)
 class Measurement:
     """A candidate: the level of each group (None: left as it is), and its KL on the search text; not
-    ``complete`` where it was given up before the end."""
+    ``complete`` where it was given up before the end. ``number``: which one it was, from 1 (None: another
+    process measured it, and this one did not need it)."""
 
     kl: float
     #: Called "whole" in files of earlier versions.
     complete: Annotated[bool, Field(validation_alias=AliasChoices("complete", "whole"))]
     levels: tuple[str | None, ...]
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class SearchSummary:
     chosen: str = ""
     finalists: tuple[Evaluation, ...] = ()
     sensitivity: SensitivityTable | None = None
+    measured: tuple[Measurement, ...] = ()
 
 
 @dataclass(frozen=True)

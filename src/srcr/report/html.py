@@ -22,10 +22,12 @@ from markupsafe import Markup
 
 from srcr.environment import format_bytes
 from srcr.errors import InputError
+from srcr.records.evaluation import Evaluation
 from srcr.records.sensitivity import SensitivityTable
 from srcr.records.sharing import shareable
-from srcr.report import plots, table
-from srcr.report.runs import Run, load_runs, load_tables
+from srcr.report import layers, plots, table
+from srcr.report.runs import Run, load_runs, load_searches, load_tables
+from srcr.report.searches import SearchHistory, search_history
 from srcr.storage.files import check_new_file, write_text
 
 #: Worst prompts in the whole report, at most ten a run, and characters of each text: they bound its size.
@@ -33,6 +35,8 @@ WORST = 240
 CLIP = 320
 #: Tasks that a page suggests where none were run: the bundled ones are in the bundled model's language alone.
 TASKS, ENGLISH = "--tasks", "arc_easy,hellaswag"
+#: Searches whose candidates are drawn.
+SEARCHES = 6
 #: Bytes of a page, and of how many runs the details are kept when those of all would be too many.
 LIMIT = 1_950_000
 DETAILED = (48, 24, 12, 6, 3, 1)
@@ -58,15 +62,20 @@ def write_report(paths: Sequence[str | Path], out: Path, overwrite: bool = False
     >>> write_report(["small"], Path("report.html"))
     """
     check_new_file(out, overwrite)
-    write_text(out, build_report(load_runs(paths), tables=load_tables(paths)))
+    runs, tables, searches = load_runs(paths), load_tables(paths), load_searches(paths)
+    histories = [search_history(name, search) for name, search in searches]
+    write_text(out, build_report(runs, tables=tables, searches=histories))
 
 
 def build_report(
-    runs: Sequence[Run], title: str | None = None, tables: Sequence[SensitivityTable] = ()
+    runs: Sequence[Run],
+    title: str | None = None,
+    tables: Sequence[SensitivityTable] = (),
+    searches: Sequence[SearchHistory] = (),
 ) -> str:
-    """The report of ``runs``, and heat maps of ``tables`` of losses, as one self-contained HTML page. Where
-    the details of all runs would make it larger than 2 MB, those of the best are kept (all stay in the table
-    and the plots).
+    """The report of ``runs``, of ``searches``, and heat maps of ``tables`` of losses, as one self-contained
+    HTML page. Where the details of all runs would make it larger than 2 MB, those of the best are kept (all
+    stay in the table and the plots).
 
     Raises:
         InputError: there are no runs.
@@ -76,7 +85,7 @@ def build_report(
     runs = [replace(shareable(run), name=run.name) for run in runs]  # the page may be passed on
     best = sorted(range(len(runs)), key=lambda index: _rank(runs[index]))
     for kept in (len(runs), *(n for n in DETAILED if n < len(runs))):
-        page = _page(runs, frozenset(best[:kept]), title, tables)
+        page = _page(runs, frozenset(best[:kept]), title, tables, searches)
         if len(page.encode()) <= LIMIT:
             break
     return page
@@ -87,17 +96,26 @@ def _page(
     detailed: frozenset[int],
     title: str | None,
     tables: Sequence[SensitivityTable],
+    searches: Sequence[SearchHistory],
 ) -> str:
     """The page, with the details of some of the runs."""
     bases = list(dict.fromkeys(short(run.base) for run in runs))
     chosen = headline(runs)
     detailed |= {chosen.index}
+    drawn = [each for each in searches if each.candidates][:SEARCHES]
     data = _data(runs, detailed) | {"chosen": chosen.index}
+    data["searches"] = [plots.finite(each.figures()) for each in drawn]
+    columns = table.columns(runs)
+    rated = {run.base: run.rates for run in runs if run.rates}
     scripts = [_own("plotly-basic.min.js"), _own("report.js")]
     return _environment().get_template("report.html.j2").render(
         title=title or f"{', '.join(bases)}, compressed",
         runs=runs,
-        columns=table.COLUMNS,
+        columns=columns,
+        base_rows={base: table.base_row(columns, rates) for base, rates in rated.items()},
+        searches=drawn,
+        n_searches=len(searches),
+        single=len(runs) == 1,
         chosen=chosen,
         best=runs[chosen.index],
         bases=bases,
@@ -172,30 +190,26 @@ def _text_hash(run: Run) -> str | None:
 
 
 def _data(runs: Sequence[Run], detailed: frozenset[int]) -> dict[str, Any]:
-    """What the page's script draws. Layer names are kept once: mostly all runs have the same."""
-    names = [plots.layer_names(run) for run in runs]
-    distinct = list(dict.fromkeys(names))
-    return {
-        "tradeoff": {
-            outcome.key: {axis.key: plots.tradeoff(runs, outcome, axis) for axis in plots.AXES}
-            for outcome in plots.OUTCOMES
-        },
-        "layers": {
-            "figure": plots.layer_figure(),
-            "names": distinct,
-            "named": [distinct.index(own) for own in names],
-            "columns": [
-                plots.layer_columns(run) if index in detailed else None
-                for index, run in enumerate(runs)
-            ],
-        },
-        "tasks": [
-            plots.task_figure(run.evaluation.tasks)
-            if index in detailed and run.evaluation and run.evaluation.tasks
-            else None
+    """What the page's script draws."""
+
+    def each(draw: Callable[[Evaluation], Any]) -> list[Any]:
+        return [
+            draw(run.evaluation) if index in detailed and run.evaluation else None
             for index, run in enumerate(runs)
-        ],
-    }
+        ]
+
+    data: dict[str, Any] = plots.finite({
+        "names": [run.name for run in runs],
+        "summaries": [table.summary(run) for run in runs],
+        "tradeoff": {
+            outcome.key: {size.key: plots.tradeoff(runs, outcome, size) for size in plots.AXES}
+            for outcome in plots.OUTCOMES
+        } if len(runs) > 1 else {},
+        "layers": layers.layer_data(runs, detailed),
+        "histograms": each(lambda e: plots.histogram(e.divergence.kl) if e.divergence else None),
+        "tasks": each(lambda e: plots.task_figure(e.tasks) if e.tasks else None),
+    })  # fmt: skip
+    return data
 
 
 def word_diff(base: str, compressed: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
@@ -246,7 +260,8 @@ def _environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     shown = (
         table.percent, table.percents, table.number, table.numbers, table.smaller, table.structure,
-        plots.mode, plots.method, plots.curve_points, format_bytes, short, clip, word_diff, evaluate_command,
+        table.summary, plots.mode, plots.method, plots.curve_points, layers.by_type, format_bytes, short,
+        clip, word_diff, evaluate_command,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in shown}
     return environment

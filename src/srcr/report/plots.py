@@ -1,53 +1,57 @@
-"""The report's figures, from runs. Pure: figures out, no files, no colours.
+"""The report's figures as Plotly's JSON, from runs. Pure: figures out, no files, no colours.
 
-Colours belong to the page, which knows light from dark: a trace's ``meta.series`` numbers its colour
-and ``meta.runs`` names the run behind each point, so that the page can filter.
+Colours belong to the page, which knows light from dark: a trace's ``meta.series`` numbers its colour and
+``meta.runs`` names the run behind each point, so that the page can filter.
 """
 
 import html
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
-
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from srcr.environment import format_bytes
 from srcr.records.estimate import Interval
-from srcr.records.evaluation import TaskScore
+from srcr.records.evaluation import KlEstimate, TaskScore
 from srcr.records.recovery import RecoveryRecord
 from srcr.records.run import Rates
 from srcr.report.runs import Run
 
+#: ``data`` (traces) and ``layout``.
+Figure = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Axis:
-    """One of the three sizes: how to say it, and how to get it."""
+    """One of the three sizes: how to say it, how to get it, and what the base has."""
 
     key: str
     title: str
     of: Callable[[Rates], float]
+    base: Callable[[Rates], float]
 
 
 AXES = (
-    Axis("theoretical", "theoretical size: 1 − TCr, % of 16-bit", lambda r: 100 * (1 - r.tcr)),
-    Axis("stored", "stored: weight files on disk, MB", lambda r: r.stored_bytes / 1e6),
-    Axis("loaded", "loaded: weights in memory, MB", lambda r: r.loaded_bytes / 1e6),
-)
+    Axis("theoretical", "theoretical size: 1 − TCr, % of 16-bit",
+         lambda r: 100 * (1 - r.tcr), lambda r: 100.0),
+    Axis("stored", "stored: weight files on disk, MB",
+         lambda r: r.stored_bytes / 1e6, lambda r: r.base_bytes / 1e6),
+    Axis("loaded", "loaded: weights in memory, MB",
+         lambda r: r.loaded_bytes / 1e6, lambda r: r.base_bytes / 1e6),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was kept or lost: value and interval of a run, and which way is better (1: up)."""
+    """What was kept or lost: value and interval of a run, which way is better (1: up), and what the base
+    itself has."""
 
     key: str
     symbol: str
     title: str
     of: Callable[[Run], tuple[float, Interval | None] | None]
     better: int
+    base: float
     log: bool
 
 
@@ -64,8 +68,8 @@ def _kl(run: Run) -> tuple[float, Interval | None] | None:
 
 
 OUTCOMES = (
-    Outcome("sr", "Sr", "semantic retention Sr", _sr, 1, log=False),
-    Outcome("kl", "KL", "KL(base ‖ compressed), nats a token", _kl, -1, log=True),
+    Outcome("sr", "Sr", "semantic retention Sr", _sr, 1, 1.0, log=False),
+    Outcome("kl", "KL", "KL to the base, nats a token", _kl, -1, 0.0, log=True),
 )
 
 
@@ -104,6 +108,20 @@ def mode(run: Run) -> str:
     return "quantization only" if quantized else "pruning only" if pruned else "untouched"
 
 
+def axis(title: str, log: bool = False, **more: Any) -> dict[str, Any]:
+    """An axis with a title; the page chooses the range and the ticks of a logarithmic one."""
+    return {"title": {"text": title}, **({"type": "log"} if log else {}), **more}
+
+
+def finite(value: Any) -> Any:
+    """JSON types with null for what is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _spread(values: Sequence[tuple[float, Interval | None]]) -> dict[str, Any]:
     """Asymmetric error bars from intervals."""
     up = [max(0.0, ci[1] - value) if ci else 0.0 for value, ci in values]
@@ -111,8 +129,9 @@ def _spread(values: Sequence[tuple[float, Interval | None]]) -> dict[str, Any]:
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
 
 
-def tradeoff(runs: Sequence[Run], outcome: Outcome, axis: Axis) -> dict[str, Any] | None:
-    """Size against outcome, a colour for each mode, with the Pareto front; None where no run has it."""
+def tradeoff(runs: Sequence[Run], outcome: Outcome, size: Axis) -> Figure | None:
+    """Size against outcome, a colour for each mode, with the Pareto front and the base; None where no run
+    has it."""
     rows = []
     for index, run in enumerate(runs):
         measure, rates = outcome.of(run), run.rates
@@ -120,40 +139,52 @@ def tradeoff(runs: Sequence[Run], outcome: Outcome, axis: Axis) -> dict[str, Any
             rows.append((index, run, rates, measure))
     if not rows:
         return None
-    figure = go.Figure()
-    modes = list(dict.fromkeys(mode(run) for run in runs))
-    for series, name in enumerate(modes):
+    traces: list[dict[str, Any]] = []
+    for series, name in enumerate(dict.fromkeys(mode(run) for run in runs)):
         shown = [row for row in rows if mode(row[1]) == name]
-        figure.add_scatter(
-            x=[axis.of(rates) for _, _, rates, _ in shown],
-            y=[measure[0] for *_, measure in shown],
-            error_y=_spread([measure for *_, measure in shown]),
-            text=[_label(run, rates, measure) for _, run, rates, measure in shown],
-            mode="markers",
-            name=name,
-            meta={"series": series, "runs": [index for index, *_ in shown]},
-            hovertemplate=f"%{{text}}<br>{outcome.symbol} %{{y:.4g}}<extra></extra>",
-        )
-    points = [(axis.of(rates), outcome.better * measure[0]) for _, _, rates, measure in rows]
+        traces.append({
+            "type": "scatter", "mode": "markers", "name": name,
+            "x": [size.of(rates) for _, _, rates, _ in shown],
+            "y": [measure[0] for *_, measure in shown],
+            "error_y": _spread([measure for *_, measure in shown]),
+            "text": [_label(run, rates, measure) for _, run, rates, measure in shown],
+            "meta": {"series": series, "runs": [index for index, *_ in shown]},
+            "hovertemplate": f"%{{text}}<br>{outcome.symbol} %{{y:.4g}}<extra></extra>",
+        })  # fmt: skip
+    points = [(size.of(rates), outcome.better * measure[0]) for _, _, rates, measure in rows]
     order = sorted(range(len(rows)), key=lambda i: points[i])
     above = dominators(points)
-    figure.add_scatter(
-        x=[axis.of(rows[i][2]) for i in order],
-        y=[rows[i][3][0] for i in order],
-        mode="lines",
-        name="Pareto front",
-        hoverinfo="skip",
-        meta={
+    traces.append({
+        "type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip",
+        "x": [size.of(rows[i][2]) for i in order],
+        "y": [rows[i][3][0] for i in order],
+        "meta": {
             "front": [[rows[j][0] for j in above[i]] for i in order],
             "runs": [rows[i][0] for i in order],
         },
-    )
-    figure.update_xaxes(title=axis.title)
+    })  # fmt: skip
+    traces.append(_bases([(run, rates) for _, run, rates, _ in rows], outcome, size))
     positive = all(value > 0 for *_, (value, _) in rows)
-    figure.update_yaxes(title=outcome.title)
-    if outcome.log and positive:
-        figure.update_yaxes(type="log", dtick="D2")
-    return _plain(figure)
+    log = outcome.log and positive
+    return {
+        "data": traces,
+        "layout": {"xaxis": axis(size.title), "yaxis": axis(outcome.title, log)},
+    }
+
+
+def _bases(rows: Sequence[tuple[Run, Rates]], outcome: Outcome, size: Axis) -> dict[str, Any]:
+    """The base of each run as a point of reference. A logarithmic axis has no place for a KL of 0: the page
+    puts it at the foot."""
+    points = {run.base: size.base(rates) for run, rates in rows}
+    return {
+        "type": "scatter", "mode": "markers", "name": "base", "meta": {"base": True, "labels": list(points)},
+        "x": list(points.values()),
+        "y": [outcome.base for _ in points],
+        "text": [
+            f"<b>{html.escape(name)}</b>, the base<br>{outcome.symbol} {outcome.base:g}" for name in points
+        ],
+        "hovertemplate": "%{text}<extra></extra>",
+    }  # fmt: skip
 
 
 def _label(run: Run, rates: Rates, measure: tuple[float, Interval | None]) -> str:
@@ -167,71 +198,55 @@ def _label(run: Run, rates: Rates, measure: tuple[float, Interval | None]) -> st
     )
 
 
-def layer_figure() -> dict[str, Any]:
-    """Sparsity, bits and error of every layer, without the data: see :func:`layer_columns`."""
-    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.07)
-    for row, (title, template) in enumerate(
-        (("sparsity, %", "%{y:.1f} %"), ("bits", "%{y:g}"), ("error", "%{y:.3g}")), 1
-    ):
-        figure.add_bar(
-            name=title,
-            hovertemplate=f"%{{text}}<br>{template}<extra></extra>",
-            textposition="none",
-            meta={"series": row - 1},
-            row=row,
-            col=1,
-        )
-        figure.update_yaxes(title=title, rangemode="tozero", row=row, col=1)
-    figure.update_xaxes(title="layer, in the model's order", showgrid=False, row=3, col=1)
-    figure.update_layout(showlegend=False, bargap=0.25)
-    return _plain(figure)
+def task_figure(tasks: Mapping[str, TaskScore]) -> Figure:
+    """Scores of both models with the chance level, and retention with its interval below."""
+    names, scores = list(tasks), list(tasks.values())
+    kept = [(name, t.retention, t.ci95) for name, t in tasks.items() if t.retention is not None]
+
+    def bars(
+        name: str, labels: Sequence[str], values: Sequence[float], **more: Any
+    ) -> dict[str, Any]:
+        x = [html.escape(label) for label in labels]
+        meta = {"labels": list(labels), **more.pop("meta")}
+        return {"type": "bar", "name": name, "x": x, "y": list(values), "meta": meta, **more}
+
+    data = [
+        bars("base", names, [t.base for t in scores], meta={"series": 3}),
+        bars("compressed", names, [t.compressed for t in scores], meta={"series": 0}),
+        bars(
+            "chance", names, [t.chance for t in scores], meta={"ink": True}, type="scatter", mode="markers",
+            marker={"symbol": "line-ew-open", "size": 30},
+        ),
+        bars(
+            "retention", [name for name, *_ in kept], [value for _, value, _ in kept], meta={"series": 0},
+            error_y=_spread([(value, ci95) for _, value, ci95 in kept]), showlegend=False, width=0.4,
+            xaxis="x2", yaxis="y2",
+        ),
+    ]  # fmt: skip
+    layout = {
+        "xaxis": {"anchor": "y"}, "yaxis": axis("score", domain=[0.58, 1.0], rangemode="tozero"),
+        "xaxis2": {"anchor": "y2"},
+        "yaxis2": axis("retention", domain=[0.0, 0.42], rangemode="tozero", anchor="x2"),
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
 
 
-def layer_names(run: Run) -> tuple[str, ...]:
-    """The names of a run's layers, in the model's order."""
-    return tuple(html.escape(layer.name) for layer in run.record.layers) if run.record else ()
-
-
-def layer_columns(run: Run) -> list[list[float | None]] | None:
-    """What :func:`layer_figure` shows of a run: sparsity in percent, bits, error; None if unknown."""
-    if run.record is None or not run.record.layers:
+def histogram(kl: KlEstimate) -> dict[str, Any] | None:
+    """Shares of the tokens, in percent, from the first octave of KL that has any to the last: ``low`` is the
+    logarithm to base 2 of where the first begins. None where it was not counted."""
+    counts = kl.histogram
+    if counts is None or not any(counts.counts) or len(counts.counts) != len(counts.edges) + 1:
         return None
-    layers = run.record.layers
-    return [
-        [round(100 * layer.sparsity, 2) for layer in layers],
-        [round(layer.bits, 2) for layer in layers],
-        [float(f"{layer.error:.3g}") if math.isfinite(layer.error) else None for layer in layers],
-    ]
-
-
-@cache
-def _score_panels() -> go.Layout:
-    """Two panels, one above the other; kept, since plotly takes its time to build them."""
-    titles = ("score", "retention, 95 % intervals")
-    panels = make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.18)
-    return panels.update_yaxes(rangemode="tozero").layout
-
-
-def task_figure(tasks: Mapping[str, TaskScore]) -> dict[str, Any]:
-    """Scores of both models with the chance level, and retention with its interval."""
-    figure = go.Figure(layout=_score_panels())
-    names = [html.escape(name) for name in tasks]
-    scores = list(tasks.values())
-    figure.add_bar(x=names, y=[t.base for t in scores], name="base", meta={"series": 3})
-    figure.add_bar(x=names, y=[t.compressed for t in scores], name="compressed", meta={"series": 0})
-    figure.add_scatter(
-        x=names, y=[t.chance for t in scores], name="chance", mode="markers",
-        marker={"symbol": "line-ew-open", "size": 30}, meta={"ink": True},
-    )  # fmt: skip
-    kept = [(name, t.retention, t.ci95) for name, t in zip(names, scores, strict=True)]
-    rows = [(name, value, ci95) for name, value, ci95 in kept if value is not None]
-    figure.add_bar(
-        x=[name for name, *_ in rows],
-        y=[value for _, value, _ in rows],
-        error_y=_spread([(value, ci95) for _, value, ci95 in rows]),
-        name="retention", showlegend=False, meta={"series": 0}, width=0.4, xaxis="x2", yaxis="y2",
-    )  # fmt: skip
-    return _plain(figure)
+    total = sum(counts.counts)
+    places = [i for i, count in enumerate(counts.counts) if count]
+    shown = counts.counts[places[0] : places[-1] + 1]
+    marks = {"mean": kl.value, "median": kl.p50, "95 %": kl.p95, "99 %": kl.p99}
+    return {
+        "low": math.log2(counts.edges[0]) + places[0] - 1,
+        "below": places[0] == 0,
+        "shares": [float(f"{100 * count / total:.4g}") for count in shown],
+        "marks": {name: value for name, value in marks.items() if value is not None and value > 0},
+    }
 
 
 def curve_points(recovery: RecoveryRecord) -> str:
@@ -242,10 +257,3 @@ def curve_points(recovery: RecoveryRecord) -> str:
         f"{600 * point.step / steps:.1f},{150 - 140 * point.kl / highest:.1f}"
         for point in recovery.curve
     )
-
-
-def _plain(figure: go.Figure) -> dict[str, Any]:
-    """JSON types only, without plotly's default theme: the page brings its own."""
-    data: dict[str, Any] = json.loads(figure.to_json())  # what is not finite becomes null
-    data["layout"].pop("template", None)
-    return data

@@ -97,6 +97,12 @@ def load_tables(paths: Sequence[str | Path]) -> list[SensitivityTable]:
     return [table for table in tables if table is not None]
 
 
+def load_searches(paths: Sequence[str | Path]) -> list[tuple[str, SearchSummary]]:
+    """What searches measured, by the names of the folders that they wrote."""
+    folders = [path for path in map(Path, paths) if (path / SEARCH).is_file()]
+    return [(folder.resolve().name, _search(folder)) for folder in dict.fromkeys(folders)]
+
+
 def _table(path: Path) -> SensitivityTable | None:
     """The sensitivity table in a file; None where it is something else."""
     data = read_json(path)

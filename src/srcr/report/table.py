@@ -67,8 +67,10 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3g}"
+    """Three significant digits; of thousands, all."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def percents(ci95: Interval | None) -> str:
@@ -190,6 +192,14 @@ def _srcr(run: Run) -> Cell:
     return Cell(f"{evaluation.srcr:.3f}", numbers(evaluation.srcr_ci95), evaluation.srcr)
 
 
+def _speed(run: Run) -> Cell:
+    speed = run.evaluation.speed if run.evaluation else None
+    if speed is None:
+        return NOTHING
+    ratio = speed.decode.ratio
+    return Cell(f"{number(ratio.value)}{NBSP}×", numbers(ratio.ci95), ratio.value)
+
+
 def _semantic(run: Run) -> Cell:
     semantic = run.evaluation.semantic if run.evaluation else None
     return _share(semantic.consistency, semantic.ci95) if semantic else NOTHING
@@ -204,6 +214,13 @@ def _text(show: Callable[[Run], str]) -> Callable[[Run], Cell]:
 
 
 COLUMNS = (
+    Column("KL", "Mean KL(base ‖ compressed) in nats a token; 0 is identical, lower is better.", _kl),
+    Column("Same top-1", "Share of positions where both models rank the same token first.", _top1),
+    Column("Sr", "Semantic retention: score above chance kept, mean over tasks; 100 % is the base.", _sr),
+    Column("Stored", "Weight files on disk, everything in them.",
+           _rate(lambda r: _bytes(r.stored_bytes, r.base_bytes))),
+    Column("Loaded", "What the engine named below keeps in memory for all weights.",
+           _rate(lambda r: _bytes(r.loaded_bytes, r.base_bytes))),
     Column("Mode", "How each layer was solved, in one pass (joint) or in turn, and with which methods.",
            lambda run: Cell(mode(run), method(run), mode(run)), numeric=False),
     Column("Sparsity", "Share of the block linears' weights that the plan prunes to zero.",
@@ -219,17 +236,34 @@ COLUMNS = (
            _rate(lambda r: Cell(percent(r.tcr, 2), sort=r.tcr))),
     Column("Theoretical", "1 − TCr: the size that TCr credits, in percent of the 16-bit block linears.",
            _rate(lambda r: Cell(percent(1 - r.tcr, 2), sort=1 - r.tcr))),
-    Column("Stored", "Weight files on disk, everything in them.",
-           _rate(lambda r: _bytes(r.stored_bytes, r.base_bytes))),
-    Column("Loaded", "What the engine named below keeps in memory for all weights.",
-           _rate(lambda r: _bytes(r.loaded_bytes, r.base_bytes))),
     Column("Entropy bits", "Bits a weight that an ideal entropy coder of the codes would need.",
            _rate(_entropy)),
-    Column("KL", "Mean KL(base ‖ compressed) in nats a token; 0 is identical, lower is better.", _kl),
-    Column("Top-1", "Share of positions where both models rank the same token first.", _top1),
-    Column("Sr", "Semantic retention: score above chance kept, mean over tasks; 100 % is the base.", _sr),
     Column("SrCr", "Sr times how strongly the model was compressed, from 0 to 1; higher is better.",
            _srcr),
     Column("Semantic", "Semantic consistency: similarity of both models' continuations of the same "
            "prompts.", _semantic),
+    Column("Writing", "Tokens a second over the base's, when writing behind a prompt.", _speed),
 )  # fmt: skip
+#: What the base itself has in these columns.
+BASE = {
+    "KL": "0", "Same top-1": percent(1), "Sr": percent(1), "Sparsity": percent(0), "Bits": "16",
+    "TCr": percent(0, 2), "Theoretical": percent(1, 2), "Semantic": percent(1), "Writing": f"1{NBSP}×",
+}  # fmt: skip
+
+
+def columns(runs: Sequence[Run]) -> list[Column]:
+    """The columns that any of the runs has something in."""
+    return [column for column in COLUMNS if any(column.cell(run) != NOTHING for run in runs)]
+
+
+def base_row(shown: Sequence[Column], rates: Rates) -> list[str]:
+    """The base as a row of the table."""
+    size = format_bytes(rates.base_bytes)
+    known = BASE | {"Stored": size, "Loaded": size}
+    return [known.get(column.title, "–") for column in shown]
+
+
+def summary(run: Run) -> str:
+    """What a run kept, in a line: KL, the share of the same top-1 tokens, and Sr, where they are known."""
+    cells = (("KL", _kl(run)), ("same top-1", _top1(run)), ("Sr", _sr(run)))
+    return ", ".join(f"{name} {cell.text}" for name, cell in cells if cell != NOTHING)
