@@ -48,3 +48,10 @@ def test_the_highest_rate_that_holds(measure, bound):
 def test_nothing_holds():
     with pytest.raises(SrcrError, match=r"no plan meets kl<=0.01: even at tcr=0.50\d+ it is 0.06"):
         run(Constraint(Objective("kl"), 0.01))
+
+
+def test_a_single_rate_is_tried():
+    (rate, _), steps = run(Constraint(Objective("kl"), 0.25), span=(0.7, 0.7))
+    assert (rate, steps) == (0.7, [("tcr 0.7000", 0.7)])
+    with pytest.raises(SrcrError, match=r"even at tcr=0.7000 it is 0.24"):
+        run(Constraint(Objective("kl"), 0.2), span=(0.7, 0.7))

@@ -30,7 +30,8 @@ def smallest_plan(
     low, high = span
     best: tuple[float, CompressionPlan] | None = None
     failed: float | None = None
-    while high - low > precision:
+    # A single level has a span without width: it is tried too.
+    while high - low > precision or (best is None and failed is None):
         rate = round((low + high) / 2, 4)
         plan = plan_at(rate)
         evaluation = evaluate(f"tcr {rate:.4f}", plan)
