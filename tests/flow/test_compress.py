@@ -1,6 +1,7 @@
 """srcr compress with the options people use, on tiny models of every family."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -376,3 +377,45 @@ def test_bundled_is_a_model_and_a_text(srcr, tmp_path):
     )  # fmt: skip
     assert result.code == 0, result.err
     assert result.json()["calibration"]["source"] == "bundled"
+
+
+class TestOneFileIsARun:
+    def test_what_is_written_beside_the_result_runs_it_again(self, srcr, tiny, ids, tmp_path):
+        first, again = tmp_path / "first", tmp_path / "again"
+        options = ("--sparsity", "0.25", "--bits", "3", "--ignore", "*.k_proj", "--seed", "3")
+        result = srcr("compress", tiny, "-o", first, "--calibration", ids, *options)
+        assert result.code == 0, result.err
+        run = yaml.safe_load((first / "run.yaml").read_text())
+        assert (run["model"], run["out"]) == (Path(tiny).name, "first")  # no place of this machine
+        assert (run["sparsity"], run["bits"], run["group_size"]) == (0.25, 3, "auto")
+        assert run["format"] == "compressed-tensors"
+        assert "device" not in run
+        config = tmp_path / "moved.yaml"
+        places = {"model": str(tiny), "calibration": str(ids), "out": str(again)}
+        config.write_text(yaml.safe_dump(run | places))
+        result = srcr("compress", "--config", config)
+        assert result.code == 0, result.err
+        for name in ("model.safetensors", "plan.yaml", "config.json", "run.yaml"):
+            expected = (first / name).read_bytes().replace(b"out: first", b"out: again")
+            assert (again / name).read_bytes() == expected
+
+    def test_a_plan_lies_beside_it(self, srcr, tiny, ids, tmp_path):
+        first = tmp_path / "first"
+        srcr("compress", tiny, "-o", first, "--calibration", ids, "--bits", "3")
+        planned = tmp_path / "planned"
+        asked = ("--calibration", ids, "--plan", first / "plan.yaml")
+        assert srcr("compress", tiny, "-o", planned, *asked).code == 0
+        assert yaml.safe_load((planned / "run.yaml").read_text())["plan"] == "plan.yaml"
+        again = tmp_path / "again"
+        places = ("-o", again, "--calibration", ids, "--config", planned / "run.yaml")
+        result = srcr("compress", tiny, *places)
+        assert result.code == 0, result.err
+        assert (again / "model.safetensors").read_bytes() == (
+            first / "model.safetensors"
+        ).read_bytes()
+
+    def test_what_is_named_nowhere_is_asked_for(self, srcr, tiny, tmp_path):
+        assert "no model: name it" in srcr("compress", "-o", tmp_path / "out").error()
+        result = srcr("compress", tiny)
+        assert "no output: name it with -o" in result.error()
+        assert result.code == 2

@@ -28,8 +28,8 @@ def inspect(model: given.Model, as_json: given.Json = False) -> None:
 
 @app.command(cls=Command)
 def compress(
-    model: given.Model,
-    out: given.Out,
+    model: given.ModelOrConfig = None,
+    out: given.OutOrConfig = None,
     sparsity: given.Sparsity = None,
     structure: given.Structure = None,
     bits: given.Bits = None,
@@ -65,29 +65,33 @@ def compress(
     from srcr.cli.options import Options
     from srcr.pipelines.compress import compress as run
     from srcr.pipelines.options import Output
-    from srcr.serialize import to_dict
+    from srcr.serialize import to_dict, to_yaml
+    from srcr.storage.files import write_text
+    from srcr.storage.layout import RUN
 
     options = Options.of(arguments, config)
-    output = Output(out, options.format, overwrite, resume)
+    base, folder = options.place()
+    output = Output(folder, options.format, overwrite, resume)
     if dry_run:
         from srcr.pipelines.preview import preview_compression
 
         show_preview(
             preview_compression(
-                model, output, options.compression(), options.data(), options.run(command_line()),
+                base, output, options.compression(), options.data(), options.run(command_line()),
                 options.recovery(),
             ),
             as_json,
         )  # fmt: skip
         return
     record = run(
-        model, output, options.compression(), options.data(), options.run(command_line()),
+        base, output, options.compression(), options.data(), options.run(command_line()),
         options.recovery(),
     )  # fmt: skip
+    write_text(folder / RUN, to_yaml(options.resolved(record.format)))
     if as_json:
-        print_json(to_dict(record) | {"out": str(out)})
+        print_json(to_dict(record) | {"out": str(folder)})
     else:
-        tables.compression(record, out)
+        tables.compression(record, folder)
 
 
 @app.command(cls=Command)

@@ -14,9 +14,11 @@ from srcr.methods import check_methods, get_pruner, get_quantizer
 from srcr.pipelines.options import RunOptions
 from srcr.plans.plan import CompressionPlan, Recipe, read_plan
 from srcr.plans.recovery import RecoverySpec, parse_duration
-from srcr.plans.settings import RecipeSettings, recipe_of
+from srcr.plans.settings import RecipeSettings, recipe_of, settings_of
 from srcr.plans.specs import Mode, Override
+from srcr.records.sharing import shareable
 from srcr.serialize import from_dict, from_yaml
+from srcr.storage.layout import PLAN
 
 if TYPE_CHECKING:
     from srcr.pipelines.training import Recovery
@@ -37,6 +39,8 @@ class Options:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic
 
+    model: str | None = None
+    out: str | None = None
     sparsity: float | None = None
     structure: str | None = None
     bits: int | None = None
@@ -80,12 +84,45 @@ class Options:
         for name, number in (("sparsities", float), ("widths", int)):
             if name in given:
                 given[name] = _numbers(given[name], name, number)
-        if "plan" in given:
-            given["plan"] = str(given["plan"])
+        given |= {name: str(given[name]) for name in ("plan", "out") if name in given}
         options = from_dict(cls, given, where="the command line")
         if config is None:
             return options
-        return replace(from_yaml(cls, config), **{name: getattr(options, name) for name in given})
+        read = from_yaml(cls, config)
+        if read.plan is not None and (config.parent / read.plan).is_file():
+            read = replace(read, plan=str(config.parent / read.plan))
+        return replace(read, **{name: getattr(options, name) for name in given})
+
+    def place(self) -> tuple[str, Path]:
+        """The model, and the folder to write.
+
+        Raises:
+            InputError: one is named neither on the command line nor in the config file.
+        """
+        if self.model is None:
+            raise InputError(
+                "no model: name it behind the command, or as model: in the --config file"
+            )
+        if self.out is None:
+            raise InputError("no output: name it with -o, or as out: in the --config file")
+        return self.model, Path(self.out)
+
+    def resolved(self, format_name: str) -> dict[str, Any]:
+        """What ran, by the names of the options, defaults filled in: a ``--config`` file that runs it again.
+        What decides about nothing but how it runs (device, memory, cache) is left out."""
+        data, plan = self.data(), {}
+        if self.plan is None:
+            recipe = self.compression()
+            assert isinstance(recipe, Recipe)
+            plan = settings_of(recipe)
+        values = {
+            "model": self.model, "out": self.out, **plan, "plan": self.plan and PLAN,
+            "recover": self.recover, "calibration": data.source, "samples": data.samples,
+            "seq_len": data.seq_len, "format": format_name,
+            "seed": RunOptions().seed if self.seed is None else self.seed,
+            "allow_requantize": self.allow_requantize,
+        }  # fmt: skip
+        return shareable({name: value for name, value in values.items() if value is not None})
 
     def compression(self) -> CompressionPlan | Recipe:
         """The plan that was named, or the uniform recipe that the options describe.

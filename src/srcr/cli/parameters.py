@@ -34,6 +34,14 @@ Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A folder, a hub id, or 'bundled'.", show_default=False),
 ]
+ModelOrConfig = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A folder, a hub id, or 'bundled'; it may stand in --config.",
+        show_default=False,
+    ),
+]
 Folder = Annotated[Path, _folder("A compressed model.")]
 
 Base = Annotated[
@@ -46,11 +54,18 @@ Candidate = Annotated[
 
 # Output
 Out = Annotated[Path, option(OUTPUT, "The folder to write.", "--out", "-o", metavar="OUT")]
+OutOrConfig = Annotated[
+    Path | None,
+    option(OUTPUT, "The folder to write; it may stand in --config.", "--out", "-o", metavar="OUT"),
+]
 Overwrite = Annotated[bool, option(OUTPUT, "Replace an earlier result.", "--overwrite")]
 Json = Annotated[bool, option(OUTPUT, "Print one JSON object on stdout.", "--json")]
 Resume = Annotated[bool, option(RUN, "Continue a killed run of the same settings.", "--resume")]
 Config = Annotated[
-    Path | None, option(RUN, "A YAML file with these options by name.", metavar="FILE")
+    Path | None,
+    option(
+        RUN, "A YAML file with these options by name, such as a result's run.yaml.", metavar="FILE"
+    ),
 ]
 Format = Annotated[
     str | None,

@@ -11,7 +11,7 @@ from srcr.numerics.sparsity import UNSTRUCTURED, parse_structure
 from srcr.plans.plan import Recipe
 from srcr.plans.specs import Mode, Override, PruneSpec, QuantSpec, SolverSpec
 from srcr.plans.structures import STRUCTURES, structure_spec
-from srcr.serialize import STRICT, from_dict
+from srcr.serialize import STRICT, from_dict, to_dict
 
 #: Settings of the solver, by the same names.
 SOLVER = ("mode", "dampening_frac", "dense_targets", "dense_share", "descent_rounds")
@@ -67,6 +67,37 @@ def recipe_of(settings: Mapping[str, Any]) -> Recipe:
         _embeddings(known),
         structure_spec(known.get("remove")),
     )
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """The settings of a recipe, each by its name: :func:`recipe_of` makes the same of them again.
+
+    >>> settings_of(recipe_of({"bits": 3}))["group_size"]
+    'auto'
+    """
+    prune, quant = recipe.prune or PruneSpec(sparsity=0.0), recipe.quant
+    settings: dict[str, Any] = {
+        "sparsity": prune.sparsity,
+        "structure": prune.mask_structure,
+        "prune_method": prune.method,
+        "bits": UNQUANTIZED if quant is None else quant.num_bits,
+        "embeddings": UNQUANTIZED if recipe.embeddings is None else recipe.embeddings.num_bits,
+        **{name: getattr(recipe.solver, name) for name in SOLVER},
+    }
+    quant = quant or recipe.embeddings
+    if quant is not None:
+        settings |= {
+            "group_size": quant.group_size,
+            "symmetric": quant.symmetric,
+            "quant_method": quant.method,
+        }
+    for name in ("targets", "ignore"):
+        settings[name] = list(getattr(recipe, name))
+    if recipe.overrides:
+        settings["overrides"] = {key: to_dict(each) for key, each in recipe.overrides.items()}
+    if recipe.structures is not None:
+        settings["remove"] = dict(recipe.structures.amounts())
+    return {name: value for name, value in settings.items() if value not in (None, [])}
 
 
 def _quant(settings: RecipeSettings, bits: int | None) -> QuantSpec | None:
