@@ -118,7 +118,7 @@ def test_a_zero_on_the_command_line_wins_as_well(config):
 
 
 def test_arguments_that_are_no_options_are_left_alone():
-    assert Options.of({"bits": 3, "out": "small", "as_json": True}, None) == Options(bits=3)
+    assert Options.of({"bits": 3, "as_json": True}, None) == Options(bits=3)
 
 
 def test_json_is_a_config_as_well(config):

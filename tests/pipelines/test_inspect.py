@@ -18,7 +18,8 @@ def ids():
 
 @pytest.mark.parametrize("fmt", ["gguf", "archive", "compressed-tensors"])
 def test_a_compressed_checkpoint_is_seen_as_its_model(tmp_path, ids, fmt):
-    base = save_tiny_model(tmp_path / "base", "llama")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "head_dim": 32}
+    base = save_tiny_model(tmp_path / "base", "llama", **sizes)
     quant = srcr.QuantSpec("rtn", 4)
     recipe = srcr.Recipe(quant=quant, embeddings=srcr.QuantSpec("rtn", 8))
     srcr.compress(base, Output(tmp_path / fmt, format=fmt), recipe, ids, QUIET)

@@ -35,7 +35,7 @@ def small(tmp_path_factory):
     words = ["compress", base, "-o", place / "small", f"--calibration={ids}"]
     command = "srcr " + shlex.join(map(str, words))
     srcr.compress(
-        str(base), recipe, str(ids), str(place / "small"), RunOptions(quiet=True, command=command)
+        str(base), str(place / "small"), recipe, str(ids), RunOptions(quiet=True, command=command)
     )
     text = srcr.EvaluationText(str(ids), 8, 32)
     results = srcr.evaluate(str(base), [str(place / "small")], text, options=RunOptions(quiet=True))

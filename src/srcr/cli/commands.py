@@ -65,29 +65,22 @@ def compress(
     from srcr.cli.options import Options
     from srcr.pipelines.compress import compress as run
     from srcr.pipelines.options import Output
-    from srcr.serialize import to_dict, to_yaml
-    from srcr.storage.files import write_text
-    from srcr.storage.layout import RUN
+    from srcr.serialize import to_dict
 
     options = Options.of(arguments, config)
     base, folder = options.place()
     output = Output(folder, options.format, overwrite, resume)
-    if dry_run:
-        from srcr.pipelines.preview import preview_compression
-
-        show_preview(
-            preview_compression(
-                base, output, options.compression(), options.data(), options.run(command_line()),
-                options.recovery(),
-            ),
-            as_json,
-        )  # fmt: skip
-        return
-    record = run(
+    wanted = (
         base, output, options.compression(), options.data(), options.run(command_line()),
         options.recovery(),
     )  # fmt: skip
-    write_text(folder / RUN, to_yaml(options.resolved(record.format)))
+    if dry_run:
+        from srcr.pipelines.preview import preview_compression
+
+        show_preview(preview_compression(*wanted), as_json)
+        return
+    record = run(*wanted)
+    options.write_run(record.format)
     if as_json:
         print_json(to_dict(record) | {"out": str(folder)})
     else:

@@ -17,8 +17,9 @@ from srcr.plans.recovery import RecoverySpec, parse_duration
 from srcr.plans.settings import RecipeSettings, recipe_of, settings_of
 from srcr.plans.specs import Mode, Override
 from srcr.records.sharing import shareable
-from srcr.serialize import from_dict, from_yaml
-from srcr.storage.layout import PLAN
+from srcr.serialize import from_dict, from_yaml, to_yaml
+from srcr.storage.files import write_text
+from srcr.storage.layout import PLAN, RUN
 
 if TYPE_CHECKING:
     from srcr.pipelines.training import Recovery
@@ -106,6 +107,11 @@ class Options:
         if self.out is None:
             raise InputError("no output: name it with -o, or as out: in the --config file")
         return self.model, Path(self.out)
+
+    def write_run(self, format_name: str) -> None:
+        """Write what ran beside its result."""
+        _, out = self.place()
+        write_text(out / RUN, to_yaml(self.resolved(format_name)))
 
     def resolved(self, format_name: str) -> dict[str, Any]:
         """What ran, by the names of the options, defaults filled in: a ``--config`` file that runs it again.

@@ -37,7 +37,7 @@ Model = Annotated[
 ModelOrConfig = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="A folder, a hub id, or 'bundled'; it may stand in --config.",
         show_default=False,
     ),

@@ -196,12 +196,10 @@ def search(
 ) -> None:
     """Find the best configuration at a size, measured, never worse than uniform."""
     arguments = locals()
-    from srcr.cli import tables
     from srcr.cli.options import Options, resources
     from srcr.pipelines.options import Output
     from srcr.pipelines.search import search as run
     from srcr.planning.specs import SearchSpec
-    from srcr.serialize import to_dict
 
     size, aim = _size(target, constraint, objective, tasks, limit)
     options = Options.of(arguments, config)
@@ -210,13 +208,21 @@ def search(
         SearchSpec.trials if trials is None else trials, storage, study,
         resources(database, database_limit, ray), aim, recovery=options.training(),
     )  # fmt: skip
-    wanted = (model, size, options.space(), options.data(), output, spec)
+    how = options.run(command_line())
+    wanted = (model, size, options.space(), options.data(), output, spec, how)
     if dry_run:
         from srcr.pipelines.preview import preview_search
 
-        show_preview(preview_search(*wanted, options.run(command_line())), as_json)
-        return
-    result = run(*wanted, options.run(command_line()))
+        show_preview(preview_search(*wanted), as_json)
+    else:
+        _show(run(*wanted), out, as_json)
+
+
+def _show(result: Any, out: Path, as_json: bool) -> None:
+    """Show what a search has chosen."""
+    from srcr.cli import tables
+    from srcr.serialize import to_dict
+
     if as_json:
         print_json(to_dict(result) | {"out": str(out)})
     else:

@@ -75,10 +75,8 @@ def compress(
 
     ``calibration``: a source by name or path, a list of strings, a ``datasets.Dataset``, token ids, or a
     ``DataLoader`` of them; or a :class:`Calibration`, which also says how much of it. ``recovery``: how the
-    result is trained against the original before it is written.
-
-    Returns the record that is also written there as ``srcr.json``. The folder appears only when it is whole
-    and has been read back.
+    result is trained against the original before it is written. Returns the record, written there as
+    ``srcr.json``; the folder appears when it is whole and has been read back.
 
     Raises:
         InputError: anything about the model, plan, data or output folder that cannot be used.
@@ -94,17 +92,16 @@ def compress(
     work = prepare(model, plan, calibration, output, options, recovery)
     fingerprint = work.fingerprint()
     if output.resume and (record := _finished(output, fingerprint)):
-        if not options.quiet:
-            console().print(f"already done: {output.folder}")
+        _tell(f"already done: {output.folder}", options)
         return record
     batches = token_batches(work.tokens)
     dense_batches = count_dense_batches(work, batches)
     policy = choose_memory(work, batches, dense_batches, output)
-    folder = work.opened.folder
-    with atomic_output(output.folder, folder, output.overwrite, output.resume) as journal:
+    base = work.opened.folder
+    with atomic_output(output.folder, base, output.overwrite, output.resume) as journal:
         journal.begin(fingerprint)
-        if journal.entries and not options.quiet:
-            console().print(f"resumed: {len(journal.entries)} blocks were finished before")
+        if journal.entries:
+            _tell(f"resumed: {len(journal.entries)} blocks were finished before", options)
         setting = Setting(
             work.blocks, batches, dense_batches, policy, journal, fingerprint, options.quiet,
             removal_method(work.plan.solver),
@@ -122,6 +119,11 @@ def compress(
         )
         finished = _Finished(work, smaller, rounded, layers, walked)
         return _write(_recovered(finished, journal), store)
+
+
+def _tell(text: str, options: RunOptions) -> None:
+    if not options.quiet:
+        console().print(text)
 
 
 def _finished(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:

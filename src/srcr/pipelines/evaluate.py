@@ -79,9 +79,7 @@ def evaluate(
     """What each compressed model kept of ``base``: rates and divergence, and where asked for tasks (with Sr
     and SrCr), semantic consistency and ``speed``. Each model is a folder, a hub id, "bundled", a transformers
     model (alone or with its tokenizer), or an open model; the text as calibration's of
-    :func:`srcr.compress`.
-
-    Everything is computed in float32; the base runs once for all.
+    :func:`srcr.compress`. Everything is computed in float32; the base runs once for all.
 
     Raises:
         InputError: a model cannot be loaded, its vocabulary differs from the base's, or the text, a task
@@ -101,10 +99,7 @@ def evaluate(
     chosen = resolve_tasks(tasks.names) if tasks else None
     check_order(base, compressed, "evaluate")
     opened = open_with_bar(base, options)
-    if tasks is not None and opened.tokenizer is None:
-        raise InputError(
-            f"tasks are text, but {opened.name} has no tokenizer: measure without --tasks"
-        )
+    _check_tokenizer(tasks, opened)
     reference, candidates = open_candidates(opened, compressed, device, options.quiet)
     comparison = _Comparison(opened, reference, candidates, options)
     tokens = _text(source, comparison)
@@ -130,6 +125,18 @@ def evaluate(
         )
         for i, candidate in enumerate(candidates)
     ]
+
+
+def _check_tokenizer(tasks: TaskSpec | None, opened: OpenModel) -> None:
+    """Refuse tasks for a model without a tokenizer.
+
+    Raises:
+        InputError: names the model.
+    """
+    if tasks is not None and opened.tokenizer is None:
+        raise InputError(
+            f"tasks are text, but {opened.name} has no tokenizer: measure without --tasks"
+        )
 
 
 def _evaluation(
