@@ -22,6 +22,7 @@ from srcr.plans.recovery import RecoverySpec
 from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec
 from srcr.records.run import RunRecord
 from srcr.records.search import SearchResult
+from srcr.records.sharing import shareable
 from srcr.serialize import from_dict, from_yaml, read_json, to_json
 from srcr.storage.safetensors import TensorFiles
 from srcr.testing import save_tiny_model, tiny_model
@@ -81,7 +82,7 @@ def same_weights(left, right):
 
 def test_the_result_is_what_is_written(finished):
     out, result = finished
-    assert from_dict(SearchResult, read_json(out / "search.json")) == result
+    assert from_dict(SearchResult, read_json(out / "search.json")) == shareable(result)
     assert result.chosen in result.choice
     assert [each.compressed for each in result.finalists] == list(result.choice)
     assert result.trials == len(result.measured) >= SPEC.trials

@@ -119,6 +119,7 @@ def test_plots_and_the_table_can_be_saved(page: Any) -> None:
     lines = list(csv.DictReader(text.decode("utf-8-sig").splitlines()))
     assert len(lines) == 13
     assert {"w4", "models/tiny-llama"} < {line["label"] for line in lines}
+    assert [line["y"] for line in lines if line["series"] == "base"] == ["0"]
     assert all(float(line["low"]) < float(line["y"]) for line in lines if line["low"])
     page.get_by_label("Search").fill("s25-w4")
     name, text = saved(page, page.locator('[data-save="table"]'))

@@ -283,11 +283,14 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, dozen: list[Path])
 
 
 @pytest.mark.slow
-def test_a_hundred_runs_keep_the_details_of_the_best(dozen: list[Path]) -> None:
+def test_a_hundred_runs_keep_the_details_of_the_best(dozen: list[Path], searched: Path) -> None:
     runs = load_runs(dozen)
+    ((name, search),) = load_searches([searched])
+    history = search_history(name, replace(search, measured=search.measured * 40))
     many = [replace(run, name=f"{run.name}-{i}") for i in range(9) for run in runs]
-    page = build_report(many)
+    page = build_report(many, searches=[history] * 8)
     assert len(page.encode()) <= 2_000_000
+    assert "6 of 8 searches are drawn" in Page(page).text
     assert "details are here for the best" in page
     assert all(f">{run.name}<" in page for run in many)  # every run is in the table
     assert "details are here for the best" not in build_report(runs)

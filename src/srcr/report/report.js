@@ -96,8 +96,10 @@
       if (layout[key].type !== "log") continue;
       layout[key] = logAxis(layout[key], own.flatMap((trace) => extent(trace, letter)));
       for (const trace of own) // the base's KL of 0
-        if (trace.meta && trace.meta.base)
-          trace[letter] = trace[letter].map((v) => (v > 0 ? v : 10 ** layout[key].range[0]));
+        if (trace.meta && trace.meta.base) {
+          trace.meta = { ...trace.meta, values: trace.y };
+          trace.y = trace.y.map((v) => (v > 0 ? v : 10 ** layout[key].range[0]));
+        }
     }
     Object.assign(layout, {
       bargap: 0.3, ...layout,
@@ -252,7 +254,7 @@
       const bars = trace.error_y;
       trace.x.forEach((x, i) => {
         const label = meta.labels ? meta.labels[i] : meta.runs ? data.names[meta.runs[i]] : "";
-        const y = trace.y[i];
+        const y = (meta.values || trace.y)[i];
         const ends = bars ? [y - bars.arrayminus[i], y + bars.array[i]] : ["", ""];
         lines.push([trace.name, label, title(trace, "x"), x, title(trace, "y"), y, ...ends]);
       });
