@@ -360,7 +360,8 @@ def test_overwrite_replaces_an_earlier_result_and_a_leftover(srcr, tiny, ids, tm
 def test_a_compressed_model_can_be_compressed_again(srcr, tiny, ids, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert srcr("compress", tiny, "-o", first, "--calibration", ids, "--bits", 8).code == 0
-    result = srcr("compress", first, "-o", second, "--calibration", ids, "--bits", 4)
+    asked = ("--calibration", ids, "--bits", 4, "--allow-requantize")
+    result = srcr("compress", first, "-o", second, *asked)
     assert result.code == 0, result.err
     for weight in block_linears(second).values():
         assert max(len(row.unique()) for row in weight) <= 16
@@ -386,7 +387,8 @@ class TestOneFileIsARun:
         result = srcr("compress", tiny, "-o", first, "--calibration", ids, *options)
         assert result.code == 0, result.err
         run = yaml.safe_load((first / "run.yaml").read_text())
-        assert (run["model"], run["out"]) == (Path(tiny).name, "first")  # no place of this machine
+        assert run["model"] == Path(tiny).name  # no place of this machine
+        assert "out" not in run
         assert (run["sparsity"], run["bits"], run["group_size"]) == (0.25, 3, "auto")
         assert run["format"] == "compressed-tensors"
         assert "device" not in run
@@ -396,8 +398,7 @@ class TestOneFileIsARun:
         result = srcr("compress", "--config", config)
         assert result.code == 0, result.err
         for name in ("model.safetensors", "plan.yaml", "config.json", "run.yaml"):
-            expected = (first / name).read_bytes().replace(b"out: first", b"out: again")
-            assert (again / name).read_bytes() == expected
+            assert (again / name).read_bytes() == (first / name).read_bytes()
 
     def test_a_plan_lies_beside_it(self, srcr, tiny, ids, tmp_path):
         first = tmp_path / "first"

@@ -115,14 +115,14 @@ class Options:
 
     def resolved(self, format_name: str) -> dict[str, Any]:
         """What ran, by the names of the options, defaults filled in: a ``--config`` file that runs it again.
-        What decides about nothing but how it runs (device, memory, cache) is left out."""
+        Where it went and what decides about nothing but how it runs (device, memory, cache) is left out."""
         data, plan = self.data(), {}
         if self.plan is None:
             recipe = self.compression()
             assert isinstance(recipe, Recipe)
             plan = settings_of(recipe)
         values = {
-            "model": self.model, "out": self.out, **plan, "plan": self.plan and PLAN,
+            "model": self.model, **plan, "plan": self.plan and PLAN,
             "recover": self.recover, "calibration": data.source, "samples": data.samples,
             "seq_len": data.seq_len, "format": format_name,
             "seed": RunOptions().seed if self.seed is None else self.seed,

@@ -30,7 +30,7 @@ def _logits(folder: Path, ids: Tensor) -> Tensor:
     rows = []
     for row in ids.tolist():
         prefixes = [{"prompt_token_ids": row[: end + 1]} for end in range(len(row))]
-        outputs = engine.generate(prefixes, asked)
+        outputs = engine.generate(prefixes, asked, use_tqdm=False)
         logits = torch.full((len(row), vocabulary), -torch.inf)
         for place, output in enumerate(outputs):
             for token, given in output.outputs[0].logprobs[0].items():
