@@ -17,7 +17,7 @@ from srcr.environment import definitions
 from srcr.errors import InputError, nearest
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
 from srcr.models.checkpoint import OpenModel
-from srcr.models.config import read_config
+from srcr.models.config import quantization_of
 from srcr.models.load import load_model, resolve
 from srcr.models.matrices import MatrixRef
 from srcr.plans.resolve import AUTO_GROUPS
@@ -101,7 +101,7 @@ def detect(folder: Path) -> Format:
     """
     if (fmt := recognised(folder)) is not None:
         return fmt
-    by = read_config(folder).get("quantization_config") or {}
+    by = quantization_of(folder)
     raise InputError(
         f"{folder} is quantized by {by.get('quant_method')!r}, which srcr does not read: it reads "
         f"{', '.join(formats())} checkpoints"

@@ -18,7 +18,7 @@ from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme, check_own_scales
 from srcr.formats.shards import write_config, write_weights
 from srcr.models.checkpoint import OpenModel
-from srcr.models.config import read_config
+from srcr.models.config import quantization_of
 from srcr.models.matrices import MatrixRef
 from srcr.models.source import CheckpointSource
 from srcr.models.validation import library_errors
@@ -230,7 +230,7 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
 def _read(folder: Path) -> Checkpoint:
     """The checkpoint, codes and grids as stored. Masks and errors are not: a pruned weight is a code like any
     other, so a weight's mask is None and its error NaN."""
-    config = read_config(folder)["quantization_config"]
+    config = quantization_of(folder)
     files, opened = TensorFiles(folder), OpenModel(str(folder), CheckpointSource(folder), folder)
     tables = [
         name
@@ -290,8 +290,7 @@ def _matches(name: str, targets: Sequence[str]) -> bool:
 
 
 def _recognises(folder: Path) -> bool:
-    quantization = read_config(folder).get("quantization_config") or {}
-    return bool(quantization.get("quant_method") == NAME)
+    return bool(quantization_of(folder).get("quant_method") == NAME)
 
 
 def _served_by_vllm(contents: Contents) -> bool:

@@ -22,7 +22,7 @@ from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme, check_own_scales
 from srcr.formats.shards import write_config, write_weights
 from srcr.models.checkpoint import OpenModel
-from srcr.models.config import read_config
+from srcr.models.config import quantization_of
 from srcr.models.matrices import MatrixRef
 from srcr.models.source import CheckpointSource
 from srcr.numerics.compressed import CompressedWeight
@@ -257,7 +257,7 @@ def _read(folder: Path) -> Checkpoint:
     Raises:
         InputError: another checkpoint_format, or nothing is quantized.
     """
-    quantization = read_config(folder)["quantization_config"]
+    quantization = quantization_of(folder)
     version = quantization.get("checkpoint_format", quantization.get("format", V1))
     files = TensorFiles(folder)
     if version not in (V1, V2) or not any(name.endswith(".qweight") for name in files.entries):
@@ -320,7 +320,7 @@ def _decode(
 
 
 def _recognises(folder: Path) -> bool:
-    return bool((read_config(folder).get("quantization_config") or {}).get("quant_method") == NAME)
+    return bool(quantization_of(folder).get("quant_method") == NAME)
 
 
 def _loaded_bytes(folder: Path, _: Contents) -> LoadedBytes:

@@ -28,6 +28,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     return data
 
 
+def quantization_of(folder: Path) -> dict[str, Any]:
+    """What ``config.json`` says of how the weights are quantized; empty where it says nothing.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    quantization = read_config(folder).get("quantization_config")
+    if quantization is None:
+        return {}
+    if not isinstance(quantization, dict):
+        raise InputError(
+            f"the quantization_config in {folder / CONFIG} is of type {type(quantization).__name__}, not an "
+            "object: mend it, or remove it where the weights are not quantized"
+        )
+    return quantization
+
+
 def is_quantized(folder: Path) -> bool:
     """Whether ``config.json`` says that the weights are quantized."""
     return read_config(folder).get("quantization_config") is not None
