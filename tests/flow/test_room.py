@@ -166,7 +166,7 @@ def test_stopped_while_writing_goes_on_to_the_same_bytes(
     module = stopping(other)
     module.stop = stop
     result = srcr(*command("out"))
-    assert result.code == 1
+    assert result.code == 130
     assert f"{BLOCKS} finished blocks are in" in result.error()
     module.stop = None
     resumed = srcr(*command("out", "--resume"))
@@ -180,7 +180,7 @@ def test_stopped_while_writing_goes_on_to_the_same_bytes(
 def test_a_moved_block_that_is_damaged_is_done_again(srcr, command, stopping, tmp_path, damage):
     module = stopping("compressed-tensors")
     module.stop = ("move", 3)
-    assert srcr(*command("out")).code == 1
+    assert srcr(*command("out")).code == 130
     module.stop = None
     partial = tmp_path / "out.partial"
     shard = partial / "model.safetensors"
