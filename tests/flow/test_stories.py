@@ -107,7 +107,7 @@ def test_the_record_says_what_is_there(stories, compressed, reloaded):
 def test_the_folder_is_complete(stories, compressed):
     out, _ = compressed
     assert {path.name for path in out.iterdir()} == {
-        "model.safetensors", "config.json", "srcr.json", "plan.yaml", "README.md",
+        "model.safetensors", "config.json", "srcr.json", "plan.yaml", "run.yaml", "README.md",
         "tokenizer.json", "tokenizer_config.json", "generation_config.json",
     }  # fmt: skip
     assert not out.with_name("out.partial").exists()

@@ -186,7 +186,11 @@ def test_the_next_step_fits_the_model(base, command):
         ({"format": "compressed-tensors"}, ("from_pretrained", "vllm serve"), ("srcr.load",)),
         ({"format": "gguf", "loader": "srcr"}, ("llama-cli -m",), ("vllm serve",)),
         ({"format": "archive", "loader": "srcr"}, ("srcr export",), ("vllm serve",)),
-        ({"format": "gptq", "loader": "srcr"}, ("GPTQModel.load(",), ("vllm serve", "packed embeddings")),
+        (
+            {"format": "gptq", "loader": "srcr"},
+            ("GPTQModel.load(",),
+            ("vllm serve", "packed embeddings"),
+        ),
         ({"format": "compressed-tensors", "loader": "srcr"}, ("srcr.load",), ("vllm serve",)),
         (
             {"format": "compressed-tensors", "rates": replace(RATES, engine="transformers")},
