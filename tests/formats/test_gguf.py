@@ -381,7 +381,7 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused_before_the_work(tmp
     byte_level_tokenizer(base, r"\w+|\W+")
     output = srcr.Output(tmp_path / "out", format="gguf")
     with pytest.raises(InputError, match="this way is not among those that srcr knows"):
-        srcr.compress(base, output, srcr.Recipe(None, srcr.QuantSpec()), "nowhere.txt")
+        srcr.compress(base, output, srcr.Recipe(None, srcr.QuantSpec()), "self")
 
 
 def test_special_tokens_come_from_the_config_where_no_other_file_names_them(tmp_path):
