@@ -17,10 +17,16 @@ from srcr.environment import definitions
 from srcr.errors import InputError, nearest
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
 from srcr.models.checkpoint import OpenModel
-from srcr.models.config import quantization_of
+from srcr.models.config import quant_method
 from srcr.models.load import load_model, resolve
 from srcr.models.matrices import MatrixRef
-from srcr.plans.resolve import AUTO_GROUPS
+from srcr.plans.plan import CompressionPlan
+from srcr.plans.resolve import (
+    AUTO_GROUPS,
+    resolve_group_sizes,
+    resolve_scale_bits,
+    resolve_scale_dtype,
+)
 from srcr.plans.specs import ScaleDtype
 from srcr.records.run import LoadedBytes, Loader
 
@@ -88,6 +94,17 @@ def get_format(name: str) -> Format:
     raise InputError(f"format {name!r} is not known: {nearest(name, formats())}")
 
 
+def resolve_for(
+    fmt: Format, plan: CompressionPlan, opened: OpenModel
+) -> tuple[CompressionPlan, str | None]:
+    """The plan with the group sizes and scales that a format has for a model, where it says nothing of them;
+    and a note on its group sizes."""
+    shapes, tables = opened.topology.shapes, opened.topology.embedding_shapes
+    plan = resolve_scale_bits(plan, shapes, tables, fmt.super_blocks)
+    plan, note = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
+    return resolve_scale_dtype(plan, fmt.scale_dtype(opened.dtype)), note
+
+
 def recognised(folder: Path) -> Format | None:
     """The format of the checkpoint in a folder; None where srcr does not read it."""
     return next((fmt for fmt in formats().values() if fmt.recognises(folder)), None)
@@ -101,9 +118,8 @@ def detect(folder: Path) -> Format:
     """
     if (fmt := recognised(folder)) is not None:
         return fmt
-    by = quantization_of(folder)
     raise InputError(
-        f"{folder} is quantized by {by.get('quant_method')!r}, which srcr does not read: it reads "
+        f"{folder} is quantized by {quant_method(folder)!r}, which srcr does not read: it reads "
         f"{', '.join(formats())} checkpoints"
     )
 

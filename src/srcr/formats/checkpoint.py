@@ -51,6 +51,7 @@ class Contents:
         """The different schemes of a group; None for what is not quantized."""
         return {self.schemes.get(name) for name in group.names}
 
+    @cached_property
     def blocks(self) -> list[list[str]]:
         """What is compressed of each decoder block."""
         compressed = set(self.compressed)
@@ -205,6 +206,14 @@ class Checkpoint:
     def dequantized(self, dtype: torch.dtype | None = None) -> Any:
         """The transformers model of these weights, whole, in its own precision or ``dtype``."""
         return load_from(DequantizedSource(self), dtype)
+
+
+def dequantizing(
+    read: Callable[[Path], Checkpoint],
+) -> Callable[[Path, torch.dtype | None], Any]:
+    """The ``load`` of a format that no other library opens: the model in a folder, read by ``read``,
+    dequantized."""
+    return lambda folder, dtype: read(folder).dequantized(dtype)
 
 
 class DequantizedSource:

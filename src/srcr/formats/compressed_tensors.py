@@ -5,7 +5,7 @@ code (the one that is 0); no ``sparsity_config`` is ever written, because vLLM r
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme, check_own_scales
-from srcr.formats.shards import write_config, write_weights
+from srcr.formats.shards import write_config, write_packed
 from srcr.models.checkpoint import OpenModel
-from srcr.models.config import quantization_of
+from srcr.models.config import quant_method, quantization_of
 from srcr.models.matrices import MatrixRef
 from srcr.models.source import CheckpointSource
 from srcr.models.validation import library_errors
@@ -172,19 +172,8 @@ def _encode(ref: MatrixRef, weight: CompressedWeight, dtype: torch.dtype) -> dic
 
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:
-    contents, dtype = checkpoint.contents, checkpoint.dtype
-    topology, plain = contents.topology, checkpoint.plain_names()
-    write_config(checkpoint, folder, quantization_config(contents))
-    layout = {name: checkpoint.meta(name) for name in plain}
-    for name in contents.compressed:
-        scheme = contents.schemes.get(name)
-        layout |= _layout(topology.matrix(name), topology.shape(name), scheme, dtype)
-
-    def encode(names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        for name in names:
-            yield from _encode(topology.matrix(name), checkpoint.read(name), dtype).items()
-
-    write_weights(checkpoint, folder, layout, encode)
+    write_config(checkpoint, folder, quantization_config(checkpoint.contents))
+    write_packed(checkpoint, folder, _layout, partial(_encode, dtype=checkpoint.dtype))
 
 
 def quantization_config(contents: Contents) -> dict[str, Any]:
@@ -290,7 +279,7 @@ def _matches(name: str, targets: Sequence[str]) -> bool:
 
 
 def _recognises(folder: Path) -> bool:
-    return bool(quantization_of(folder).get("quant_method") == NAME)
+    return quant_method(folder) == NAME
 
 
 def _served_by_vllm(contents: Contents) -> bool:

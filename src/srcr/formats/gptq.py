@@ -9,7 +9,7 @@ them. Groups lie as they stand in the file, so that ``g_idx`` is in order whatev
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from srcr.errors import InputError
 from srcr.formats import Format
-from srcr.formats.checkpoint import Checkpoint, Contents, Scheme, check_own_scales
-from srcr.formats.shards import write_config, write_weights
+from srcr.formats.checkpoint import Checkpoint, Contents, Scheme, check_own_scales, dequantizing
+from srcr.formats.shards import write_config, write_packed
 from srcr.models.checkpoint import OpenModel
-from srcr.models.config import quantization_of
+from srcr.models.config import quant_method, quantization_of
 from srcr.models.matrices import MatrixRef
 from srcr.models.source import CheckpointSource
 from srcr.numerics.compressed import CompressedWeight
@@ -186,22 +186,10 @@ def _scales(module: str, codes: Tensor, grid: Grid, dtype: torch.dtype) -> Tenso
 
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:
-    contents, dtype = checkpoint.contents, checkpoint.dtype
-    topology, plain = contents.topology, checkpoint.plain_names()
-    config = quantization_config(contents)
+    config = quantization_config(checkpoint.contents)
     write_config(checkpoint, folder, config)
-    layout = {name: checkpoint.meta(name) for name in plain}
-    for name in contents.compressed:
-        scheme = contents.schemes.get(name)
-        layout |= _layout(topology.matrix(name), topology.shape(name), scheme, dtype)
-
-    def encode(names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        for name in names:
-            yield from _encode(
-                topology.matrix(name), checkpoint.read(name), dtype, config["checkpoint_format"]
-            ).items()
-
-    write_weights(checkpoint, folder, layout, encode)
+    how = {"dtype": checkpoint.dtype, "version": config["checkpoint_format"]}
+    write_packed(checkpoint, folder, _layout, partial(_encode, **how))
 
 
 def quantization_config(contents: Contents) -> dict[str, Any]:
@@ -320,16 +308,12 @@ def _decode(
 
 
 def _recognises(folder: Path) -> bool:
-    return bool(quantization_of(folder).get("quant_method") == NAME)
+    return quant_method(folder) == NAME
 
 
 def _loaded_bytes(folder: Path, _: Contents) -> LoadedBytes:
     """GPTQModel keeps every tensor as it is stored."""
     return LoadedBytes(sum(TensorFiles(folder).sizes().values()), "gptqmodel")
-
-
-def _load(folder: Path, dtype: torch.dtype | None) -> Any:
-    return _read(folder).dequantized(dtype)
 
 
 FORMAT = Format(
@@ -341,7 +325,7 @@ FORMAT = Format(
     recognises=_recognises,
     layout=_layout,
     loaded_bytes=_loaded_bytes,
-    load=_load,
+    load=dequantizing(_read),
     notes=notes,
     loader=lambda contents: "srcr",
     scale_dtype=scale_dtype,

@@ -5,11 +5,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
-from srcr.formats.checkpoint import Checkpoint
+from srcr.formats.checkpoint import Checkpoint, Scheme
+from srcr.models.matrices import MatrixRef
 from srcr.models.topology import Topology
+from srcr.numerics.compressed import CompressedWeight
 from srcr.serialize import to_json
 from srcr.storage.index import INDEX
 from srcr.storage.layout import CONFIG
@@ -52,7 +55,7 @@ def write_weights(
     of compressed weights, asked for a block at a time; then come the others. ``checkpoint.moving`` is told of
     each block, and blocks that it has moved before are left as they are."""
     contents, moving = checkpoint.contents, checkpoint.moving
-    blocks = contents.blocks()
+    blocks = contents.blocks
     before = [None if moving is None else moving.moved(i) for i in range(len(blocks))]
     there = [name for names in before for name in names or ()]
     with _open_shards(folder, contents.topology, layout, there) as (writers, files):
@@ -70,6 +73,29 @@ def write_weights(
             writers[files[name]].write(name, tensor)
         for name in checkpoint.plain_names():
             writers[files[name]].write(name, checkpoint.tensor(name))
+
+
+def write_packed(
+    checkpoint: Checkpoint,
+    folder: Path,
+    layout: Callable[
+        [MatrixRef, tuple[int, int], Scheme | None, torch.dtype], Mapping[str, Tensor]
+    ],
+    encode: Callable[[MatrixRef, CompressedWeight], Mapping[str, Tensor]],
+) -> None:
+    """:func:`write_weights` of a format that stores each compressed weight as the tensors that its ``layout``
+    names and ``encode`` makes."""
+    contents, matrix = checkpoint.contents, checkpoint.contents.topology.matrix
+    tensors = {name: checkpoint.meta(name) for name in checkpoint.plain_names()}
+    for name in contents.compressed:
+        shape, scheme = contents.topology.shape(name), contents.schemes.get(name)
+        tensors |= layout(matrix(name), shape, scheme, checkpoint.dtype)
+
+    def encode_all(names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            yield from encode(matrix(name), checkpoint.read(name)).items()
+
+    write_weights(checkpoint, folder, tensors, encode_all)
 
 
 @contextmanager

@@ -45,6 +45,11 @@ def quantization_of(folder: Path) -> dict[str, Any]:
     return quantization
 
 
+def quant_method(folder: Path) -> object:
+    """The tool or layout that ``config.json`` says the weights are quantized by; None where it says none."""
+    return quantization_of(folder).get("quant_method")
+
+
 def is_quantized(folder: Path) -> bool:
     """Whether ``config.json`` says that the weights are quantized."""
     return read_config(folder).get("quantization_config") is not None

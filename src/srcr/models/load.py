@@ -53,11 +53,8 @@ def _locate(model: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     others = [CONFIG, ADAPTER, INDEX, "*.py", *COMPANION_PATTERNS]
-    others += [
-        CARD,
-        RECORD,
-        PLAN,
-    ]  # the card has the licence; the others are of what srcr compressed
+    # The card has the licence; the others are of what srcr compressed.
+    others += [CARD, RECORD, PLAN]
     elsewhere = [f"*/{pattern}" for pattern in others if pattern.startswith("*")]
     try:
         folder = Path(snapshot_download(name, allow_patterns=others, ignore_patterns=elsewhere))

@@ -3,17 +3,11 @@
 from dataclasses import replace
 
 from srcr.errors import InputError
-from srcr.formats import Format, get_format
+from srcr.formats import Format, get_format, resolve_for
 from srcr.formats.checkpoint import Contents
 from srcr.models.checkpoint import OpenModel
 from srcr.plans.plan import CompressionPlan, Recipe
-from srcr.plans.resolve import (
-    check_plan,
-    resolve_group_sizes,
-    resolve_scale_bits,
-    resolve_scale_dtype,
-    uniform_plan,
-)
+from srcr.plans.resolve import check_plan, uniform_plan
 from srcr.plans.specs import ScaleDtype
 from srcr.structure.sizes import StructureSize, structure_sizes
 
@@ -48,11 +42,8 @@ def resolve_plan(
         others = [*topology.untouched, *([topology.head] if topology.head else [])]
         plan = uniform_plan(shapes, plan, tables, others)
     check_plan(plan, shapes, tables)
-    plan = resolve_scale_bits(plan, shapes, tables, fmt.super_blocks)
-    plan, sizes = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
-    stored = fmt.scale_dtype(opened.dtype)
-    plan = resolve_scale_dtype(plan, stored)
-    _check_scales(plan, fmt, stored)
+    plan, sizes = resolve_for(fmt, plan, opened)
+    _check_scales(plan, fmt, fmt.scale_dtype(opened.dtype))
     return (plan if seed is None else replace(plan, seed=seed)), sizes
 
 

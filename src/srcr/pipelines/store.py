@@ -44,7 +44,7 @@ class BlockStore:
 
     def moved_names(self, checkpoint: Checkpoint) -> list[str]:
         """The compressed weights that have been moved, and were verified before."""
-        blocks = enumerate(checkpoint.contents.blocks())
+        blocks = enumerate(checkpoint.contents.blocks)
         return [n for i, names in blocks if self.journal.moved(i) is not None for n in names]
 
 
@@ -63,6 +63,6 @@ class _Mover:
         journal, written = self.store.journal, self.store.written
         if written is None:
             return
-        for name in self.checkpoint.contents.blocks()[block]:
+        for name in self.checkpoint.contents.blocks[block]:
             verify_weight(name, self.checkpoint, written, journal.folder)
         journal.move(block, places)

@@ -1,6 +1,6 @@
 """A plan made explicit, and checked against the shapes of a model, before any work is done."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from srcr.errors import InputError
@@ -8,7 +8,7 @@ from srcr.numerics.sparsity import parse_structure
 from srcr.numerics.super_blocks import SUPER_BLOCK
 from srcr.plans.patterns import check_patterns, matches, matches_any
 from srcr.plans.plan import CompressionPlan, LayerPlan, Recipe
-from srcr.plans.specs import ScaleDtype
+from srcr.plans.specs import QuantSpec, ScaleDtype
 
 #: Group sizes where none was asked for: the first that divides the width.
 AUTO_GROUPS = (128, 64, 32)
@@ -72,7 +72,7 @@ def resolve_group_sizes(
     """The plan with every "auto" group size made explicit (the first of ``choices`` that divides the width,
     else -1; with zero-points the first that divides all their widths, since engines that load them take one
     setting only), and a note that says how many became which."""
-    widths = {name: width for name, (_, width) in [*shapes.items(), *(embeddings or {}).items()]}
+    widths = _widths(shapes, embeddings)
     with_zero_points = [
         widths[layer.name]
         for layer in (*plan.layers, *(plan.embeddings or ()))
@@ -80,23 +80,22 @@ def resolve_group_sizes(
     ]
     sizes: list[int] = []
 
-    def resolved(layer: LayerPlan) -> LayerPlan:
-        if layer.quant is None or layer.quant.group_size != "auto":
-            return layer
-        divided = [widths[layer.name]] if layer.quant.symmetric else with_zero_points
+    def resolved(name: str, quant: QuantSpec) -> QuantSpec:
+        if quant.group_size != "auto":
+            return quant
+        divided = [widths[name]] if quant.symmetric else with_zero_points
         fitting = (size for size in choices if all(width % size == 0 for width in divided))
         sizes.append(next(fitting, -1))
-        return replace(layer, quant=replace(layer.quant, group_size=sizes[-1]))
+        return replace(quant, group_size=sizes[-1])
 
-    layers = tuple(resolved(layer) for layer in plan.layers)
-    tables = tuple(resolved(layer) for layer in plan.embeddings or ()) or None
+    explicit = _each_quant(plan, resolved)
     if not sizes:
         return plan, None
     counts = [f"{size} for {sizes.count(size)}" for size in choices if size in sizes]
     if -1 in sizes:
         counts.append(f"channel-wise for {sizes.count(-1)}, whose width none divides")
     note = f"group size auto: of {len(sizes)} layers {', '.join(counts)}"
-    return replace(plan, layers=layers, embeddings=tables), note
+    return explicit, note
 
 
 def resolve_scale_bits(
@@ -110,33 +109,45 @@ def resolve_scale_bits(
     grid is symmetric, and super-blocks divide the width."""
     if not choices:
         return plan
-    widths = {name: width for name, (_, width) in [*shapes.items(), *(embeddings or {}).items()]}
+    widths = _widths(shapes, embeddings)
 
-    def resolved(layer: LayerPlan) -> LayerPlan:
-        quant = layer.quant
-        if quant is None or quant.group_size != "auto" or not quant.symmetric:
-            return layer
-        if quant.num_bits not in choices or widths[layer.name] % SUPER_BLOCK:
-            return layer
+    def resolved(name: str, quant: QuantSpec) -> QuantSpec:
+        if quant.group_size != "auto" or not quant.symmetric:
+            return quant
+        if quant.num_bits not in choices or widths[name] % SUPER_BLOCK:
+            return quant
         size, bits = choices[quant.num_bits]
-        return replace(layer, quant=replace(quant, group_size=size, scale_bits=bits))
+        return replace(quant, group_size=size, scale_bits=bits)
 
-    tables = None if plan.embeddings is None else tuple(map(resolved, plan.embeddings))
-    return replace(plan, layers=tuple(map(resolved, plan.layers)), embeddings=tables)
+    return _each_quant(plan, resolved)
 
 
 def resolve_scale_dtype(plan: CompressionPlan, dtype: ScaleDtype | None) -> CompressionPlan:
     """The plan with scales of ``dtype`` where it says nothing of them."""
     if dtype is None:
         return plan
+    return _each_quant(
+        plan, lambda _, quant: replace(quant, scale_dtype=quant.scale_dtype or dtype)
+    )
 
-    def resolved(layer: LayerPlan) -> LayerPlan:
-        if layer.quant is None or layer.quant.scale_dtype is not None:
+
+def _widths(shapes: Shapes, embeddings: Shapes | None) -> dict[str, int]:
+    """The width of every linear, embedding and head by name."""
+    return {name: width for name, (_, width) in [*shapes.items(), *(embeddings or {}).items()]}
+
+
+def _each_quant(
+    plan: CompressionPlan, change: Callable[[str, QuantSpec], QuantSpec]
+) -> CompressionPlan:
+    """The plan with ``change`` applied to how every layer and embedding is quantized, given its name."""
+
+    def changed(layer: LayerPlan) -> LayerPlan:
+        if layer.quant is None:
             return layer
-        return replace(layer, quant=replace(layer.quant, scale_dtype=dtype))
+        return replace(layer, quant=change(layer.name, layer.quant))
 
-    tables = None if plan.embeddings is None else tuple(map(resolved, plan.embeddings))
-    return replace(plan, layers=tuple(map(resolved, plan.layers)), embeddings=tables)
+    tables = tuple(map(changed, plan.embeddings or ())) or None
+    return replace(plan, layers=tuple(map(changed, plan.layers)), embeddings=tables)
 
 
 def check_plan(plan: CompressionPlan, shapes: Shapes, embeddings: Shapes | None = None) -> None:

@@ -2,20 +2,14 @@
 
 import torch
 
-from srcr.formats import Format, get_format
+from srcr.formats import Format, get_format, resolve_for
 from srcr.formats.checkpoint import Checkpoint, planned_contents
 from srcr.models.checkpoint import ModelLike, open_model
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.hessian import LayerStatistics
 from srcr.pipelines.embeddings import round_to_nearest
 from srcr.plans.plan import CompressionPlan, Recipe
-from srcr.plans.resolve import (
-    check_plan,
-    resolve_group_sizes,
-    resolve_scale_bits,
-    resolve_scale_dtype,
-    uniform_plan,
-)
+from srcr.plans.resolve import check_plan, uniform_plan
 from srcr.solver.problem import LayerProblem
 from srcr.solver.solve import solve
 
@@ -29,10 +23,7 @@ def compressed_checkpoint(
     shapes, tables = opened.topology.shapes, opened.topology.embedding_shapes
     plan = uniform_plan(shapes, plan, tables) if isinstance(plan, Recipe) else plan
     check_plan(plan, shapes, tables)
-    fmt = fmt or get_format("dense")
-    plan = resolve_scale_bits(plan, shapes, tables, fmt.super_blocks)
-    plan, _ = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
-    plan = resolve_scale_dtype(plan, fmt.scale_dtype(opened.dtype))
+    plan, _ = resolve_for(fmt or get_format("dense"), plan, opened)
     weights: dict[str, CompressedWeight] = {}
     for layer in plan.layers:
         weight = opened.blockwise.matrix(layer.name).to(torch.float32)

@@ -17,7 +17,7 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.formats import Format
 from srcr.formats.archive.container import ArchiveFile, ArchiveWriter, Record
-from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
+from srcr.formats.checkpoint import Checkpoint, Contents, Scheme, dequantizing
 from srcr.formats.shards import write_config
 from srcr.models.checkpoint import OpenModel
 from srcr.models.config import check_causal, config_of
@@ -154,16 +154,16 @@ def _scheme(record: Record, shape: tuple[int, int]) -> Scheme:
     bits: Any = record.header.get("bits")
     size: Any = record.header.get("group_size")
     parts: Any = record.header.get("parts")
+    scale_bits: Any = record.header.get("scale_bits")
+    in_units = scale_bits is None or (
+        scale_bits in range(2, 9) and shape[1] % SUPER_BLOCK == 0 and _divides(size, SUPER_BLOCK)
+    )
     if (
         not isinstance(parts, dict)
         or record.shape() != shape
         or bits not in range(2, 9)
         or not _divides(size, shape[1])
-    ):
-        raise InputError(f"the archive's record {record.name!r} does not fit the model")
-    scale_bits: Any = record.header.get("scale_bits")
-    if scale_bits is not None and (
-        scale_bits not in range(2, 9) or shape[1] % SUPER_BLOCK or not _divides(size, SUPER_BLOCK)
+        or not in_units
     ):
         raise InputError(f"the archive's record {record.name!r} does not fit the model")
     return Scheme(bits, size, "zero_point" not in parts, scale_bits)
@@ -274,10 +274,6 @@ def _loaded_bytes(folder: Path, contents: Contents) -> LoadedBytes:
     return LoadedBytes(plain + unpacked, "srcr")
 
 
-def _load(folder: Path, dtype: torch.dtype | None) -> Any:
-    return _read(folder).dequantized(dtype)
-
-
 FORMAT = Format(
     name="archive",
     summary="one file, entropy-coded, for keeping and sending; srcr export unpacks it to the bit",
@@ -287,7 +283,7 @@ FORMAT = Format(
     recognises=_recognises,
     layout=_layout,
     loaded_bytes=_loaded_bytes,
-    load=_load,
+    load=dequantizing(_read),
     loader=lambda contents: "srcr",
     any_scale_dtype=True,
 )

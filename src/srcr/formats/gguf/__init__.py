@@ -18,7 +18,7 @@ from torch import Tensor
 
 from srcr.errors import InputError
 from srcr.formats import Format
-from srcr.formats.checkpoint import Checkpoint, Contents, Scheme
+from srcr.formats.checkpoint import Checkpoint, Contents, Scheme, dequantizing
 from srcr.formats.gguf.architectures import (
     TensorNames,
     architecture_of,
@@ -310,10 +310,6 @@ def _loaded_bytes(folder: Path, _: Contents) -> LoadedBytes:
     return LoadedBytes(sum(file.size(name) for name in file.names()), "llama.cpp")
 
 
-def _load(folder: Path, dtype: torch.dtype | None) -> Any:
-    return _read(folder).dequantized(dtype)
-
-
 def _library() -> Any:
     """The package gguf.
 
@@ -336,7 +332,7 @@ FORMAT = Format(
     recognises=_recognises,
     layout=_layout,
     loaded_bytes=_loaded_bytes,
-    load=_load,
+    load=dequantizing(_read),
     notes=notes,
     loader=lambda contents: "srcr",
     check_model=_check_model,
