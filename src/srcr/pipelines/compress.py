@@ -32,7 +32,7 @@ from srcr.pipelines.embeddings import RoundedModel, round_embeddings
 from srcr.pipelines.folder import write_records
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.preparing import Work, choose_memory, count_dense_batches, planned, prepare
-from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.progress import say, stage, tell
 from srcr.pipelines.store import BlockStore
 from srcr.pipelines.structures import (
     Setting,
@@ -92,7 +92,7 @@ def compress(
     work = prepare(model, plan, calibration, output, options, recovery)
     fingerprint = work.fingerprint()
     if output.resume and (record := _finished(output, fingerprint)):
-        _tell(f"already done: {output.folder}", options)
+        tell(f"already done: {output.folder}", options.quiet)
         return record
     batches = token_batches(work.tokens)
     dense_batches = count_dense_batches(work, batches)
@@ -101,7 +101,7 @@ def compress(
     with atomic_output(output.folder, base, output.overwrite, output.resume) as journal:
         journal.begin(fingerprint)
         if journal.entries:
-            _tell(f"resumed: {len(journal.entries)} blocks were finished before", options)
+            tell(f"resumed: {len(journal.entries)} blocks were finished before", options.quiet)
         setting = Setting(
             work.blocks, batches, dense_batches, policy, journal, fingerprint, options.quiet,
             removal_method(work.plan.solver),
@@ -119,11 +119,6 @@ def compress(
         )
         finished = _Finished(work, smaller, rounded, layers, walked)
         return _write(_recovered(finished, journal), store)
-
-
-def _tell(text: str, options: RunOptions) -> None:
-    if not options.quiet:
-        console().print(text)
 
 
 def _finished(output: Output, fingerprint: dict[str, str]) -> RunRecord | None:

@@ -31,7 +31,7 @@ from srcr.pipelines.opening import (
     writing_progress,
 )
 from srcr.pipelines.options import Output, RunOptions
-from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.progress import say, stage, tell
 from srcr.pipelines.refusals import check_original, check_place
 from srcr.planning.context import SearchContext, load_splits
 from srcr.planning.costs import SizeBudget, check_reachable
@@ -221,8 +221,7 @@ def fill_database(
     folder.mkdir(parents=True, exist_ok=True)
     check_database_size(needed, resources.database_limit, shutil.disk_usage(folder).free)
     size = f"{len(context.groups)} groups at {len(space.levels)} levels"
-    if not options.quiet:
-        console().print(f"level database: {size}, about {needed / 1e6:.1f} MB in {folder}")
+    tell(f"level database: {size}, about {needed / 1e6:.1f} MB in {folder}", options.quiet)
     database = LevelDatabase(folder, database_context(space, context))
     batches = token_batches(context.splits.calibration)
     need = estimate_memory(context.topology, batches, 0, context.blocks.running)

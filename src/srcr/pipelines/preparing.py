@@ -111,7 +111,7 @@ def planned(
 
 
 @dataclass(frozen=True, eq=False)
-class Settled:
+class Setup:
     """What a compression comes to by names, shapes and settings: the ``opened`` model, the same without the
     structures that go (``smaller``), the ``device``, and as in :class:`Work`."""
 
@@ -125,13 +125,13 @@ class Settled:
     notes: tuple[str, ...]
 
 
-def settle(
+def set_up(
     model: ModelLike,
     plan: CompressionPlan | Recipe,
     output: Output,
     options: RunOptions,
     recovery: Recovery | None,
-) -> Settled:
+) -> Setup:
     """Everything that can be refused before the weights are read, and what the plan means for the model."""
     check_methods(plan)
     settings = get_format(output.format or DEFAULT_FORMAT)
@@ -160,7 +160,7 @@ def settle(
     device = select_device(options.device)
     if recovery is not None:
         check_memory(opened, recovery.spec, device, options)
-    return Settled(opened, smaller, device, sizes, plan, fmt, contents, notes)
+    return Setup(opened, smaller, device, sizes, plan, fmt, contents, notes)
 
 
 def prepare(
@@ -174,8 +174,8 @@ def prepare(
     """Everything that can be refused, before any work is done: what is cheap to check first."""
     started = time.monotonic()
     check_calibration(calibration)
-    settled = settle(model, plan, output, options, recovery)
-    opened, device, notes = settled.opened, settled.device, settled.notes
+    setup = set_up(model, plan, output, options, recovery)
+    opened, device, notes = setup.opened, setup.device, setup.notes
     for note in notes:
         say(note, options.quiet)
     blocks = opened.blockwise.on(device)
@@ -186,12 +186,12 @@ def prepare(
         calibration = Calibration.of(calibration)
         if options.memory is not None and writes_itself(calibration):
             check_whole(opened, calibration, parse_size(options.memory), device)
-        request = calibration_request(calibration, settled.plan.seed)
+        request = calibration_request(calibration, setup.plan.seed)
         tokens = load_text(request, TextModel(opened, device.type), "calibrate", options)
     notes = (*notes, *tokens.notes)
     texts = None if recovery is None else load_texts(recovery.text, opened, device, options)
     return Work(
-        opened, blocks, base_sha256, settled.sizes, settled.plan, settled.fmt, settled.contents,
+        opened, blocks, base_sha256, setup.sizes, setup.plan, setup.fmt, setup.contents,
         tokens, notes, options, started, recovery, texts,
     )  # fmt: skip
 

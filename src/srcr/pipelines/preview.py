@@ -20,7 +20,7 @@ from srcr.models.checkpoint import ModelLike, OpenModel
 from srcr.pipelines.levels import choose_search_memory, open_to_search
 from srcr.pipelines.opening import TextModel, writes_itself, writing_memory
 from srcr.pipelines.options import Output, RunOptions
-from srcr.pipelines.preparing import Settled, check_whole, settle
+from srcr.pipelines.preparing import Setup, check_whole, set_up
 from srcr.pipelines.recover import open_trainable
 from srcr.pipelines.training import Recovery, check_memory, check_stage
 from srcr.planning.costs import HEADER_BYTES, entry_bytes
@@ -59,40 +59,40 @@ def preview_compression(
     """
     output = Output.of(output)
     check_calibration(calibration)
-    settled = settle(model, plan, output, options, recovery)
-    opened, plan = settled.opened, settled.plan
+    setup = set_up(model, plan, output, options, recovery)
+    opened, plan = setup.opened, setup.plan
     batches = _batches(calibration, opened)
     dense = plan.solver.dense_batches(
         len(batches),
         sum(ids.numel() for ids in batches),
         max(cols for _, cols in opened.topology.shapes.values()),
     )
-    running = opened.blockwise.on(settled.device).running
+    running = opened.blockwise.on(setup.device).running
     estimate = estimate_memory(opened.topology, batches, dense, running)
     budget = None if options.memory is None else parse_size(options.memory)
     text = _text(calibration)
     memory = 0
     if isinstance(text, Calibration) and writes_itself(text):
         if budget is not None:
-            check_whole(opened, text, budget, settled.device)
-        memory = writing_memory(TextModel(opened, settled.device.type), _length(text, opened))
-    policy, note = choose_policy(estimate, budget, settled.device, partial_path(output.folder))
+            check_whole(opened, text, budget, setup.device)
+        memory = writing_memory(TextModel(opened, setup.device.type), _length(text, opened))
+    policy, note = choose_policy(estimate, budget, setup.device, partial_path(output.folder))
     memory = max(memory, estimate.of(policy))
     if recovery is not None:
         memory = max(memory, _training_bytes(opened, recovery.spec))
-    stored, loaded = planned_bytes(settled.smaller, settled.contents, settled.fmt)
-    work = _journal_bytes(settled)
+    stored, loaded = planned_bytes(setup.smaller, setup.contents, setup.fmt)
+    work = _journal_bytes(setup)
     if policy.activation_folder is not None:
         work += (len(batches) + dense) * estimate.states
     if recovery is not None:
         work += _state_bytes(opened)
-    sparsity, bits, tcr = _planned_rates(settled)
+    sparsity, bits, tcr = _planned_rates(setup)
     return Preview(
-        "compress", opened.name, settled.fmt.name, opened.weight_bytes, stored, loaded,
-        resident_memory(settled.device) + memory, available_memory(settled.device),
+        "compress", opened.name, setup.fmt.name, opened.weight_bytes, stored, loaded,
+        resident_memory(setup.device) + memory, available_memory(setup.device),
         stored + work, _free_disk(output.folder), _text_size(calibration, batches),
         tcr, sparsity, bits, _group_sizes(plan),
-        (*settled.notes, *([note] if note else [])),
+        (*setup.notes, *([note] if note else [])),
     )  # fmt: skip
 
 
@@ -187,15 +187,15 @@ def planned_bytes(opened: OpenModel, contents: Contents, fmt: Format) -> tuple[i
     return size + HEADER_BYTES + entries, None if fmt.name == "archive" else size
 
 
-def _planned_rates(settled: Settled) -> tuple[float, float, float]:
+def _planned_rates(setup: Setup) -> tuple[float, float, float]:
     """(sparsity, bits, TCr) against the original, as :func:`srcr.metrics.rates.compressed_rates` counts."""
-    planned = settled.plan.by_name()
+    planned = setup.plan.by_name()
     rows = []
-    for name, (height, width) in settled.smaller.topology.shapes.items():
+    for name, (height, width) in setup.smaller.topology.shapes.items():
         layer = planned.get(name)
         bits = FULL_BITS if layer is None else layer.bits
         rows.append((height * width, 0.0 if layer is None else layer.sparsity, bits))
-    total = sum(height * width for height, width in settled.opened.topology.shapes.values())
+    total = sum(height * width for height, width in setup.opened.topology.shapes.values())
     left = sum(size for size, _, _ in rows) / total
     sparsity, mean_bits, _ = mean_rates(rows)
     tcr = sum(size * layer_tcr(s, q) for size, s, q in rows) / total + 1 - left
@@ -207,10 +207,10 @@ def _group_sizes(plan: CompressionPlan) -> dict[str, int]:
     return dict(Counter(str(layer.quant.group_size) for layer in layers if layer.quant))
 
 
-def _journal_bytes(settled: Settled) -> int:
+def _journal_bytes(setup: Setup) -> int:
     """Finished blocks as the journal keeps them: codes or values, masks, scales."""
-    planned, size = settled.plan.by_name(), 0.0
-    for name, (rows, cols) in settled.smaller.topology.shapes.items():
+    planned, size = setup.plan.by_name(), 0.0
+    for name, (rows, cols) in setup.smaller.topology.shapes.items():
         layer = planned.get(name)
         if layer is None or (layer.prune is None and layer.quant is None):
             continue

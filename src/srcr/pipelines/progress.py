@@ -33,6 +33,12 @@ def say(note: str | None, quiet: bool = False) -> None:
         console().print(f"note: {note}", soft_wrap=True)
 
 
+def tell(text: str, quiet: bool) -> None:
+    """Tell people where a run stands, unless it is quiet."""
+    if not quiet:
+        console().print(text)
+
+
 class Bar(Protocol):
     """A stage of work. ``advance`` moves it; ``note`` says what is being done now."""
 

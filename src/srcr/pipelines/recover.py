@@ -26,7 +26,7 @@ from srcr.pipelines.candidates import check_vocabulary
 from srcr.pipelines.folder import read_records, write_records
 from srcr.pipelines.opening import open_with_bar
 from srcr.pipelines.options import Output, RunOptions
-from srcr.pipelines.progress import console, say, stage
+from srcr.pipelines.progress import say, stage, tell
 from srcr.pipelines.refusals import check_order, check_place
 from srcr.pipelines.trained import measured_layers
 from srcr.pipelines.training import (
@@ -127,8 +127,7 @@ def recover(
         work = _prepare(base, compressed, output, spec, RecoveryText.of(text), options)
     known = _finished(output, work) if output.resume and processes.is_main else None
     if (known := processes.broadcast(known)) is not None:
-        if not options.quiet:
-            console().print(f"already done: {output.folder}")
+        tell(f"already done: {output.folder}", options.quiet)
         return known
     if not processes.is_main:
         return _follow(work, processes)

@@ -23,7 +23,7 @@ from srcr.pipelines.evaluate import evaluate
 from srcr.pipelines.folder import write_search
 from srcr.pipelines.levels import fill_database, open_context, open_evaluator, open_to_search
 from srcr.pipelines.options import Output, RunOptions
-from srcr.pipelines.progress import console, stage
+from srcr.pipelines.progress import stage, tell
 from srcr.pipelines.recover import recover
 from srcr.pipelines.training import check_held_out, check_memory
 from srcr.planning.bisect import smallest_plan
@@ -89,8 +89,7 @@ def search(
         check_held_out(context.splits.choice)
     done = _finished(output, problem)
     if done is not None:
-        if not options.quiet:
-            console().print(f"already done: {output.folder}")
+        tell(f"already done: {output.folder}", options.quiet)
         return done
     with atomic_output(output.folder, opened.folder, output.overwrite, output.resume) as journal:
         journal.begin(problem.run_settings)
@@ -253,8 +252,7 @@ def _runner(work: _Work) -> FinalistRunner:
         )  # fmt: skip
 
     def announce(name: str) -> None:
-        if not options.quiet:
-            console().print(f"finalist: {name}")
+        tell(f"finalist: {name}", options.quiet)
 
     return FinalistRunner(
         work.folder / "finalists",
