@@ -1,6 +1,5 @@
 """A run that was killed continues to the same bytes; what it left is never mistaken for a result."""
 
-import json
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from outputs import files
 from srcr import methods
 from srcr.storage.layout import JOURNAL
 from srcr.testing import save_tiny_model
@@ -92,16 +92,6 @@ def interrupted(stopping, srcr, command):
         return result
 
     return run
-
-
-def files(folder):
-    """What decides a checkpoint, byte by byte; the record but for what differs from run to run."""
-    data = {path.name: path.read_bytes() for path in folder.iterdir()}
-    record = json.loads(data.pop("srcr.json"))
-    for key in ("command", "seconds", "peak_memory_bytes"):
-        record.pop(key)
-    data.pop("README.md")
-    return data, record
 
 
 def test_an_interrupted_run_continues_to_the_same_bytes(srcr, command, interrupted, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from outputs import files
 from srcr import formats
 from srcr.storage.layout import JOURNAL
 from srcr.storage.safetensors import TensorFiles
@@ -122,16 +123,6 @@ def command(model, tmp_path):
     return arguments
 
 
-def written(folder):
-    """The bytes of what a run has written, but for what differs from run to run."""
-    data = {path.name: path.read_bytes() for path in folder.iterdir()}
-    record = json.loads(data.pop("srcr.json"))
-    for key in ("command", "seconds", "peak_memory_bytes"):
-        record.pop(key)
-    data.pop("README.md")
-    return data, record
-
-
 @pytest.mark.parametrize("other", ["compressed-tensors", "gptq", "dense"])
 def test_a_result_takes_its_room_once(srcr, command, stopping, tmp_path, other):
     """At most one block lies there twice."""
@@ -173,7 +164,7 @@ def test_stopped_while_writing_goes_on_to_the_same_bytes(
     assert resumed.code == 0, resumed.err
     assert f"{BLOCKS} blocks were finished before" in resumed.err
     assert srcr(*command("whole")).code == 0
-    assert written(tmp_path / "out") == written(tmp_path / "whole")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", ["tensor", "missing"])
@@ -202,4 +193,4 @@ def test_a_moved_block_that_is_damaged_is_done_again(srcr, command, stopping, tm
     if damage == "tensor":
         assert "2 blocks were finished before" in resumed.err
     assert srcr(*command("whole")).code == 0
-    assert written(tmp_path / "out") == written(tmp_path / "whole")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
