@@ -11,10 +11,7 @@ Prints a table as Markdown, with the versions.
 """
 
 import argparse
-import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from readers import answers, table
 from srcr import bundled
 from srcr.formats import get_format
 from srcr.models.checkpoint import open_model
@@ -140,18 +138,6 @@ def write(case: Case, folder: Path) -> None:
     (folder / "running").write_text(RUNNING[str(opened.dtype).removeprefix("torch.")])
 
 
-def load(python: str, folder: Path) -> list[dict[str, Any]]:
-    """What the peer says of every case, behind its versions."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"}
-    done = subprocess.run(
-        [python, "-c", CHILD, str(folder)], capture_output=True, text=True, env=environment
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
-    if done.returncode or not lines:
-        raise SystemExit(f"error: {python} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return lines
-
-
 def cell(line: dict[str, Any]) -> str:
     """What came of a case."""
     if "problem" in line:
@@ -162,17 +148,12 @@ def cell(line: dict[str, Any]) -> str:
     return f"{weights}, logits {line['logits']:.2g}"
 
 
-def table(every: list[Case], lines: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each kind of checkpoint, its widths in columns."""
-    columns = list(dict.fromkeys(case.column for case in every))
+def report(every: list[Case], lines: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each kind of checkpoint, its widths in columns; the versions above."""
     versions = ", ".join(f"{name} {number}" for name, number in lines[0]["versions"].items())
-    text = [f"GPTQModel's PyTorch kernel on a CPU: {versions}.", ""]
-    text += [f"| checkpoint | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    results = list(zip(every, lines[1:], strict=True))
-    for row in dict.fromkeys(case.row for case in every):
-        cells = {case.column: cell(line) for case, line in results if case.row == row}
-        text.append(f"| {row} | {' | '.join(cells.get(column, '') for column in columns)} |")
-    return "\n".join(text) + "\n"
+    results = zip(every, lines[1:], strict=True)
+    cells = table({(case.row, case.column): cell(line) for case, line in results})
+    return f"GPTQModel's PyTorch kernel on a CPU: {versions}.\n\n{cells}"
 
 
 def main() -> None:
@@ -185,8 +166,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for number, case in enumerate(every):
             write(case, Path(name) / f"{number:03d}")
-        lines = load(options.python, Path(name))
-    text = table(every, lines)
+        lines = answers(options.python, CHILD, Path(name), TORCHDYNAMO_DISABLE="1")
+    text = report(every, lines)
     sys.stdout.write(text)
     if options.output is not None:
         options.output.write_text(text, encoding="utf-8")

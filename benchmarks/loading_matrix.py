@@ -12,7 +12,6 @@ settings that srcr refuses or writes otherwise: they show whether it still has t
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from readers import answers
 from srcr.formats import get_format
 from srcr.models.checkpoint import open_model
 from srcr.plans.plan import CompressionPlan, LayerPlan
@@ -171,14 +171,8 @@ def write(case: Case, folder: Path) -> None:
 
 def load(python: str, folder: Path) -> tuple[dict[str, str], dict[str, str | None]]:
     """(versions, problem of each case or None) as one interpreter finds them."""
-    environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [python, "-c", CHILD, str(folder)], capture_output=True, text=True, env=environment
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        raise SystemExit(f"error: {python} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return lines[0]["versions"], {line["case"]: line["problem"] for line in lines[1:]}
+    versions, *lines = answers(python, CHILD, folder, TRANSFORMERS_VERBOSITY="error")
+    return versions["versions"], {line["case"]: line["problem"] for line in lines}
 
 
 def cell(names: list[str], problems: list[str | None]) -> str:

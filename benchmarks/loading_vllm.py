@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from readers import table
 from srcr import bundled
 from srcr.formats import get_format
 from srcr.plans.plan import Recipe
@@ -211,7 +212,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="write the table here too")
     parser.add_argument("--only", default="", help="cases whose row or column holds this")
     options = parser.parse_args()
-    rows: dict[str, dict[str, str]] = {}
+    cells: dict[tuple[str, str], str] = {}
     versions: dict[str, str] = {}
     kernels: set[str] = set()
     every = [case for case in cases() if options.only in f"{case.row}, {case.column}"]
@@ -221,18 +222,14 @@ def main() -> None:
             line = serve(options.python, Path(name) / str(number))
             versions |= line.get("versions", {})
             kernels |= {line["kernel"]} if "kernel" in line else set()
-            rows.setdefault(case.row, {})[case.column] = cell(line)
+            cells[case.row, case.column] = cell(line)
             print(f"{case.row}, {case.column}: {cell(line)}", file=sys.stderr, flush=True)
-    columns = list(dict.fromkeys(case.column for case in every))
     product = " and ".join(sorted(kernels)) or "none"
     numbers = ", ".join(f"{name} {number}" for name, number in versions.items())
-    text = [f"{numbers}; the product of 4-bit weights: {product}.", ""]
-    text += [f"| checkpoint | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for row, cells in rows.items():
-        text.append(f"| {row} | {' | '.join(cells.get(column, '') for column in columns)} |")
-    sys.stdout.write("\n".join(text) + "\n")
+    text = f"{numbers}; the product of 4-bit weights: {product}.\n\n{table(cells)}"
+    sys.stdout.write(text)
     if options.output is not None:
-        options.output.write_text("\n".join(text) + "\n", encoding="utf-8")
+        options.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
