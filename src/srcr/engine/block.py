@@ -15,6 +15,7 @@ from srcr.engine.forward import (
 from srcr.engine.memory import MemoryPolicy
 from srcr.errors import NumericalError
 from srcr.models.blockwise import Arguments, BlockSource, copy_sharing_weights
+from srcr.models.experts import in_common
 from srcr.models.matrices import MatrixRef, read_matrix, replace_matrix
 from srcr.models.topology import Block, LinearGroup
 from srcr.numerics import moments
@@ -110,22 +111,29 @@ class BlockPair:
         width = self._current[group.names[0]].shape[1]
         hessian = torch.zeros(width, width, device=self._current[group.names[0]].device)
         input_cross, weight_cross = self._cross_sums() if cross else (None, {})
-        paired_hessian = None
+        paired_hessian, tokens = None, None
         for forward, dense in zip(self._passes, dense_passes, strict=False):
-            x = forward.run_to(number)
-            scales = moments.token_scales(x)
-            x = _scaled(x, scales)
+            x, scales = _weighed(forward, number)
             moments.accumulate_gram(hessian, x)
-            self._add_cross(input_cross, weight_cross, dense, number, x, scales)
+            shared = self._in_common(forward, dense, number)
+            if shared is not None:  # experts: each stream routes its own tokens to them
+                x, scales = x[shared[0]], scales if scales is None else scales[shared[0]]
+                if paired_hessian is None:
+                    paired_hessian = torch.zeros_like(hessian)
+                moments.accumulate_gram(paired_hessian, x)
+            places = None if shared is None else shared[1]
+            self._add_cross(input_cross, weight_cross, dense, number, x, scales, places)
+            tokens = _counted(tokens, forward)
             dense.give_up()
             forward.give_up()
         others = self._passes[len(dense_passes) :]
-        if dense_passes and others:
+        if dense_passes and others and paired_hessian is None:
             paired_hessian = hessian.clone()
+        if paired_hessian is not None:
             moments.mirror_(paired_hessian)
         for forward in others:
-            x = forward.run_to(number)
-            moments.accumulate_gram(hessian, _scaled(x, moments.token_scales(x)))
+            moments.accumulate_gram(hessian, _weighed(forward, number)[0])
+            tokens = _counted(tokens, forward)
             forward.give_up()
         moments.mirror_(hessian)
         sums = [hessian, *weight_cross.values(), *([] if input_cross is None else [input_cross])]
@@ -135,7 +143,7 @@ class BlockPair:
                 "data"
             )
         by_weight = weight_cross if cross and input_cross is None else None
-        return LayerStatistics(hessian, by_weight, paired_hessian, input_cross)
+        return LayerStatistics(hessian, by_weight, paired_hessian, input_cross, tokens)
 
     def output(self, batch: int) -> Tensor:
         """The hidden states [n, len, width] that the modified block gives for a batch, whose pass ends."""
@@ -186,14 +194,25 @@ class BlockPair:
         group: int,
         x: Tensor,
         scales: Tensor | None,
+        places: Tensor | None,
     ) -> None:
         """Add a batch, of which ``x`` [tokens, width] is what the modified group is given, times ``scales``,
-        to the sums of :meth:`_cross_sums`."""
+        to the sums of :meth:`_cross_sums`; ``places``: which of the dense pass's tokens those are (None: all)."""
         if input_cross is not None:
-            moments.accumulate(input_cross, _scaled(dense.run_to(group), scales), x)
+            moments.accumulate(input_cross, _scaled(_at(dense.run_to(group), places), scales), x)
             return
         for name, y in self._dense_outputs(dense, group):
-            moments.accumulate(weight_cross[name], _scaled(y, scales), x)
+            moments.accumulate(weight_cross[name], _scaled(_at(y, places), scales), x)
+
+    def _in_common(
+        self, forward: ForwardPass, dense: ForwardPass, group: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Which of the tokens that a group is given in two passes are given in both; None: the same ones."""
+        if forward.routing is None:
+            return None
+        dense.run_to(group)
+        assert dense.routing is not None
+        return in_common(forward.routing, dense.routing)
 
     def _dense_outputs(self, dense: ForwardPass, group: int) -> Iterator[tuple[str, Tensor]]:
         """``X_d W^T`` [tokens, rows] of each linear of a group: what it gives, less the bias. The pass itself
@@ -206,6 +225,27 @@ class BlockPair:
             yield name, y - linear.bias if isinstance(linear.bias, Tensor) else y
 
 
+def _weighed(forward: ForwardPass, group: int) -> tuple[Tensor, Tensor | None]:
+    """What a pass gives a group [tokens, width], each token times what it is multiplied by [tokens, 1] (None:
+    1), and those factors."""
+    x = forward.run_to(group)
+    scales = moments.token_scales(x)
+    if forward.routing is not None:
+        weights = forward.routing.weights
+        scales = weights if scales is None else scales * weights
+    return _scaled(x, scales), scales
+
+
 def _scaled(x: Tensor, scales: Tensor | None) -> Tensor:
     """``x`` [tokens, width] times what each token is to be multiplied by (None: 1)."""
     return x if scales is None else x * scales
+
+
+def _at(x: Tensor, places: Tensor | None) -> Tensor:
+    """``x`` [tokens, width] at some tokens; None: at all."""
+    return x if places is None else x[places]
+
+
+def _counted(tokens: int | None, forward: ForwardPass) -> int | None:
+    """``tokens`` with those that a pass has routed to a group; None where groups are given every token."""
+    return tokens if forward.routing is None else (tokens or 0) + forward.routing.count

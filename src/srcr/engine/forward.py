@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from srcr.engine.activations import HiddenStates
 from srcr.errors import SrcrError
 from srcr.models.blockwise import Arguments
+from srcr.models.experts import Routing, routing_of
 from srcr.models.matrices import MatrixRef, read_matrix, replace_matrix
 from srcr.models.topology import Block, hidden_states
 
@@ -53,6 +54,8 @@ class ForwardPass:
         self._reached = -1
         self._x: Tensor | None = None
         self._result: Any = None
+        #: Of which tokens the input of the group is that was last run to; None: of all.
+        self.routing: Routing | None = None
 
     def run_to(self, group: int) -> Tensor:
         """Run on until the linears of group number ``group`` are about to run; their input as
@@ -111,6 +114,7 @@ class ForwardPass:
             self._result = value
         else:
             self._reached, self._x = value
+            self.routing = None if self._x is None else routing_of(self._x)
 
 
 def halt_before_groups(module: nn.Module, block: Block) -> None:

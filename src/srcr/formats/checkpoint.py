@@ -1,7 +1,7 @@
 """What every format writes and reads: a checkpoint, its weights read as they are needed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,8 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.models.checkpoint import OpenModel, load_from
 from srcr.models.config import config_of
+from srcr.models.experts import fuse
+from srcr.models.matrices import MatrixRef
 from srcr.models.topology import LinearGroup, Topology
 from srcr.numerics.compressed import CompressedWeight
 from srcr.plans.plan import CompressionPlan
@@ -65,9 +67,30 @@ class Contents:
         """The embeddings and heads that are quantized."""
         return [name for name in self.topology.embeddings if name in self.schemes]
 
+    def stored(self) -> "Contents":
+        """The same under the names, and in the stacks, that a checkpoint on the hub has tensors in."""
+        topology = self.topology
+        if not topology.stored:
+            return self
+        matrices, embeddings = (
+            {name: _stored(ref, topology) for name, ref in refs.items()}
+            for refs in (topology.matrices, topology.embeddings)
+        )
+        untouched = tuple(topology.stored[f"{name}.weight"].module for name in topology.untouched)
+        stored = replace(
+            topology, matrices=matrices, embeddings=embeddings, untouched=untouched, stored={}
+        )
+        return replace(self, topology=stored)
+
     def split_groups(self) -> list[LinearGroup]:
         """The groups whose linears have different schemes, which engines that fuse them cannot serve."""
         return [g for g in self.topology.groups() if len(self.group_schemes(g)) > 1]
+
+
+def _stored(ref: MatrixRef, topology: Topology) -> MatrixRef:
+    """Where a matrix lies in a checkpoint on the hub."""
+    place = topology.stored[ref.parameter]
+    return place if place.index is not None else replace(ref, parameter=place.parameter)
 
 
 def check_own_scales(contents: Contents, fmt: str) -> None:
@@ -125,6 +148,47 @@ class Tensors(Protocol):
         ...
 
 
+class StoredTensors:
+    """The ``tensors`` of a model under the names, and in the stacks, that a checkpoint has them in by
+    ``places``."""
+
+    def __init__(self, tensors: Tensors, places: Mapping[str, MatrixRef]) -> None:
+        self._tensors = tensors
+        self._members: dict[str, list[tuple[str, MatrixRef]]] = {}
+        for name in tensors.names():
+            place = places[name]
+            self._members.setdefault(place.parameter, []).append((name, place))
+
+    def names(self) -> Sequence[str]:
+        """Every tensor's name."""
+        return list(self._members)
+
+    def meta(self, name: str) -> Tensor:
+        """A tensor's shape and precision, without data."""
+        return self._made(name, self._tensors.meta)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor, stacked of the model's where it is several."""
+        return self._made(name, self._tensors.tensor)
+
+    def _made(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
+        members = self._members[name]
+        first, place = members[0]
+        tensor = read(first)
+        if place.index is None:
+            return tensor
+        rows, *cols = tensor.shape
+        shape = [rows * (1 if place.half is None else 2), *cols]
+        if place.transposed:
+            shape.reverse()
+        count = 1 + max(member.index or 0 for _, member in members)
+        stack = tensor.new_empty(count, *shape)
+        if stack.device.type != "meta":
+            for member, at in members:
+                at.view(stack).copy_(read(member))
+        return stack
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A model of which some linears are compressed. ``config``: its config.json, without a
@@ -158,6 +222,14 @@ class Checkpoint:
             read or _nothing_compressed,
             opened.save_companions,
         )
+
+    def stored(self) -> "Checkpoint":
+        """The same under the names, and in the stacks, that a checkpoint on the hub has tensors in."""
+        places = self.contents.topology.stored
+        if not places:
+            return self
+        tensors = StoredTensors(self.tensors, places)
+        return replace(self, contents=self.contents.stored(), tensors=tensors)
 
     @property
     def vocabulary(self) -> int:
@@ -205,7 +277,7 @@ class Checkpoint:
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Any:
         """The transformers model of these weights, whole, in its own precision or ``dtype``."""
-        return load_from(DequantizedSource(self), dtype)
+        return fuse(load_from(DequantizedSource(self), dtype))
 
 
 def dequantizing(

@@ -34,6 +34,8 @@ PACKED = "pack-quantized"
 VLLM_ZERO_POINT_BITS = (4, 8)
 #: Bits of a word of packed codes, and of a weight that is not quantized.
 WORD_BITS, FULL_BITS = 32, 16
+#: The linears of experts by the names that checkpoints on the hub give them.
+EXPERTS = r"re:.*\.experts\.\d+\..*"
 
 
 def check(contents: Contents) -> None:
@@ -42,7 +44,7 @@ def check(contents: Contents) -> None:
     Raises:
         InputError: nothing is quantized; transposed linears (GPT-2); asymmetric with mixed settings.
     """
-    topology, schemes = contents.topology, set(contents.schemes.values())
+    topology, schemes = contents.stored().topology, set(contents.schemes.values())
     if not schemes:
         raise InputError(
             "compressed-tensors holds quantized weights and this plan quantizes none (bits 16): use "
@@ -62,8 +64,8 @@ def check(contents: Contents) -> None:
     stacked = [name for name in contents.schemes if topology.matrix(name).index is not None]
     if stacked:
         raise InputError(
-            f"compressed-tensors cannot hold {stacked[0]}, which lies in a stack of matrices: use "
-            "--format dense"
+            f"compressed-tensors cannot hold {stacked[0]}, which checkpoints of this architecture have in a "
+            "stack of matrices: use --format dense"
         )
     if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
         raise InputError(
@@ -111,10 +113,19 @@ def loader(contents: Contents) -> Loader:
     """Whether "transformers" loads a checkpoint of these contents as it stands, or "srcr" only.
 
     Transformers initialises embeddings while it loads them, and ties weights, not codes: a packed embedding
-    must be dequantized as it is read, for which transformers takes one scheme for everything.
+    must be dequantized as it is read, for which transformers takes one scheme for everything. So must experts,
+    which it stacks: for them it takes one scheme, around 0, and one for everything else.
     """
-    packed = contents.topology.embedding in contents.schemes
-    return "srcr" if packed and len(set(contents.schemes.values())) > 1 else "transformers"
+    topology, schemes = contents.topology, contents.schemes
+    if topology.embedding in schemes and len(set(schemes.values())) > 1:
+        return "srcr"
+    if topology.experts:
+        routed = {schemes.get(name) for name in topology.linears() if topology.routed(name)}
+        shared = {scheme for name, scheme in schemes.items() if not topology.routed(name)}
+        symmetric = all(scheme.symmetric for scheme in schemes.values())
+        if len(routed) > 1 or len(shared) > 1 or not symmetric:
+            return "srcr"
+    return "transformers"
 
 
 def _layout(
@@ -172,6 +183,7 @@ def _encode(ref: MatrixRef, weight: CompressedWeight, dtype: torch.dtype) -> dic
 
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:
+    checkpoint = checkpoint.stored()
     write_config(checkpoint, folder, quantization_config(checkpoint.contents))
     write_packed(checkpoint, folder, _layout, partial(_encode, dtype=checkpoint.dtype))
 
@@ -183,7 +195,9 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
     for name, scheme in contents.schemes.items():
         groups.setdefault(scheme, []).append(name)
     topology = contents.topology
-    ignore = [name for name in topology.linears() if name not in contents.schemes]
+    ignore = [
+        topology.matrix(name).module for name in topology.linears() if name not in contents.schemes
+    ]
     ignore += topology.untouched
     if topology.head is not None and topology.head not in contents.schemes:
         ignore.append(topology.head)
@@ -194,7 +208,9 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{i}": {
-                "targets": names if tables or len(groups) > 1 else ["Linear"],
+                "targets": _targets(names, contents)
+                if tables or len(groups) > 1
+                else ["Linear"],
                 "weights": {
                     "num_bits": scheme.num_bits,
                     "type": "int",
@@ -209,11 +225,25 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
         "ignore": ignore,
     }
     packed = topology.embedding in contents.schemes
-    if not all(scheme.symmetric for scheme in groups) or (packed and len(groups) == 1):
-        config["dequantize"] = (
-            True  # on its lazy path transformers packs neither zero-points nor embeddings
-        )
+    if (
+        not all(scheme.symmetric for scheme in groups)
+        or (packed and len(groups) == 1)
+        or topology.experts
+    ):
+        # On its lazy path transformers packs neither zero-points nor embeddings, nor stacks of experts.
+        config["dequantize"] = True
     return config
+
+
+def _targets(names: Sequence[str], contents: Contents) -> list[str]:
+    """The modules of a config group; experts by a pattern where all are in it, which tells transformers that the
+    group is theirs."""
+    topology = contents.topology
+    routed = {name for name in topology.linears() if topology.routed(name)}
+    patterns = [EXPERTS] if routed and routed <= set(names) else []
+    return patterns + [
+        topology.matrix(name).module for name in names if not patterns or name not in routed
+    ]
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -226,7 +256,9 @@ def _read(folder: Path) -> Checkpoint:
         for name, ref in opened.topology.embeddings.items()
         if f"{ref.parameter}_packed" in files
     ]
-    schemes = {name: scheme_of(config, name) for name in [*opened.topology.linears(), *tables]}
+    stored = Contents(opened.topology, opened.config, {}, ()).stored().topology
+    names = [*stored.linears(), *tables]
+    schemes = {name: scheme_of(config, stored.matrix(name).module) for name in names}
     schemes = {name: scheme for name, scheme in schemes.items() if scheme.num_bits < FULL_BITS}
     contents = Contents(opened.topology, opened.config, schemes, tuple(schemes))
     return Checkpoint.of(opened, contents, partial(_decode, files, contents))
@@ -240,7 +272,8 @@ def _decode(files: TensorFiles, contents: Contents, name: str) -> CompressedWeig
     """
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-    parameter, bits = contents.topology.matrix(name).parameter, contents.schemes[name].num_bits
+    stored, bits = contents.stored().topology, contents.schemes[name].num_bits
+    parameter = stored.matrix(name).parameter
     if f"{parameter}_packed" not in files:
         raise InputError(
             f"{files.folder} stores {name} in another way than {PACKED}, which srcr reads: compress the "

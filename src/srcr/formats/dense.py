@@ -30,6 +30,7 @@ def _layout(
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:
     """Every parameter and buffer."""
+    checkpoint = checkpoint.stored()
     write_config(checkpoint, folder)
     matrix = checkpoint.contents.topology.matrix
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from srcr.environment import multiplies_bfloat16
 from srcr.errors import InputError
 from srcr.models.couplings import find_couplings
+from srcr.models.experts import experts_of
+from srcr.models.naming import NamedSource
 from srcr.models.observe import observe
-from srcr.models.source import ModuleSource, WeightSource
+from srcr.models.source import CheckpointSource, ModuleSource, WeightSource
 from srcr.models.stand_ins import stand_ins
 from srcr.models.streaming import (
     CastTensors,
@@ -62,10 +64,8 @@ class BlockwiseModel:
     """
 
     def __init__(self, source: WeightSource, device: torch.device | str = "cpu") -> None:
-        self.source = source
         self.in_memory = isinstance(source, ModuleSource)
         self.model: Any = source.model if isinstance(source, ModuleSource) else empty_model(source)
-        self.tensors = SourceTensors(source, self.model)
         self.dtype: torch.dtype = next(iter(self.model.parameters())).dtype
         self.device = torch.device(device)
         self.running = running_precision(self.dtype, self.device)
@@ -74,6 +74,10 @@ class BlockwiseModel:
             self.topology = observe(
                 self.model, lambda topology: find_couplings(self.model, topology)
             )
+        if isinstance(source, CheckpointSource) and self.topology.stored:
+            source = NamedSource(source, self.topology.stored, self.model)
+        self.source = source
+        self.tensors = SourceTensors(source, self.model)
         with library_errors(f"{type(self.model).__name__} does not run block by block"):
             self._check_chain()
 
@@ -117,7 +121,8 @@ class BlockwiseModel:
         return ref.view(self.tensor(ref.parameter))
 
     def block(self, index: int) -> nn.Module:
-        """A copy of a block, on the device, in the precision that blocks run in."""
+        """A copy of a block, on the device, in the precision that blocks run in. Its experts are handed a sample
+        of all tokens beside their own."""
         name = self.topology.blocks[index].name
         original: nn.Module = self.model.get_submodule(name)
         block = copy_sharing_weights(original)
@@ -134,6 +139,8 @@ class BlockwiseModel:
                 table = module._buffers[short]
                 if table is not None:
                     module._buffers[short] = table.to(self.device, self._running(table))
+        for experts in experts_of(block).values():
+            experts.sampling = True
         return block
 
     def _running(self, tensor: Tensor) -> torch.dtype:

@@ -15,7 +15,9 @@ from srcr.errors import InputError
 from srcr.models.blockwise import BlockwiseModel, copy_sharing_weights
 from srcr.models.companions import copy_companions
 from srcr.models.config import is_quantized
+from srcr.models.experts import unfuse
 from srcr.models.load import load_model, load_tokenizer, resolve
+from srcr.models.naming import NamedSource
 from srcr.models.quantized import strip_quantizers
 from srcr.models.reloading import changes_weights
 from srcr.models.source import CheckpointSource, ModuleSource, WeightSource
@@ -46,9 +48,9 @@ class OpenModel:
         self, name: str, source: WeightSource, folder: Path | None, tokenizer: Any = None
     ) -> None:
         self.name = name
-        self.source = source
         self.folder = folder
         self.blockwise = BlockwiseModel(source)
+        self.source: WeightSource = self.blockwise.source
         if self.dtype not in PRECISIONS:
             dtype = dtype_name(self.dtype)
             raise InputError(
@@ -142,8 +144,8 @@ class OpenModel:
             model = self.blockwise.model
             same = dtype is None or dtype == self.dtype
             return model if same else copy.deepcopy(model).to(dtype)
-        if isinstance(self.source, CheckpointSource):
-            return load_model(self.source.folder, dtype)
+        if isinstance(self.source, CheckpointSource | NamedSource) and self.folder is not None:
+            return unfuse(load_model(self.folder, dtype))
         return load_from(self.source, dtype)
 
     def transformed(self, source: WeightSource) -> "OpenModel":
@@ -214,7 +216,7 @@ def _as_it_reloads(model: Any) -> Any:
             buffer, own = fresh.get(f"{name}.{key}" if name else key), module._buffers[key]
             if buffer is not None and own is not None and buffer.shape == own.shape:
                 module._buffers[key] = buffer.to(own.device)
-    return result
+    return unfuse(result)
 
 
 def _check_plain(model: Any) -> None:
@@ -243,14 +245,19 @@ def _open_folder(name: str, folder: Path, tokenizer: Any) -> OpenModel:
         source = CheckpointSource(folder)
         opened = OpenModel(name, source, folder, tokenizer)
         if opened.blockwise.fits and not changes_weights(opened.blockwise.model):
-            opened = _as_stored(opened, source)
-            opened.leftovers = source.check_used(opened.blockwise.model.state_dict())
+            leftovers = (
+                opened.source.check_used()
+                if isinstance(opened.source, NamedSource)
+                else source.check_used(opened.blockwise.model.state_dict())
+            )
+            opened = _as_stored(opened)
+            opened.leftovers = leftovers
             return opened
-    model = strip_quantizers(load_model(folder))
+    model = unfuse(strip_quantizers(load_model(folder)))
     return OpenModel(name, ModuleSource(model, folder), folder, tokenizer)
 
 
-def _as_stored(opened: OpenModel, source: CheckpointSource) -> OpenModel:
+def _as_stored(opened: OpenModel) -> OpenModel:
     """The model, or where its config ties weights that differ in its files, the same with a head of its own,
     as transformers loads it.
 
@@ -259,7 +266,7 @@ def _as_stored(opened: OpenModel, source: CheckpointSource) -> OpenModel:
     """
     if not opened.blockwise.tensors.separate():
         return opened
-    untied = TransformedSource(source, {}, config={"tie_word_embeddings": False})
+    untied = TransformedSource(opened.source, {}, config={"tie_word_embeddings": False})
     result = OpenModel(opened.name, untied, opened.folder, opened._tokenizer)
     names = result.blockwise.tensors.separate()
     if names:
@@ -271,7 +278,8 @@ def _as_stored(opened: OpenModel, source: CheckpointSource) -> OpenModel:
 
 
 def load_from(source: WeightSource, dtype: torch.dtype | None = None) -> Any:
-    """The causal LM of a source, whole, in evaluation mode, in its own precision (or ``dtype``)."""
+    """The causal LM of a source, whole, in evaluation mode, in its own precision (or ``dtype``); its experts are
+    linears."""
     model = empty_model(source)
     tensors = SourceTensors(source, model)
     shared: dict[int, torch.nn.Parameter] = {}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from srcr.models.experts import sampling
 from srcr.models.matrices import MatrixRef
 from srcr.models.stand_ins import stand_ins
 from srcr.models.streaming import device_of
@@ -86,7 +87,7 @@ def _watch(model: Any, topology: Topology) -> _Watched:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(SEQUENCES * TOKENS).view(SEQUENCES, TOKENS) * 11 + 2) % vocabulary
     try:
-        with stand_ins(model, on_linear, watched.vectors):
+        with stand_ins(model, on_linear, watched.vectors), sampling(model):
             model(ids.to(device_of(model)), use_cache=False)
     finally:
         for handle in handles:

@@ -13,20 +13,34 @@ if TYPE_CHECKING:  # names and shapes are known without torch
 class MatrixRef:
     """A matrix [out_features, in_features] of a model: the parameter it lies in, ``index`` its place in a
     stack of them (None: the parameter is the matrix), ``transposed`` whether it is stored as
-    [in_features, out_features] (GPT-2's Conv1D)."""
+    [in_features, out_features] (GPT-2's Conv1D); ``half``: which half of the rows there it is (None: all), which
+    are ``interleaved`` with those of the other half or behind them. A vector lies in a parameter likewise."""
 
     parameter: str
     index: int | None = None
     transposed: bool = False
+    half: int | None = None
+    interleaved: bool = False
 
     def view(self, parameter: Tensor) -> Tensor:
         """The matrix in the parameter's tensor."""
-        matrix = parameter if self.index is None else parameter[self.index]
-        return matrix.T if self.transposed else matrix
+        return self.rows(parameter if self.index is None else parameter[self.index])
+
+    def rows(self, entry: Tensor) -> Tensor:
+        """The matrix in its entry of the stack."""
+        matrix = entry.T if self.transposed and entry.ndim == 2 else entry
+        if self.half is None:
+            return matrix
+        return matrix[self.half :: 2] if self.interleaved else matrix.chunk(2)[self.half]
 
     def stored(self, matrix: Tensor) -> Tensor:
         """A matrix as the parameter stores it."""
         return matrix.T if self.transposed else matrix
+
+    @property
+    def module(self) -> str:
+        """The name of the module that holds the parameter."""
+        return self.parameter.rpartition(".")[0]
 
 
 def read_matrix(module: nn.Module, ref: MatrixRef, prefix: str = "") -> Tensor:

@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
 from srcr.errors import InputError
+from srcr.models.experts import experts_of, routers_of, sampling
 from srcr.models.matrices import MatrixRef
+from srcr.models.naming import stored_places
 from srcr.models.reloading import needs_weights
 from srcr.models.streaming import device_of
 from srcr.models.topology import Block, Coupling, LinearGroup, Topology
@@ -69,15 +71,19 @@ def observe(
             (fused experts), that run more than once, or that the trace does not reach.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    routers = routers_of(model)
+    for name in routers:
+        del linears[name]
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     try:
-        trace = _trace(model, linears, lists)
+        with sampling(model):
+            trace = _trace(model, linears, lists)
     except InputError:
         _refuse_stacks(_stacks(model, ""), _width(model))  # stand-ins for one may not run
         raise
     home = _home_of_blocks(model, linears, lists, trace)
     blocks: list[Block] = []
-    untouched: list[str] = []
+    untouched = list(routers)
     stacks: list[str] = []
     for i in range(len(lists[home])):
         block = f"{home}.{i}"
@@ -101,6 +107,8 @@ def observe(
         untouched=tuple(untouched),
         stacks=tuple(stacks),
         returns=trace.returns[f"{home}.0"],
+        experts={name: each.count for name, each in experts_of(model).items()},
+        stored=stored_places(model),
         find_couplings=find_couplings,
         find_needs=lambda topology: needs_weights(model, topology.linears()),
     )

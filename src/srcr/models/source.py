@@ -87,6 +87,10 @@ class CheckpointSource:
         """A tensor, in memory of its own."""
         return self._files.get(name)
 
+    def part(self, name: str, index: int) -> Tensor:
+        """Entry ``index`` of a tensor along its first axis, in memory of its own; no more is read."""
+        return self._files.part(name, index)
+
 
 class ModuleSource:
     """A transformers model in memory; ``folder`` is where its config.json lies, if it came from files."""

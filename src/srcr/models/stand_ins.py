@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from srcr.models.experts import routers_of
 from srcr.models.streaming import device_of, filled, replaced_forward
 
 #: Inner dimension of a linear's stand-in.
@@ -57,7 +58,12 @@ def stand_ins(
 ) -> Iterator[None]:
     """While this is open, ``model`` runs on stand-ins for its weights. ``on_linear`` sees every linear's
     input and output, and may replace the output; ``track`` collects the other vectors with gradients."""
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    routers = routers_of(model)  # which give more than a product
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and name not in routers
+    }
     tensors = StandInTensors(model.state_dict(keep_vars=True), device_of(model), track)
     forwards = {m: _linear(n, m, on_linear) for n, m in linears.items()}
     with filled(model, tensors), replaced_forward(forwards):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from srcr.models.experts import unfuse
 from srcr.models.source import WeightSource
 from srcr.models.validation import library_errors
 
@@ -23,10 +24,11 @@ class Tensors(Protocol):
 
 
 def empty_model(source: WeightSource) -> Any:
-    """The causal LM of a source with its buffers, and with parameters that have shapes but no data.
+    """The causal LM of a source with its buffers, and with parameters that have shapes but no data; experts that
+    transformers stacks are linears.
 
     Raises:
-        InputError: transformers cannot build it.
+        InputError: transformers cannot build it, or stacks experts in a way that is not known.
     """
     from transformers import AutoModelForCausalLM
 
@@ -35,7 +37,7 @@ def empty_model(source: WeightSource) -> Any:
     with library_errors("transformers cannot build the model"), _empty_parameters():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         _keep_precision(model, dtype)
-    return model.eval().requires_grad_(False)
+    return unfuse(model.eval().requires_grad_(False))
 
 
 def _keep_precision(model: Any, dtype: torch.dtype) -> None:

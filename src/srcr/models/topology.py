@@ -87,7 +87,9 @@ class Topology:
     a forward pass uses; ``untouched``: linears that are left as they are (outside the blocks, the head left
     out, or used otherwise than by calling them), ``stacks``: parameters of several matrices that are, too;
     ``returns``: None where a block returns its hidden states, else whether each further member of the tuple
-    is a tensor."""
+    is a tensor; ``experts``: how many each module of
+    experts holds, by its name; ``stored``: where tensors lie in a checkpoint that has them under other names or
+    in stacks."""
 
     blocks: tuple[Block, ...]
     matrices: Mapping[str, MatrixRef]
@@ -100,6 +102,8 @@ class Topology:
     untouched: tuple[str, ...] = ()
     stacks: tuple[str, ...] = ()
     returns: tuple[bool, ...] | None = None
+    experts: Mapping[str, int] = field(default_factory=dict)
+    stored: Mapping[str, MatrixRef] = field(default_factory=dict)
     find_couplings: Callable[["Topology"], tuple[Coupling, ...]] = field(
         default=lambda _: (), repr=False, compare=False
     )
@@ -157,6 +161,10 @@ class Topology:
     def group_size(self, group: LinearGroup) -> int:
         """Weights of a group."""
         return sum(rows * cols for rows, cols in (self.shapes[name] for name in group.names))
+
+    def routed(self, name: str) -> bool:
+        """Whether a linear is an expert's, which is given some tokens only."""
+        return any(name.startswith(f"{module}.") for module in self.experts)
 
     def transposed(self) -> list[str]:
         """Linears that are stored transposed (GPT-2's Conv1D)."""

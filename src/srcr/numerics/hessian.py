@@ -31,7 +31,7 @@ class LayerStatistics:
     compressed model sees. Where the dense model's inputs X_d were measured as well, one of two:
     ``input_cross`` [cols, cols] = X_d^T X; or ``weight_cross``: W X_d^T X [rows, cols] of each linear W by
     name. ``paired_hessian`` [cols, cols]: X^T X of the tokens that the dense model saw too, where those are
-    not all (None: all).
+    not all (None: all). ``tokens``: how many were routed to the linears (None: they are given every token).
 
     Not frozen: who solves takes the cross moments out, so that their memory becomes the targets'.
     """
@@ -40,6 +40,7 @@ class LayerStatistics:
     weight_cross: dict[str, Tensor] | None = None
     paired_hessian: Tensor | None = None
     input_cross: Tensor | None = None
+    tokens: int | None = None
 
     def take_weight_cross(self, name: str) -> Tensor:
         """The cross moment of a linear, which is not held here any more."""

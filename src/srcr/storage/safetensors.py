@@ -90,6 +90,12 @@ class TensorFiles:
             tensor: Tensor = stream.get_tensor(name)
             return tensor.clone()
 
+    def part(self, name: str, index: int) -> Tensor:
+        """Entry ``index`` of the tensor along its first axis, in memory of its own; no more is read."""
+        with safe_open(self.entries[name].path, framework="pt") as stream:
+            part: Tensor = stream.get_slice(name)[index]
+            return part.clone()
+
     def meta(self, name: str) -> Tensor:
         """The tensor's shape and precision, without data."""
         entry = self.entries[name]
