@@ -269,7 +269,7 @@ OTHERS = {
     LayerPlan: {"name": "c", "prune": None, "quant": None},
     SolverSpec: {
         "mode": "sequential-a", "dampening_frac": 0.1, "block_size": 64, "dense_targets": False,
-        "dense_share": 0.5, "descent_rounds": 1,
+        "dense_share": 0.5, "descent_rounds": 1, "expert_prior": 0.1, "expert_gates": True,
     },
     Target: {"tcr": 0.6, "stored_bytes": 1, "loaded_bytes": 1},
     CompressionPlan: {

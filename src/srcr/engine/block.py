@@ -1,6 +1,8 @@
 """What a visit is handed: a decoder block, as it was and as it is being modified."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from srcr.engine.forward import (
 from srcr.engine.memory import MemoryPolicy
 from srcr.errors import NumericalError
 from srcr.models.blockwise import Arguments, BlockSource, copy_sharing_weights
-from srcr.models.experts import in_common
+from srcr.models.experts import PRIOR, Routing, in_common
 from srcr.models.matrices import MatrixRef, read_matrix, replace_matrix
 from srcr.models.topology import Block, LinearGroup
 from srcr.numerics import moments
@@ -86,12 +88,15 @@ class BlockPair:
         before = read_matrix(self._modified, ref, self.name)
         replace_matrix(self._modified, ref, weight.to(before), self.name)
 
-    def statistics(self, group: LinearGroup, cross: bool) -> LayerStatistics:
+    def statistics(
+        self, group: LinearGroup, cross: bool, prior: float | None = None, gates: bool = False
+    ) -> LayerStatistics:
         """Moments of the group's inputs, given all that was replaced before it, tokens of extreme energy
         scaled down (:func:`srcr.numerics.moments.token_scales`); with ``cross`` also those between the dense
         model's inputs and the modified one's, as they meet the dense weights. Where the dense model runs on
         part of the batches, these are of its tokens, and there is a paired Hessian of them beside that of
-        all.
+        all. Experts are known by the tokens that are routed to them and a sample of all that their layer is
+        given (:meth:`srcr.models.experts.Routing.factors` of ``prior`` and ``gates``).
 
         Raises:
             ValueError: groups are not asked for in the order they run, each once.
@@ -99,6 +104,7 @@ class BlockPair:
             SrcrError: the group did not run in a pass.
         """
         number = self._number(group)
+        weighed = partial(_weighed, group=number, prior=prior, gates=gates)
         # The passes may run on behind the group, and let go of its weights.
         self._current = {name: self._weight(name) for name in group.names}
         dense_passes = self._dense_passes if cross else []
@@ -108,42 +114,24 @@ class BlockPair:
             if forward.cached:
                 forward.run_to(number)
         self._policy.tidy()
-        width = self._current[group.names[0]].shape[1]
-        hessian = torch.zeros(width, width, device=self._current[group.names[0]].device)
-        input_cross, weight_cross = self._cross_sums() if cross else (None, {})
-        paired_hessian, tokens = None, None
+        sums = self._zeros(cross)
         for forward, dense in zip(self._passes, dense_passes, strict=False):
-            x, scales = _weighed(forward, number)
-            moments.accumulate_gram(hessian, x)
-            shared = self._in_common(forward, dense, number)
-            if shared is not None:  # experts: each stream routes its own tokens to them
-                x, scales = x[shared[0]], scales if scales is None else scales[shared[0]]
-                if paired_hessian is None:
-                    paired_hessian = torch.zeros_like(hessian)
-                moments.accumulate_gram(paired_hessian, x)
-            places = None if shared is None else shared[1]
-            self._add_cross(input_cross, weight_cross, dense, number, x, scales, places)
-            tokens = _counted(tokens, forward)
+            self._add_pair(sums, weighed(forward), forward, dense, number)
             dense.give_up()
             forward.give_up()
         others = self._passes[len(dense_passes) :]
-        if dense_passes and others and paired_hessian is None:
-            paired_hessian = hessian.clone()
-        if paired_hessian is not None:
-            moments.mirror_(paired_hessian)
+        if dense_passes and others and sums.paired is None:
+            sums.paired = sums.hessian.clone()
         for forward in others:
-            moments.accumulate_gram(hessian, _weighed(forward, number)[0])
-            tokens = _counted(tokens, forward)
+            sums.add(weighed(forward)[0], forward.routing)
             forward.give_up()
-        moments.mirror_(hessian)
-        sums = [hessian, *weight_cross.values(), *([] if input_cross is None else [input_cross])]
-        if not all(is_finite(moment) for moment in sums):  # in either stream
+        if not sums.finish():  # in either stream
             raise NumericalError(
                 f"the inputs of {group.names[0]} are not finite: the model overflows on this calibration "
                 "data"
             )
-        by_weight = weight_cross if cross and input_cross is None else None
-        return LayerStatistics(hessian, by_weight, paired_hessian, input_cross, tokens)
+        by_weight = sums.weight_cross if cross and sums.input_cross is None else None
+        return LayerStatistics(sums.hessian, by_weight, sums.paired, sums.input_cross, sums.tokens)
 
     def output(self, batch: int) -> Tensor:
         """The hidden states [n, len, width] that the modified block gives for a batch, whose pass ends."""
@@ -177,32 +165,47 @@ class BlockPair:
         self._reached = number
         return number
 
-    def _cross_sums(self) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Zeros to sum up in, for the current linears W, which share an input: X_d^T X, once for all; or,
-        where those are smaller, W X_d^T X of each (and None for the other)."""
+    def _zeros(self, cross: bool) -> "_Sums":
+        """Zeros to sum up in, for the current linears W, which share an input: X^T X, and with ``cross``
+        X_d^T X, once for all; or, where those are smaller, W X_d^T X of each."""
         first = next(iter(self._current.values()))
         width, device = first.shape[1], first.device
+        sums = _Sums(torch.zeros(width, width, device=device))
+        if not cross:
+            return sums
         if sum(len(W) for W in self._current.values()) < width:
-            return None, {n: torch.zeros(W.shape, device=device) for n, W in self._current.items()}
-        return torch.zeros(width, width, device=device), {}
+            sums.weight_cross = {
+                n: torch.zeros(W.shape, device=device) for n, W in self._current.items()
+            }
+        else:
+            sums.input_cross = torch.zeros(width, width, device=device)
+        return sums
 
-    def _add_cross(
+    def _add_pair(
         self,
-        input_cross: Tensor | None,
-        weight_cross: Mapping[str, Tensor],
+        sums: "_Sums",
+        weighed: tuple[Tensor, Tensor | None],
+        forward: ForwardPass,
         dense: ForwardPass,
         group: int,
-        x: Tensor,
-        scales: Tensor | None,
-        places: Tensor | None,
     ) -> None:
-        """Add a batch, of which ``x`` [tokens, width] is what the modified group is given, times ``scales``,
-        to the sums of :meth:`_cross_sums`; ``places``: which of the dense pass's tokens those are (None: all)."""
-        if input_cross is not None:
-            moments.accumulate(input_cross, _scaled(_at(dense.run_to(group), places), scales), x)
+        """Add a batch that both streams see, of which ``weighed`` are what the modified group is given, times
+        factors, and those. Of experts, to which each stream routes its own tokens, cross moments are of those
+        that they share."""
+        x, scales = weighed
+        sums.add(x, forward.routing)
+        shared = self._in_common(forward, dense, group)
+        places = None
+        if shared is not None:
+            here, places = shared
+            x, scales = x[here], None if scales is None else scales[here]
+            sums.add_paired(x)
+        if sums.input_cross is not None:
+            y = _scaled(_at(dense.run_to(group), places), scales)
+            moments.accumulate(sums.input_cross, y, x)
             return
         for name, y in self._dense_outputs(dense, group):
-            moments.accumulate(weight_cross[name], _scaled(_at(y, places), scales), x)
+            moments.accumulate(sums.weight_cross[name], _scaled(_at(y, places), scales), x)
 
     def _in_common(
         self, forward: ForwardPass, dense: ForwardPass, group: int
@@ -225,13 +228,15 @@ class BlockPair:
             yield name, y - linear.bias if isinstance(linear.bias, Tensor) else y
 
 
-def _weighed(forward: ForwardPass, group: int) -> tuple[Tensor, Tensor | None]:
+def _weighed(
+    forward: ForwardPass, group: int, prior: float | None, gates: bool
+) -> tuple[Tensor, Tensor | None]:
     """What a pass gives a group [tokens, width], each token times what it is multiplied by [tokens, 1] (None:
     1), and those factors."""
     x = forward.run_to(group)
     scales = moments.token_scales(x)
     if forward.routing is not None:
-        weights = forward.routing.weights
+        weights = forward.routing.factors(PRIOR if prior is None else prior, gates)
         scales = weights if scales is None else scales * weights
     return _scaled(x, scales), scales
 
@@ -246,6 +251,33 @@ def _at(x: Tensor, places: Tensor | None) -> Tensor:
     return x if places is None else x[places]
 
 
-def _counted(tokens: int | None, forward: ForwardPass) -> int | None:
-    """``tokens`` with those that a pass has routed to a group; None where groups are given every token."""
-    return tokens if forward.routing is None else (tokens or 0) + forward.routing.count
+@dataclass(eq=False)
+class _Sums:
+    """The moments of a group as they are summed up: X^T X of all tokens and of those that both streams see
+    (None: all), cross moments, and how many tokens were routed to it (None: it is given every token)."""
+
+    hessian: Tensor
+    weight_cross: dict[str, Tensor] = field(default_factory=dict)
+    input_cross: Tensor | None = None
+    paired: Tensor | None = None
+    tokens: int | None = None
+
+    def add(self, x: Tensor, routing: Routing | None) -> None:
+        """Add a batch [tokens, width]."""
+        moments.accumulate_gram(self.hessian, x)
+        if routing is not None:
+            self.tokens = (self.tokens or 0) + routing.count
+
+    def add_paired(self, x: Tensor) -> None:
+        """Add the tokens [n, width] of a batch that both streams see."""
+        if self.paired is None:
+            self.paired = torch.zeros_like(self.hessian)
+        moments.accumulate_gram(self.paired, x)
+
+    def finish(self) -> bool:
+        """Complete the sums; whether all are finite."""
+        moments.mirror_(self.hessian)
+        if self.paired is not None:
+            moments.mirror_(self.paired)
+        crossed = [*self.weight_cross.values(), self.input_cross]
+        return all(is_finite(m) for m in (self.hessian, *crossed) if m is not None)

@@ -12,9 +12,9 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.models.checkpoint import OpenModel, load_from
 from srcr.models.config import config_of
-from srcr.models.experts import fuse
 from srcr.models.matrices import MatrixRef
-from srcr.models.topology import LinearGroup, Topology
+from srcr.models.topology import LinearGroup, Topology, experts_module
+from srcr.models.unfuse import fuse
 from srcr.numerics.compressed import CompressedWeight
 from srcr.plans.plan import CompressionPlan
 from srcr.plans.specs import QuantSpec
@@ -85,6 +85,15 @@ class Contents:
     def split_groups(self) -> list[LinearGroup]:
         """The groups whose linears have different schemes, which engines that fuse them cannot serve."""
         return [g for g in self.topology.groups() if len(self.group_schemes(g)) > 1]
+
+    def split_experts(self) -> list[str]:
+        """The modules of experts of which linears have different schemes, which engines that stack them
+        cannot serve."""
+        schemes: dict[str, set[Scheme | None]] = {module: set() for module in self.topology.experts}
+        for name in self.topology.linears():
+            if self.topology.routed(name):
+                schemes[experts_module(name)].add(self.schemes.get(name))
+        return [module for module, each in schemes.items() if len(each) > 1]
 
 
 def _stored(ref: MatrixRef, topology: Topology) -> MatrixRef:

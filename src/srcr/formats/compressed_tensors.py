@@ -16,24 +16,30 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.formats import Format
 from srcr.formats.checkpoint import Checkpoint, Contents, Scheme, check_own_scales
+from srcr.formats.packed_loaders import (
+    WORD_BITS,
+    loader,
+    notes,
+    served_by_vllm,
+    stacks_in_transformers,
+)
 from srcr.formats.shards import write_config, write_packed
 from srcr.models.checkpoint import OpenModel
 from srcr.models.config import quant_method, quantization_of
+from srcr.models.load import load_model
 from srcr.models.matrices import MatrixRef
 from srcr.models.source import CheckpointSource
 from srcr.models.validation import library_errors
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.grid import Grid
 from srcr.numerics.tensors import dtype_name
-from srcr.records.run import LoadedBytes, Loader
+from srcr.records.run import LoadedBytes
 from srcr.storage.safetensors import TensorFiles
 
 NAME = "compressed-tensors"
 PACKED = "pack-quantized"
-#: Widths for which vLLM takes zero-points; symmetric ones it takes from 2 to 8.
-VLLM_ZERO_POINT_BITS = (4, 8)
-#: Bits of a word of packed codes, and of a weight that is not quantized.
-WORD_BITS, FULL_BITS = 32, 16
+#: Bits of a weight that is not quantized.
+FULL_BITS = 16
 #: The linears of experts by the names that checkpoints on the hub give them.
 EXPERTS = r"re:.*\.experts\.\d+\..*"
 
@@ -50,6 +56,12 @@ def check(contents: Contents) -> None:
             "compressed-tensors holds quantized weights and this plan quantizes none (bits 16): use "
             "--format dense"
         )
+    stacked = [name for name in contents.schemes if topology.matrix(name).index is not None]
+    if stacked:
+        raise InputError(
+            f"compressed-tensors cannot hold {stacked[0]}, which checkpoints of this architecture have in a "
+            "stack of matrices: use --format dense"
+        )
     if topology.transposed():
         raise InputError(
             f"compressed-tensors cannot hold {min(topology.transposed())}, a Conv1D (stored transposed), "
@@ -61,71 +73,11 @@ def check(contents: Contents) -> None:
             "while it loads them, and packed codes have no weight for that: use --format dense"
         )
     check_own_scales(contents, "compressed-tensors")
-    stacked = [name for name in contents.schemes if topology.matrix(name).index is not None]
-    if stacked:
-        raise InputError(
-            f"compressed-tensors cannot hold {stacked[0]}, which checkpoints of this architecture have in a "
-            "stack of matrices: use --format dense"
-        )
     if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
         raise InputError(
             "compressed-tensors with zero-points and mixed settings is loaded by no current "
             "transformers: use the same asymmetric setting everywhere, --symmetric, or --format dense"
         )
-
-
-def notes(contents: Contents) -> list[str]:
-    """Which engines do not load the contents, and what they would load instead."""
-    result = []
-    if split := contents.split_groups():
-        names = ", ".join(split[0].names)
-        result.append(
-            f"vLLM fuses {names} and serves them with the same bits, group size and symmetry only; here they "
-            f"differ, as in {len(split)} groups in all: transformers loads that, vLLM does not"
-        )
-    tables = contents.embeddings()
-    if loader(contents) == "srcr":
-        remedy = (
-            f"left alone with --ignore {tables[0]}"
-            if tables != [tables[0]]
-            else "in --format dense"
-        )
-        result.append(
-            f"{tables[0]} is packed, which transformers loads only where everything has the same bits, group "
-            f"size and symmetry: srcr.load opens this checkpoint, transformers does not. It does where the "
-            f"embedding has the linears' bits and group size, or is {remedy}"
-        )
-    dense = sorted({s.num_bits for s in contents.schemes.values() if WORD_BITS % s.num_bits})
-    if dense:
-        widths = " and ".join(map(str, dense))
-        result.append(
-            f"codes of {widths} bits are packed as compressed-tensors does since 0.18: older versions read "
-            "other weights without a word (docs/loading.md), so use 2, 4 or 8 bits for them"
-        )
-    if tables and contents.topology.tied:
-        result.append(
-            f"{tables[0]} is the output head too, packed once: vLLM does not load that yet"
-        )
-    return result
-
-
-def loader(contents: Contents) -> Loader:
-    """Whether "transformers" loads a checkpoint of these contents as it stands, or "srcr" only.
-
-    Transformers initialises embeddings while it loads them, and ties weights, not codes: a packed embedding
-    must be dequantized as it is read, for which transformers takes one scheme for everything. So must experts,
-    which it stacks: for them it takes one scheme, around 0, and one for everything else.
-    """
-    topology, schemes = contents.topology, contents.schemes
-    if topology.embedding in schemes and len(set(schemes.values())) > 1:
-        return "srcr"
-    if topology.experts:
-        routed = {schemes.get(name) for name in topology.linears() if topology.routed(name)}
-        shared = {scheme for name, scheme in schemes.items() if not topology.routed(name)}
-        symmetric = all(scheme.symmetric for scheme in schemes.values())
-        if len(routed) > 1 or len(shared) > 1 or not symmetric:
-            return "srcr"
-    return "transformers"
 
 
 def _layout(
@@ -208,9 +160,7 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{i}": {
-                "targets": _targets(names, contents)
-                if tables or len(groups) > 1
-                else ["Linear"],
+                "targets": _targets(names, contents) if tables or len(groups) > 1 else ["Linear"],
                 "weights": {
                     "num_bits": scheme.num_bits,
                     "type": "int",
@@ -236,8 +186,8 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
 
 
 def _targets(names: Sequence[str], contents: Contents) -> list[str]:
-    """The modules of a config group; experts by a pattern where all are in it, which tells transformers that the
-    group is theirs."""
+    """The modules of a config group; experts by a pattern where all are in it, which tells transformers that
+    the group is theirs."""
     topology = contents.topology
     routed = {name for name in topology.linears() if topology.routed(name)}
     patterns = [EXPERTS] if routed and routed <= set(names) else []
@@ -311,22 +261,17 @@ def _matches(name: str, targets: Sequence[str]) -> bool:
     )
 
 
+def _load(folder: Path, dtype: torch.dtype | None) -> Any:
+    """The model: by transformers, or where that cannot stack its experts, dequantized here."""
+    if any(".experts." in name for name in TensorFiles(folder).entries):
+        written = _read(folder)
+        if not stacks_in_transformers(written.contents):
+            return written.dequantized(dtype)
+    return load_model(folder, dtype)
+
+
 def _recognises(folder: Path) -> bool:
     return quant_method(folder) == NAME
-
-
-def _served_by_vllm(contents: Contents) -> bool:
-    """Whether vLLM serves the contents: fused linears have one scheme, zero-points the widths that it knows,
-    embeddings none, and a packed embedding is not the output head too."""
-    embeddings = [contents.schemes[name] for name in contents.embeddings()]
-    return (
-        not contents.split_groups()
-        and all(
-            s.symmetric or s.num_bits in VLLM_ZERO_POINT_BITS for s in contents.schemes.values()
-        )
-        and all(scheme.symmetric for scheme in embeddings)
-        and not (embeddings and contents.topology.tied)
-    )
 
 
 def _loaded_bytes(folder: Path, contents: Contents) -> LoadedBytes:
@@ -334,7 +279,7 @@ def _loaded_bytes(folder: Path, contents: Contents) -> LoadedBytes:
     all."""
     files = TensorFiles(folder)
     sizes = files.sizes()
-    if _served_by_vllm(contents):
+    if served_by_vllm(contents):
         return LoadedBytes(sum(sizes.values()), "vllm")
     total = 0
     for name, size in sizes.items():
@@ -356,6 +301,7 @@ FORMAT = Format(
     recognises=_recognises,
     layout=_layout,
     loaded_bytes=_loaded_bytes,
+    load=_load,
     notes=notes,
     loader=loader,
 )

@@ -121,8 +121,8 @@ class BlockwiseModel:
         return ref.view(self.tensor(ref.parameter))
 
     def block(self, index: int) -> nn.Module:
-        """A copy of a block, on the device, in the precision that blocks run in. Its experts are handed a sample
-        of all tokens beside their own."""
+        """A copy of a block, on the device, in the precision that blocks run in. Its experts are handed a
+        sample of all tokens beside their own."""
         name = self.topology.blocks[index].name
         original: nn.Module = self.model.get_submodule(name)
         block = copy_sharing_weights(original)

@@ -15,7 +15,6 @@ from srcr.errors import InputError
 from srcr.models.blockwise import BlockwiseModel, copy_sharing_weights
 from srcr.models.companions import copy_companions
 from srcr.models.config import is_quantized
-from srcr.models.experts import unfuse
 from srcr.models.load import load_model, load_tokenizer, resolve
 from srcr.models.naming import NamedSource
 from srcr.models.quantized import strip_quantizers
@@ -24,6 +23,7 @@ from srcr.models.source import CheckpointSource, ModuleSource, WeightSource
 from srcr.models.streaming import SourceTensors, empty_model
 from srcr.models.topology import Topology
 from srcr.models.transformed import TransformedSource
+from srcr.models.unfuse import unfuse
 from srcr.numerics.tensors import as_bytes, dtype_name, is_finite
 from srcr.serialize import to_json
 from srcr.storage.index import file_bytes, weight_files
@@ -278,8 +278,8 @@ def _as_stored(opened: OpenModel) -> OpenModel:
 
 
 def load_from(source: WeightSource, dtype: torch.dtype | None = None) -> Any:
-    """The causal LM of a source, whole, in evaluation mode, in its own precision (or ``dtype``); its experts are
-    linears."""
+    """The causal LM of a source, whole, in evaluation mode, in its own precision (or ``dtype``); its experts
+    are linears."""
     model = empty_model(source)
     tensors = SourceTensors(source, model)
     shared: dict[int, torch.nn.Parameter] = {}

@@ -125,6 +125,16 @@ def config_of(data: Mapping[str, Any]) -> Any:
     """
     from transformers import AutoConfig
 
-    keys = {key: value for key, value in data.items() if key != "model_type"}
+    keys = _plain_floats({key: value for key, value in data.items() if key != "model_type"})
     with library_errors("transformers cannot read the config"):
         return AutoConfig.for_model(data["model_type"], **keys)
+
+
+def _plain_floats(value: Any) -> Any:
+    """A config with the numbers that JSON has no word for, which transformers writes as objects
+    ({"__float__": "Infinity"})."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _plain_floats(each) for key, each in value.items()}
+    return [_plain_floats(each) for each in value] if isinstance(value, list) else value

@@ -1,39 +1,48 @@
 """Mixtures of experts: the stacks that transformers keeps their weights in, taken apart into linears.
 
-Transformers 5 has one parameter for all experts' gate and up projections, [experts, rows, columns], and one for
-their down projections, which nothing that looks for linears sees. Here each expert is a module of linears, under
-the names that checkpoints on the hub have, and each is handed the tokens that are routed to it.
+Transformers 5 has one parameter for all experts' gate and up projections, [experts, rows, columns], and one
+for their down projections, which nothing that looks for linears sees. Here each expert is a module of
+linears, under the names that checkpoints on the hub have, and each is handed the tokens that are routed to
+it.
 """
 
 import copy
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from srcr.errors import InputError
 from srcr.models.matrices import MatrixRef
 
-#: What a sample of all tokens weighs beside those that are routed to an expert of mean load: an expert that few
-#: tokens reach is known by the layer's (docs/decisions/017).
+#: What a sample of all tokens weighs in an expert's statistics beside those that are routed to one of mean
+#: load: an expert that few tokens reach is known by what its layer is given (docs/decisions/017).
 PRIOR = 0.03
-#: How far an expert taken apart may be from the stack, on random numbers.
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class Routing:
     """Of which tokens of a batch an expert's input is: ``ids`` [n], rising, of which the first ``count`` are
-    routed to it and the others, counted on from the number of tokens, a sample of all; ``weights`` [n, 1]: what
-    their squares weigh in its statistics, as factors."""
+    routed to it, by the weights ``gates`` [count]; the others, counted on from the number of tokens, are a
+    sample of all."""
 
     ids: Tensor
     count: int
-    weights: Tensor
+    gates: Tensor
+
+    def factors(self, prior: float = PRIOR, gates: bool = False) -> Tensor:
+        """What the tokens are multiplied by in the expert's statistics, [n, 1]: the squares of the sample's
+        are ``prior`` (infinite: only they count); the others are 1, or by ``gates`` their routing weights, of
+        mean square 1."""
+        routed = torch.ones_like(self.gates)
+        if gates and self.count:
+            routed = self.gates / self.gates.square().mean().sqrt().clamp_min(1e-12)
+        sample = routed.new_full((len(self.ids) - self.count,), prior**0.5)
+        if prior == float("inf"):
+            routed, sample = torch.zeros_like(routed), torch.ones_like(sample)
+        return torch.cat([routed, sample])[:, None]
 
 
 def routing_of(x: Tensor) -> Routing | None:
@@ -41,10 +50,10 @@ def routing_of(x: Tensor) -> Routing | None:
     return getattr(x, "routing", None)
 
 
-def in_common(one: Routing, other: Routing) -> tuple[Tensor, Tensor]:
+def in_common(left: Routing, right: Routing) -> tuple[Tensor, Tensor]:
     """The places in both of the tokens that two routings share, [m] each, in the same order."""
-    shared = torch.isin(one.ids, other.ids)
-    return shared.nonzero().view(-1), torch.isin(other.ids, one.ids).nonzero().view(-1)
+    shared = torch.isin(left.ids, right.ids)
+    return shared.nonzero().view(-1), torch.isin(right.ids, left.ids).nonzero().view(-1)
 
 
 class Expert(nn.Module):
@@ -62,8 +71,8 @@ class Experts(nn.Module):
 
     def __init__(self, fused: nn.Module) -> None:
         super().__init__()
-        self.layout = _layout(fused)
-        self.count = int(fused.down_proj.shape[0])
+        self.layout = layout_of(fused)
+        self.count = count_experts(fused)
         self.sampling = False
         for number in range(self.count):
             self.add_module(str(number), Expert())
@@ -71,16 +80,17 @@ class Experts(nn.Module):
             self.add_module(name, child)
         for name, place in self.places().items():
             stack: Any = getattr(fused, place.parameter)
-            number, linear, key = name.split(".")
-            expert, tensor = self.get_submodule(number), place.view(stack)
+            expert_name, linear, key = name.split(".")
+            expert, tensor = self.get_submodule(expert_name), place.view(stack)
             if key == "weight":
                 rows, cols = tensor.shape
                 expert.add_module(
-                    linear, nn.Linear(cols, rows, self.layout.bias, device="meta", dtype=tensor.dtype)
+                    linear,
+                    nn.Linear(cols, rows, self.layout.bias, device="meta", dtype=tensor.dtype),
                 )
             setattr(expert.get_submodule(linear), key, nn.Parameter(tensor, False))
         # Not a submodule: what it stacked is in the experts now.
-        object.__setattr__(self, "bare", _without_parameters(fused))
+        object.__setattr__(self, "bare", without_parameters(fused))
 
     def places(self) -> dict[str, MatrixRef]:
         """Where each parameter of the experts lies in the stacks, by its name here."""
@@ -114,9 +124,12 @@ class Experts(nn.Module):
             tokens, place = torch.where(index == number)
             order = tokens.argsort(stable=True)
             tokens, place = tokens[order], place[order]
-            y = self._run(expert, hidden_states, tokens, hidden_states, index.shape[-1])
+            gates = weights[tokens, place]
+            y = self._run(
+                expert, hidden_states[tokens], tokens, gates, hidden_states, index.shape[-1]
+            )
             if y is not None:
-                y = y * weights[tokens, place, None]
+                y = y * gates[:, None]
                 result.index_add_(0, tokens, y.to(result.dtype))
         return result
 
@@ -125,28 +138,26 @@ class Experts(nn.Module):
         result = torch.zeros_like(stacked)
         for number, expert in enumerate(self.experts()):
             tokens = stacked[number].any(dim=-1).nonzero().view(-1)
-            y = self._run(expert, stacked[number], tokens, stacked.sum(0), 1)
+            x = stacked[number, tokens]
+            y = self._run(expert, x, tokens, x.new_ones(len(x)), stacked.sum(0), 1)
             if y is not None:
                 result[number, tokens] = y.to(result.dtype)
         return result.view(hidden_states.shape)
 
     def _run(
-        self, expert: Expert, states: Tensor, tokens: Tensor, every: Tensor, k: int
+        self, expert: Expert, x: Tensor, tokens: Tensor, gates: Tensor, every: Tensor, k: int
     ) -> Tensor | None:
-        """What an expert makes of ``states`` [n, width] at some ``tokens``; None where there are none. A sample
-        of ``every`` state goes with them where that is wanted, ``k`` experts being meant for a token."""
-        x, count = states[tokens], len(tokens)
+        """What an expert makes of the states ``x`` [n, width] of its ``tokens``; None where there are none. A
+        sample of ``every`` state goes with them where that is wanted, ``k`` experts being meant for a
+        token."""
+        routing, count = Routing(tokens, len(tokens), gates.to(x.dtype)), len(tokens)
         if self.sampling:
             size = max(1, len(every) * k // self.count)
             sample = torch.arange(size, device=tokens.device) * len(every) // size
             x = torch.cat([x, every[sample]])
-            weights = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
-            weights[count:] = PRIOR**0.5
-            routing = Routing(torch.cat([tokens, len(every) + sample]), count, weights)
+            routing = replace(routing, ids=torch.cat([tokens, len(every) + sample]))
         elif count == 0:
             return None
-        else:
-            routing = Routing(tokens, count, torch.ones(count, 1, dtype=x.dtype, device=x.device))
         x.routing = routing  # type: ignore[attr-defined]
         hidden = self._hidden(expert, x)
         hidden.routing = routing  # type: ignore[attr-defined]
@@ -159,17 +170,16 @@ class Experts(nn.Module):
         """The hidden units [n, units] of an expert, as the fused module computes them."""
         bare: Any = self.bare
         if not self.layout.gated:
-            result: Tensor = bare.act_fn(expert.up_proj(x))
-            return result
+            hidden: Tensor = bare.act_fn(expert.up_proj(x))
+            return hidden
         gate, up = expert.gate_proj(x), expert.up_proj(x)
-        if self.layout.interleaved:
-            both = torch.stack([gate, up], dim=-1).flatten(-2)
+        if not hasattr(bare, "_apply_gate"):
+            hidden = bare.act_fn(gate) * up
+        elif self.layout.interleaved:
+            hidden = bare._apply_gate(torch.stack([gate, up], dim=-1).flatten(-2))
         else:
-            both = torch.cat([gate, up], dim=-1)
-        if hasattr(bare, "_apply_gate"):
-            result = bare._apply_gate(both)
-            return result
-        return bare.act_fn(gate) * up  # type: ignore[no-any-return]
+            hidden = bare._apply_gate(torch.cat([gate, up], dim=-1))
+        return hidden
 
 
 @dataclass(frozen=True)
@@ -190,7 +200,7 @@ class Layout:
         return {"gate_proj": (both, 0), "up_proj": (both, 1), "down_proj": ("down_proj", None)}
 
 
-def _layout(fused: Any) -> Layout:
+def layout_of(fused: Any) -> Layout:
     """The layout of a module that stacks experts: by transformers' interface for them, else by its shapes."""
     if hasattr(fused, "is_transposed"):
         return Layout(
@@ -202,34 +212,9 @@ def _layout(fused: Any) -> Layout:
     return Layout(gated, transposed, False, hasattr(fused, "down_proj_bias"))
 
 
-def stacks_experts(module: nn.Module) -> bool:
-    """Whether a module stacks experts as transformers does."""
-    stacks = {name for name, p in module._parameters.items() if p is not None and p.ndim == 3}
-    return stacks in ({"gate_up_proj", "down_proj"}, {"up_proj", "down_proj"})
-
-
-def unfuse(model: Any) -> Any:
-    """``model`` itself, every module that stacks experts taken apart; the linears share the stacks' memory.
-
-    Raises:
-        InputError: an expert taken apart gives another output than the stack: a layout that is not known.
-    """
-    checked: set[type] = set()
-    for name, module in list(model.named_modules()):
-        if stacks_experts(module):
-            if type(module) not in checked:
-                _check(module, name)
-                checked.add(type(module))
-            _put(model, name, Experts(module))
-    return model
-
-
-def fuse(model: Any) -> Any:
-    """``model`` itself, its experts in stacks again, as transformers has them."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, Experts):
-            _put(model, name, _stacked(module))
-    return model
+def count_experts(fused: Any) -> int:
+    """How many experts a module stacks."""
+    return int(fused.down_proj.shape[0])
 
 
 def experts_of(module: nn.Module) -> dict[str, Experts]:
@@ -238,8 +223,8 @@ def experts_of(module: nn.Module) -> dict[str, Experts]:
 
 
 def routers_of(model: nn.Module) -> list[str]:
-    """The linears that choose experts, or weigh what all tokens share: beside the experts, with as many rows or
-    fewer. They stay in full precision."""
+    """The linears that choose experts, or weigh what all tokens share: beside the experts, with as many rows
+    or fewer. They stay in full precision."""
     counts = {name.rpartition(".")[0]: each.count for name, each in experts_of(model).items()}
     return [
         name
@@ -262,82 +247,8 @@ def sampling(module: nn.Module) -> Iterator[None]:
             each.sampling = False
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, key = name.rpartition(".")
-    setattr(model.get_submodule(owner), key, module)
-
-
-def _without_parameters(module: nn.Module) -> nn.Module:
+def without_parameters(module: nn.Module) -> nn.Module:
     """A shallow copy that holds no weights of its own."""
     bare = copy.copy(module)
     bare.__dict__ = {**module.__dict__, "_parameters": {}}
     return bare
-
-
-def _stacked(experts: Experts) -> nn.Module:
-    """The fused module of some experts, with stacks of its own."""
-    bare: Any = experts.bare
-    fused = _without_parameters(bare)
-    parts: dict[str, dict[int, dict[int, Tensor]]] = {}
-    state: Mapping[str, Tensor] = experts.state_dict()
-    for name, place in experts.places().items():
-        stack = parts.setdefault(place.parameter, {})
-        stack.setdefault(place.index, {})[place.half or 0] = state[name]
-    for parameter, stack in parts.items():
-        matrices = [_joined(stack[i], experts.layout.interleaved) for i in range(experts.count)]
-        if experts.layout.transposed and matrices[0].ndim == 2:
-            matrices = [matrix.T for matrix in matrices]
-        fused.register_parameter(parameter, nn.Parameter(torch.stack(matrices), False))
-    return fused
-
-
-def _joined(halves: Mapping[int, Tensor], interleaved: bool) -> Tensor:
-    """Rows of a gate and an up projection in one tensor; a single one as it is."""
-    if len(halves) == 1:
-        return halves[0]
-    if interleaved:
-        return torch.stack([halves[0], halves[1]], dim=1).flatten(0, 1)
-    return torch.cat([halves[0], halves[1]])
-
-
-@torch.no_grad()
-def _check(fused: Any, name: str) -> None:
-    """Compare the module with what it is taken apart to, in small and on random numbers.
-
-    Raises:
-        InputError: they differ.
-    """
-    small: Any = _without_parameters(fused)
-    small._modules = {
-        key: nn.Identity() if any(True for _ in child.parameters()) else child
-        for key, child in fused._modules.items()
-    }
-    layout, (width, units) = _layout(fused), (8, 6)
-    count = int(fused.down_proj.shape[0])
-    generator = torch.Generator().manual_seed(0)
-    for key, stack in fused._parameters.items():
-        rows = width if key.startswith("down") else units * (1 + layout.gated)
-        cols = units if key.startswith("down") else width
-        shape = (rows,) if stack.ndim == 2 else (cols, rows) if layout.transposed else (rows, cols)
-        numbers = torch.randn(count, *shape, generator=generator)
-        small.register_parameter(key, nn.Parameter(numbers, False))
-    for key in ("hidden_size", "hidden_dim"):
-        if hasattr(small, key):
-            setattr(small, key, width)
-    k = min(2, count)
-    states = torch.randn(5, width, generator=generator)
-    index = torch.stack([torch.randperm(count, generator=generator)[:k] for _ in range(5)])
-    routing: tuple[Tensor, ...] = (index, torch.rand(5, k, generator=generator))
-    if not hasattr(fused, "is_transposed"):
-        states, routing = torch.randn(5 * count, width, generator=generator), ()
-    try:
-        forward = inspect.unwrap(type(fused).forward)
-        expected, given = forward(small, states, *routing), Experts(small)(states, *routing)
-        known = bool(torch.allclose(expected, given, atol=TOLERANCE, rtol=TOLERANCE))
-    except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
-        known = False
-    if not known:
-        raise InputError(
-            f"{name} ({type(fused).__name__}) stacks experts in a way that srcr does not know: only layouts "
-            "of transformers' expert interface are supported"
-        )

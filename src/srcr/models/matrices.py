@@ -12,9 +12,9 @@ if TYPE_CHECKING:  # names and shapes are known without torch
 @dataclass(frozen=True)
 class MatrixRef:
     """A matrix [out_features, in_features] of a model: the parameter it lies in, ``index`` its place in a
-    stack of them (None: the parameter is the matrix), ``transposed`` whether it is stored as
-    [in_features, out_features] (GPT-2's Conv1D); ``half``: which half of the rows there it is (None: all), which
-    are ``interleaved`` with those of the other half or behind them. A vector lies in a parameter likewise."""
+    stack of them (None: the parameter is the matrix), ``transposed`` whether it is stored as [in_features,
+    out_features] (GPT-2's Conv1D); ``half``: which half of the rows there it is (None: all), which are
+    ``interleaved`` with those of the other half or behind them. A vector lies in a parameter likewise."""
 
     parameter: str
     index: int | None = None

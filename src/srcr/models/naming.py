@@ -1,7 +1,7 @@
 """What a model's tensors are called in checkpoints, where transformers renames or stacks what it reads.
 
-Asked of transformers' own conversions: tensors that are numbered go through them, and come out under the names
-that it would save them by.
+Asked of transformers' own conversions: tensors that are numbered go through them, and come out under the
+names that it would save them by.
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,9 +95,9 @@ def _saved_place(place: MatrixRef, saved: Saved) -> MatrixRef:
 
 
 class NamedSource:
-    """A :class:`~srcr.models.source.WeightSource` of a checkpoint's files under the names that tensors have in
-    the model. Files have them by ``places``, or where there are none such by the model's own names, in stacks or
-    not."""
+    """A :class:`~srcr.models.source.WeightSource` of a checkpoint's files under the names that tensors have
+    in the model. Files have them by ``places``, or where there are none such by the model's own names, in
+    stacks or not."""
 
     def __init__(
         self, files: CheckpointSource, places: Mapping[str, MatrixRef], model: Any

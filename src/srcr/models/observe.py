@@ -82,6 +82,7 @@ def observe(
         _refuse_stacks(_stacks(model, ""), _width(model))  # stand-ins for one may not run
         raise
     home = _home_of_blocks(model, linears, lists, trace)
+    experts = {name: each.count for name, each in experts_of(model).items()}
     blocks: list[Block] = []
     untouched = list(routers)
     stacks: list[str] = []
@@ -89,7 +90,8 @@ def observe(
         block = f"{home}.{i}"
         untouched += _untouched(block, linears, trace)
         stacks += _small_stacks(model, block)
-        blocks.append(Block(block, _groups(block, trace.calls)))
+        within = tuple(name for name in experts if name.startswith(f"{block}."))
+        blocks.append(Block(block, _groups(block, trace.calls), within))
     inside = [name for block in blocks for name in block.linears()]
     head = output_head(model)
     untouched += [n for n in linears if not n.startswith(home + ".") and n != head]
@@ -107,7 +109,7 @@ def observe(
         untouched=tuple(untouched),
         stacks=tuple(stacks),
         returns=trace.returns[f"{home}.0"],
-        experts={name: each.count for name, each in experts_of(model).items()},
+        experts=experts,
         stored=stored_places(model),
         find_couplings=find_couplings,
         find_needs=lambda topology: needs_weights(model, topology.linears()),

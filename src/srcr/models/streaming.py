@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from srcr.models.experts import unfuse
 from srcr.models.source import WeightSource
+from srcr.models.unfuse import unfuse
 from srcr.models.validation import library_errors
 
 
@@ -24,8 +24,8 @@ class Tensors(Protocol):
 
 
 def empty_model(source: WeightSource) -> Any:
-    """The causal LM of a source with its buffers, and with parameters that have shapes but no data; experts that
-    transformers stacks are linears.
+    """The causal LM of a source with its buffers, and with parameters that have shapes but no data; experts
+    that transformers stacks are linears.
 
     Raises:
         InputError: transformers cannot build it, or stacks experts in a way that is not known.

@@ -49,24 +49,55 @@ class Coupling:
 
 @dataclass(frozen=True)
 class LinearGroup:
-    """Linears that share an input, in the order they run: full module names. They are decided on together:
-    engines fuse them."""
+    """Linears that are decided on together, in the order they run: full module names. Engines fuse them: they
+    share an input; or they are the same linears of all experts of a layer, of which each of the ``parts``
+    shares one."""
 
     names: tuple[str, ...]
+    parts: tuple["LinearGroup", ...] = ()
 
     @property
     def label(self) -> str:
         """A short name: the module that holds them, and the linears within it."""
         first, _, _ = self.names[0].rpartition(".")
-        return f"{first}.{'/'.join(name.rpartition('.')[2] for name in self.names)}"
+        if self.parts:
+            first = f"{first.rpartition('.')[0]}.*"
+        return f"{first}.{'/'.join(dict.fromkeys(n.rpartition('.')[2] for n in self.names))}"
+
+    def inputs(self) -> tuple["LinearGroup", ...]:
+        """The group in parts that share an input each."""
+        return self.parts or (self,)
+
+
+def experts_module(name: str) -> str:
+    """The module of experts that a linear of one would be in: two above it."""
+    return name.rsplit(".", 2)[0]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A decoder block: its module name and its groups in the order their inputs are computed."""
+    """A decoder block: its module name, its groups in the order their inputs are computed, and the modules of
+    experts in it."""
 
     name: str
     groups: tuple[LinearGroup, ...]
+    experts: tuple[str, ...] = ()
+
+    @cached_property
+    def decisions(self) -> tuple[LinearGroup, ...]:
+        """Its groups, with the same linears of all experts of a module as one."""
+        alike: dict[tuple[str, ...], list[LinearGroup]] = {}
+        for group in self.groups:
+            owner = experts_module(group.names[0])
+            leaves = tuple(name.rpartition(".")[2] for name in group.names)
+            key = (owner, *leaves) if owner in self.experts else group.names
+            alike.setdefault(key, []).append(group)
+        return tuple(
+            LinearGroup(tuple(n for each in groups for n in each.names), tuple(groups))
+            if len(groups) > 1
+            else groups[0]
+            for groups in alike.values()
+        )
 
     def linears(self) -> tuple[str, ...]:
         """Full module names of the block's linears."""
@@ -87,9 +118,8 @@ class Topology:
     a forward pass uses; ``untouched``: linears that are left as they are (outside the blocks, the head left
     out, or used otherwise than by calling them), ``stacks``: parameters of several matrices that are, too;
     ``returns``: None where a block returns its hidden states, else whether each further member of the tuple
-    is a tensor; ``experts``: how many each module of
-    experts holds, by its name; ``stored``: where tensors lie in a checkpoint that has them under other names or
-    in stacks."""
+    is a tensor; ``experts``: how many each module of experts holds, by its name; ``stored``: where tensors
+    lie in a checkpoint that has them under other names or in stacks."""
 
     blocks: tuple[Block, ...]
     matrices: Mapping[str, MatrixRef]
@@ -132,8 +162,8 @@ class Topology:
         return hidden, *(hidden if is_tensor else None for is_tensor in self.returns)
 
     def groups(self) -> tuple[LinearGroup, ...]:
-        """Every group of linears, in the order they run."""
-        return tuple(group for block in self.blocks for group in block.groups)
+        """Every group of linears that is decided on, in the order they run."""
+        return tuple(group for block in self.blocks for group in block.decisions)
 
     def linears(self) -> Iterator[str]:
         """Full names of every linear of the decoder blocks, in the order they run."""
@@ -164,7 +194,7 @@ class Topology:
 
     def routed(self, name: str) -> bool:
         """Whether a linear is an expert's, which is given some tokens only."""
-        return any(name.startswith(f"{module}.") for module in self.experts)
+        return experts_module(name) in self.experts
 
     def transposed(self) -> list[str]:
         """Linears that are stored transposed (GPT-2's Conv1D)."""

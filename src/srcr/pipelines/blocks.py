@@ -21,9 +21,10 @@ from srcr.models.checkpoint import OpenModel
 from srcr.models.topology import LinearGroup
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.tensors import dtype_name, is_finite
-from srcr.pipelines.progress import Bar, stage
+from srcr.pipelines.progress import Bar, say, stage
 from srcr.pipelines.store import BlockStore
 from srcr.plans.plan import CompressionPlan, LayerPlan
+from srcr.records.routing import routing_notes
 from srcr.records.run import LayerRecord
 from srcr.serialize import from_dict, to_dict
 from srcr.solver.problem import LayerProblem
@@ -62,6 +63,8 @@ def compress_blocks(
         ):
             layers.extend(records)
         bar.reach(steps, f"{count} blocks, {len(layers)} layers")
+    for note in routing_notes(layers):
+        say(note, quiet)
     assert visitor.hidden is not None
     return layers, Walked(batches[0][:1], visitor.hidden)
 
@@ -92,11 +95,14 @@ class _Visitor:
 
     def _compress_block(self, pair: BlockPair) -> list[LayerRecord]:
         done: dict[str, CompressedWeight] = {}
+        tokens: dict[str, int | None] = {}
         for group in pair.groups:
             self._step(pair.index, group.names[0].removeprefix(f"{pair.name}."))
-            done |= self._compress(pair, group)
+            solution, routed = self._compress(pair, group)
+            done |= solution
+            tokens |= dict.fromkeys(solution, routed)
             self.policy.tidy()
-        records = [self._record(name, weight) for name, weight in done.items()]
+        records = [self._record(name, weight, tokens[name]) for name, weight in done.items()]
         layers = [to_dict(record) for record in records]
         self.store.journal.add(native.encode_all(done), layers=layers)
         return records
@@ -105,14 +111,20 @@ class _Visitor:
         """The forward passes behind a block begin."""
         self._step(index, "forward")
 
-    def _compress(self, pair: BlockPair, group: LinearGroup) -> dict[str, CompressedWeight]:
-        """Compress the linears of a group and put them into the modified block; by name, in main memory."""
+    def _compress(
+        self, pair: BlockPair, group: LinearGroup
+    ) -> tuple[dict[str, CompressedWeight], int | None]:
+        """Compress the linears of a group and put them into the modified block; by name, in main memory. And
+        how many tokens were routed to them (None: they are given every token)."""
         plans = {name: self._planned.get(name, LayerPlan(name)) for name in group.names}
         if all(layer.prune is None and layer.quant is None for layer in plans.values()):
-            return {}
+            return {}, None
         weights = {name: pair.weight(name) for name in group.names}
-        statistics = pair.statistics(group, cross=self.plan.solver.dense_targets)
-        problem = LayerProblem(weights, plans, statistics, self.plan.solver, self.blocks.dtype)
+        solver = self.plan.solver
+        statistics = pair.statistics(
+            group, solver.dense_targets, solver.expert_prior, bool(solver.expert_gates)
+        )
+        problem = LayerProblem(weights, plans, statistics, solver, self.blocks.dtype)
         with _named(group.names[0]):
             solution = solve(problem)
         for name, compressed in solution.items():
@@ -125,7 +137,7 @@ class _Visitor:
                 )
             pair.replace(name, weight)
             self.error = compressed.error
-        return {name: weight.cpu() for name, weight in solution.items()}
+        return {name: weight.cpu() for name, weight in solution.items()}, statistics.tokens
 
     def _take_over(self, pair: BlockPair) -> list[LayerRecord]:
         """Put a block as an earlier run finished it."""
@@ -137,7 +149,7 @@ class _Visitor:
             pair.replace(name, weight)
         return records
 
-    def _record(self, name: str, weight: CompressedWeight) -> LayerRecord:
+    def _record(self, name: str, weight: CompressedWeight, tokens: int | None) -> LayerRecord:
         sparsity, bits = mask_sparsity(weight), self._planned[name].bits
         return LayerRecord(
             name=name,
@@ -148,6 +160,7 @@ class _Visitor:
             zeros=count_zeros([weight.dequantize().to(self.blocks.dtype)]),
             entropy_bits=entropy_bits(weight),
             error=weight.error,
+            tokens=tokens,
         )
 
     def _step(self, index: int, what: str) -> None:

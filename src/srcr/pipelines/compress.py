@@ -52,6 +52,7 @@ from srcr.pipelines.training import (
 from srcr.plans.plan import CompressionPlan, Recipe
 from srcr.plans.settings import RecipeSettings
 from srcr.records.base_card import read_base_card
+from srcr.records.routing import routing_notes
 from srcr.records.run import LayerRecord, RunRecord
 from srcr.serialize import digest, from_yaml
 from srcr.storage.atomic import atomic_output
@@ -249,7 +250,7 @@ def _record(finished: _Finished, verified: Verified, folder: Path) -> RunRecord:
         seconds=round(time.monotonic() - work.started, 3),
         peak_memory_bytes=peak_memory(),
         verification=verified.verification,
-        notes=work.notes,
+        notes=(*work.notes, *routing_notes(finished.layers)),
         compute=compute_paths(work.blocks.device, work.blocks.running),
         structures=smaller.records or None,
         recoveries=None if finished.trained is None else (finished.trained.record,),

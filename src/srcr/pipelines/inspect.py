@@ -83,6 +83,6 @@ def _inspect_embeddings(
 def _inspect_block(block: Block, topology: Topology) -> InspectedBlock:
     groups = (
         InspectedGroup(group.names, tuple(topology.shapes[name] for name in group.names))
-        for group in block.groups
+        for group in block.decisions
     )
     return InspectedBlock(block.name, tuple(groups))

@@ -117,7 +117,7 @@ class Candidates:
         self._incumbent: Assignment = ()
         self._states: dict[int, list[Tensor]] = {}
         self._block_of = [
-            index for index, block in enumerate(model.topology.blocks) for _ in block.groups
+            index for index, block in enumerate(model.topology.blocks) for _ in block.decisions
         ]
 
     @torch.no_grad()

@@ -21,12 +21,12 @@ def group_error(
     context: SearchContext, database: LevelDatabase, group: LinearGroup, level: CompressionLevel
 ) -> float:
     """The mean relative output error of a group's linears, by their weights; 0 where nothing is done."""
-    entry = database.find(group, level)
-    if entry is None:
+    errors = database.errors(group, level)
+    if errors is None:
         return 0.0
     shapes = context.topology.shapes
     sizes = {name: shapes[name][0] * shapes[name][1] for name in group.names}
-    return sum(sizes[n] * entry.errors[n] for n in group.names) / sum(sizes.values())
+    return sum(sizes[n] * errors[n] for n in group.names) / sum(sizes.values())
 
 
 def level_errors(

@@ -157,12 +157,14 @@ class Override:
 
 @dataclass(frozen=True)
 class SolverSpec:
-    """How every layer is solved: ``mode`` (one pass, or the paper's sequences), ``dampening_frac``
-    of the mean diagonal added to the Hessian, ``block_size`` columns a block, ``dense_targets``
-    (reproduce the dense model's outputs rather than the compressed model's own), ``descent_rounds`` of
-    refitted scales and coordinate descent after the sweep, ``dense_share`` of the calibration batches on
-    which the dense model runs for its targets (None: a quarter, or as many as make :data:`DENSE_TOKENS`
-    tokens for every input of the widest linear)."""
+    """How every layer is solved: ``mode`` (one pass, or the paper's sequences), ``dampening_frac`` of the
+    mean diagonal added to the Hessian, ``block_size`` columns a block, ``dense_targets`` (reproduce the dense
+    model's outputs rather than the compressed model's own), ``descent_rounds`` of refitted scales and
+    coordinate descent after the sweep, ``dense_share`` of the calibration batches on which the dense model
+    runs for its targets (None: a quarter, or as many as make :data:`DENSE_TOKENS` tokens for every input of
+    the widest linear). Of experts: ``expert_prior``, what a sample of all their layer's tokens weighs beside
+    those that are routed to one of mean load (None: as measured, docs/decisions/017), and ``expert_gates``,
+    whether tokens weigh by their routing weights (None: they do not)."""
 
     __pydantic_config__ = STRICT
 
@@ -172,8 +174,15 @@ class SolverSpec:
     dense_targets: bool = True
     descent_rounds: int = 2
     dense_share: float | None = None
+    expert_prior: float | None = None
+    expert_gates: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.expert_prior is not None and not self.expert_prior > 0:
+            raise InputError(
+                f"expert_prior {self.expert_prior} must be above 0: an expert that is given no token is "
+                "known by it alone"
+            )
         if not 0 <= self.dampening_frac <= 1:
             raise InputError(f"dampening_frac {self.dampening_frac} must be between 0 and 1")
         if self.block_size < 1:

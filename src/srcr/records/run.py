@@ -48,7 +48,8 @@ class LoadedBytes:
 @dataclass(frozen=True)
 class LayerRecord:
     """What happened to a layer: sparsity of its mask, bits, TCr, counted zeros, the entropy of its codes
-    in bits a weight, and its output error (relative, squared)."""
+    in bits a weight, and its output error (relative, squared); of an expert's, how many ``tokens`` of the
+    calibration data were routed to it."""
 
     name: str
     shape: tuple[int, int]
@@ -58,6 +59,7 @@ class LayerRecord:
     zeros: float
     entropy_bits: float
     error: float
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ class DatabaseBuilder:
         Raises:
             NumericalError: activations overflow, or a Hessian cannot be factorised.
         """
-        left = {group for group in self.topology.groups() if self.missing(group)}
+        blocks = self.topology.blocks
+        left = {group for block in blocks for group in block.groups if self.missing(group)}
 
         def visit(pair: BlockPair) -> None:
             for group in pair.groups:
@@ -151,7 +152,8 @@ class DatabaseBuilder:
         levels = self.missing(group)
         plans = [self.space.group_plans(group, level, self.topology.shapes) for level in levels]
         weights = {name: pair.weight(name) for name in group.names}
-        statistics = pair.statistics(group, cross=False)
+        solver = self.space.solver
+        statistics = pair.statistics(group, False, solver.expert_prior, bool(solver.expert_gates))
         problem = LayerProblem(weights, {}, statistics, self.space.draft(), self.dtype)
         level = LevelProblem(problem, {})
         with _named(group.names[0]):

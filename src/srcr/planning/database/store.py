@@ -63,6 +63,14 @@ class LevelDatabase:
         entry = self._index.get(self._key(group, level))
         return entry if entry is not None and self._is_intact(entry) else None
 
+    def errors(self, group: LinearGroup, level: CompressionLevel) -> dict[str, float] | None:
+        """The relative output error of each linear of a group at a level; None where a part is not there."""
+        entries = [self.find(part, level) for part in group.inputs()]
+        known = [entry for entry in entries if entry is not None]
+        if len(known) < len(entries):
+            return None
+        return {name: error for entry in known for name, error in entry.errors.items()}
+
     def put(
         self, group: LinearGroup, level: CompressionLevel, weights: Mapping[str, CompressedWeight]
     ) -> IndexEntry:
@@ -129,16 +137,18 @@ class CachedWeights:
         """
         if (group, level) in self._cached:
             return self._cached[group, level]
-        entry = self._database.find(group, level)
-        if entry is None:
-            self._database.refresh()
-            entry = self._database.find(group, level)
-        if entry is None:
-            raise SrcrError(
-                f"the level database {self._database.folder} has lost {group.label} at {level}: run again "
-                "with --resume to build it anew"
-            )
-        weights = self._database.weights(entry)
+        weights: dict[str, Tensor] = {}
+        for part in group.inputs():
+            entry = self._database.find(part, level)
+            if entry is None:
+                self._database.refresh()
+                entry = self._database.find(part, level)
+            if entry is None:
+                raise SrcrError(
+                    f"the level database {self._database.folder} has lost {part.label} at {level}: run again "
+                    "with --resume to build it anew"
+                )
+            weights |= self._database.weights(entry)
         self._left -= sum(weight.nbytes for weight in weights.values())
         if self._left > 0:
             self._cached[group, level] = weights
