@@ -19,7 +19,8 @@ TINY = 5_000_000
 #: Value -> the names of the settings that get it, where a config has them.
 SIZES: dict[int, str] = {
     0: "pad_token_id",
-    1: "bos_token_id n_group topk_group n_shared_experts moe_num_shared_experts num_shared_experts",
+    1: "bos_token_id n_group topk_group n_shared_experts moe_num_shared_experts num_shared_experts "
+       "first_k_dense_replace num_dense_layers",
     2: "eos_token_id num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers "
        "num_key_value_heads multi_query_group_num num_kv_heads num_experts_per_tok moe_topk "
        "num_experts_per_token moe_k top_k_experts",
@@ -128,7 +129,7 @@ def tiny_architecture(kind: str) -> Any:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).eval()
         for parameter in model.parameters():
-            if parameter.ndim == 2:  # the default 0.02 makes every layer nearly nothing
+            if parameter.ndim in (2, 3):  # the default 0.02 makes every layer nearly nothing
                 parameter.data.normal_(std=parameter.shape[-1] ** -0.5)
     return model
 

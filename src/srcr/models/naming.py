@@ -4,6 +4,8 @@ Asked of transformers' own conversions: tensors that are numbered go through the
 names that it would save them by.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,21 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srcr.models.experts import Experts, experts_of
+from srcr.errors import InputError
+from srcr.models.experts import experts_of
 from srcr.models.matrices import MatrixRef
 from srcr.models.source import CheckpointSource
+from srcr.models.validation import library_errors
 
 
 def stored_places(model: Any) -> dict[str, MatrixRef]:
-    """Where each tensor of a model with experts (taken apart) lies in checkpoints; empty for one without: its
-    tensors go by their own names."""
-    experts = experts_of(model)
-    if not experts:
+    """Where each tensor of a model with experts (taken apart) lies in checkpoints on the hub; empty for one
+    without: its tensors go by their own names.
+
+    Raises:
+        InputError: transformers stores a tensor in a form that is not known.
+    """
+    if not experts_of(model):
         return {}
     places = _own_places(model)
-    names = sorted({place.parameter for place in places.values()})
-    saved = _saved_names(model, names, _halves(experts), _counts(experts))
-    return {name: _saved_place(place, saved[place.parameter]) for name, place in places.items()}
+    values, state = _numbered(places)
+    return _find_places(values, _saved(model, state))
 
 
 def _own_places(model: Any) -> dict[str, MatrixRef]:
@@ -37,61 +43,73 @@ def _own_places(model: Any) -> dict[str, MatrixRef]:
     return places
 
 
-def _halves(experts: Mapping[str, Experts]) -> dict[str, int]:
-    """How many projections the rows of each stack hold, by its name in the fused model."""
-    halves: dict[str, int] = {}
-    for prefix, module in experts.items():
-        for place in module.places().values():
-            name = f"{prefix}.{place.parameter}"
-            halves[name] = max(halves.get(name, 1), 1 + (place.half or 0))
-    return halves
+def _numbered(places: Mapping[str, MatrixRef]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Small tensors of numbers that are all different: those that stand for the model's by name, [2, 3] or [2]
+    of experts and [6] of all else; and the parameters of the fused model that they lie in."""
+    values: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    counts = Counter(place.parameter for place in places.values() if place.half in (None, 0))
+    for number, (name, place) in enumerate(places.items()):
+        shape = (6,) if place.index is None else (2,) if name.endswith(".bias") else (2, 3)
+        size = math.prod(shape)
+        values[name] = (6 * number + torch.arange(size, dtype=torch.float64)).view(shape)
+        if place.index is None:
+            state[place.parameter] = values[name]
+            continue
+        rows, *cols = shape
+        full = [rows * (1 if place.half is None else 2), *cols]
+        stack = state.setdefault(
+            place.parameter,
+            torch.zeros(
+                counts[place.parameter],
+                *(reversed(full) if place.transposed else full),
+                dtype=torch.float64,
+            ),
+        )
+        place.view(stack).copy_(values[name])
+    return values, state
 
 
-def _counts(experts: Mapping[str, Experts]) -> dict[str, int]:
-    """How many experts each stack holds, by its name in the fused model."""
-    return {
-        f"{prefix}.{place.parameter}": module.count
-        for prefix, module in experts.items()
-        for place in module.places().values()
-    }
-
-
-#: The name of a tensor of a checkpoint by the (expert, half) that it is of; None: it is the whole stack.
-Saved = dict[tuple[int, int] | None, str]
-
-
-def _saved_names(
-    model: Any, names: Sequence[str], halves: Mapping[str, int], counts: Mapping[str, int]
-) -> dict[str, Saved]:
-    """The names by which transformers saves the tensors of the fused model."""
+def _saved(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that transformers saves a state of the fused model as."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    state: dict[str, Tensor] = {}
-    for number, name in enumerate(names):
-        numbered = torch.tensor([float(number)])
-        if name in counts:  # [experts, halves, 1], each entry with its own number behind the point
-            count, half = counts[name], halves[name]
-            parts = torch.arange(count * half, dtype=torch.float64).view(count, half, 1)
-            numbered = number + parts / (count * half)
-        state[name] = numbered
-    result: dict[str, Saved] = {name: {} for name in names}
-    for saved, tensor in revert_weight_conversion(model, state).items():
-        value = float(tensor.reshape(-1)[0])
-        name = names[int(value)]
-        if name not in counts or tensor.numel() == counts[name] * halves[name]:
-            result[name][None] = saved
-        else:
-            part = round((value - int(value)) * counts[name] * halves[name])
-            result[name][divmod(part, halves[name])] = saved
-    return result
+    with library_errors(f"transformers does not say how it stores a {type(model).__name__}"):
+        saved: dict[str, Tensor] = revert_weight_conversion(model, state)
+    return saved
 
 
-def _saved_place(place: MatrixRef, saved: Saved) -> MatrixRef:
-    """The place of a tensor, given what became of the parameter that it lies in."""
-    if None in saved:
-        return replace(place, parameter=saved[None])
-    assert place.index is not None
-    return MatrixRef(saved[place.index, place.half or 0])
+def _find_places(
+    values: Mapping[str, Tensor], saved: Mapping[str, Tensor]
+) -> dict[str, MatrixRef]:
+    """Where the saved tensors hold the numbers of each of the model's."""
+    holders = {
+        number: name for name, tensor in saved.items() for number in tensor.flatten().tolist()
+    }
+    places: dict[str, MatrixRef] = {}
+    for name, numbers in values.items():
+        holder = holders.get(float(numbers.flatten()[0]))
+        place = None if holder is None else _place_in(holder, saved[holder], numbers)
+        if place is None and numbers.shape != (6,):
+            raise InputError(
+                f"checkpoints of this architecture store {name} in a form that srcr does not know"
+            )
+        # Transformers loads by the model's own names, too.
+        places[name] = place or MatrixRef(name)
+    return places
+
+
+def _place_in(name: str, tensor: Tensor, numbers: Tensor) -> MatrixRef | None:
+    """Where a saved tensor holds some numbers; None where it does in no form that is known."""
+    where = (tensor == numbers.flatten()[0]).nonzero()
+    index = int(where[0, 0]) if tensor.ndim > numbers.ndim else None
+    for half, interleaved in ((None, False), (0, False), (1, False), (0, True), (1, True)):
+        for transposed in (False, True):
+            place = MatrixRef(name, index, transposed, half, interleaved)
+            view = place.view(tensor)
+            if view.shape == numbers.shape and torch.equal(view, numbers):
+                return place
+    return None
 
 
 class NamedSource:
