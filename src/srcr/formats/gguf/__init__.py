@@ -2,8 +2,8 @@
 
 With scales for groups of 32 columns (or of a multiple) codes become blocks of Q4_0, Q5_0 and Q8_0; with
 scales in units of super-blocks of 256 columns, those of Q3_K and Q6_K. Nothing is rounded again. Everything
-else stays in the model's own precision, norms in float32. The folder holds config.json and tokenizer as
-well, so that srcr reads it back.
+else stays in the model's own precision, norms and routers in float32. The experts of a layer lie in stacks.
+The folder holds config.json and tokenizer as well, so that srcr reads it back.
 """
 
 from collections.abc import Mapping

@@ -40,7 +40,10 @@ def check_mixture(config: Any) -> None:
     Raises:
         InputError: names the setting.
     """
-    for key, granted in GRANTED.get(config.model_type, {}).items():
+    settings = dict(GRANTED.get(config.model_type, {}))
+    if config.model_type == "olmoe":
+        settings["num_key_value_heads"] = config.num_attention_heads
+    for key, granted in settings.items():
         value = getattr(config, key, granted)
         if value != granted:
             raise InputError(

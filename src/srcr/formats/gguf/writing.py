@@ -106,13 +106,11 @@ def _form(checkpoint: Checkpoint, names: TensorNames, parameters: Sequence[str])
     if linear is None:
         meta = checkpoint.meta(name)
         return _plain_form((*stack, *meta.shape), _dtype(names, name, meta))
-    scheme, shape = (
-        checkpoint.contents.schemes.get(linear),
-        checkpoint.contents.topology.shape(linear),
-    )
+    rows, cols = checkpoint.contents.topology.shape(linear)
+    scheme = checkpoint.contents.schemes.get(linear)
     if scheme is None:
-        return _plain_form((*stack, *shape), checkpoint.dtype)
-    kind, (rows, cols) = type_of(scheme), shape
+        return _plain_form((*stack, rows, cols), checkpoint.dtype)
+    kind = type_of(scheme)
     return _Form((*stack, rows, cols // kind.columns * kind.size), np.dtype("uint8"), kind.name)
 
 
