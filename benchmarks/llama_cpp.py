@@ -31,8 +31,8 @@ from srcr.data.tokens import Tokens
 from srcr.engines.llama_cpp import _library, open_llama
 from srcr.formats import get_format
 from srcr.formats.checkpoint import Checkpoint
-from srcr.formats.gguf import architecture_of, chat_template, read_vocabulary, write_vocabulary
-from srcr.formats.gguf.architectures import TensorNames, write_metadata
+from srcr.formats.gguf.architectures import TensorNames, architecture_of, write_metadata
+from srcr.formats.gguf.vocabulary import chat_template, read_vocabulary, write_vocabulary
 from srcr.models.checkpoint import OpenModel, open_model
 from srcr.pipelines.opening import TextModel, load_text
 from srcr.storage.layout import GGUF

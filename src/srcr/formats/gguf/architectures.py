@@ -1,6 +1,7 @@
 """What llama.cpp calls the models that it runs, their numbers, and their tensors."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from srcr.errors import InputError
+from srcr.formats.gguf.mixtures import check_mixture, write_experts
 from srcr.models.config import config_of
 
 
@@ -27,15 +29,37 @@ class Architecture:
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture("llama", interleaved=True),
     "mistral": Architecture("llama", interleaved=True),
+    "mixtral": Architecture("llama", interleaved=True),
     "qwen2": Architecture("qwen2"),
+    "qwen2_moe": Architecture("qwen2moe"),
     "qwen3": Architecture("qwen3"),
+    "qwen3_moe": Architecture("qwen3moe"),
     "gemma3_text": Architecture("gemma3", norm_offset=1.0),
+    "granitemoe": Architecture("granitemoe", interleaved=True),
+    "olmoe": Architecture("olmoe"),
     "phi3": Architecture("phi3"),
 }
 #: Blocks of Gemma 3 between two that see everything.
 GEMMA3_PATTERN = 6
 #: Blocks of Gemma-3-27B, whose attention llama.cpp scales in another way.
 GEMMA3_27B = 62
+#: The number of an expert in a tensor's name.
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
+#: What the tensors of routers are called in llama.cpp.
+ROUTERS = "ffn_gate_inp"
+
+
+def library() -> Any:
+    """The package gguf.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise InputError("--format gguf needs the package gguf: pip install 'srcr[gguf]'") from None
+    return gguf
 
 
 def architecture_of(model_type: str) -> Architecture:
@@ -70,6 +94,7 @@ def check_config(config: Any) -> None:
         raise InputError(f"gguf: RoPE of type {kind!r} is not written yet, but {', '.join(known)}")
     if gemma:
         _check_gemma3(config)
+    check_mixture(config)
 
 
 def _check_gemma3(config: Any) -> None:
@@ -130,6 +155,12 @@ def write_metadata(writer: Any, config: Any) -> None:
         writer.add_sliding_window(config.sliding_window or 0)
     if getattr(config, "final_logit_softcapping", None):
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.model_type == "granitemoe":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    write_experts(writer, config)
 
 
 def _default(writer: Any, rope: Mapping[str, Any], config: Any) -> None:
@@ -216,8 +247,7 @@ class TensorNames:
     """The tensors of a model in llama.cpp, and how their rows lie there."""
 
     def __init__(self, config: Any) -> None:
-        import gguf
-
+        gguf = library()
         self._config = config
         self._arch = architecture_of(config.model_type)
         key = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == self._arch.name)
@@ -229,15 +259,26 @@ class TensorNames:
         return cls(config_of(config))
 
     def name(self, name: str) -> str:
-        """A tensor's name in llama.cpp.
+        """A tensor's name in llama.cpp; experts' have that of their stack.
 
         Raises:
             InputError: it has no place there.
         """
-        mapped: str | None = self._map.get_name(name, try_suffixes=(".weight", ".bias"))
+        alone = EXPERT.sub(".experts.", name).replace(".block_sparse_moe.", ".mlp.")
+        mapped: str | None = self._map.get_name(alone, try_suffixes=(".weight", ".bias"))
         if mapped is None:
             raise InputError(f"gguf: llama.cpp has no tensor for {name}: use --format dense")
         return mapped
+
+    def expert(self, name: str) -> int | None:
+        """The place of a tensor in its stack: its expert's number; None where it is no expert's."""
+        match = EXPERT.search(name)
+        return None if match is None else int(match[1])
+
+    def is_float32(self, name: str, dimensions: int) -> bool:
+        """Whether llama.cpp wants a tensor of so many dimensions in float32, whatever the model has: norms,
+        biases and routers."""
+        return dimensions == 1 or ROUTERS in self.name(name)
 
     def row_order(self, name: str) -> Tensor | None:
         """Which row of a tensor each of llama.cpp's is, int64 [rows]; None: they lie as they do."""

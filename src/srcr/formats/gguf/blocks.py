@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from srcr.errors import InputError
+from srcr.formats.checkpoint import Scheme
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.grid import Grid, code_range
 from srcr.numerics.super_blocks import SUPER_BLOCK
@@ -64,6 +65,13 @@ def block_type(num_bits: int, scale_bits: int | None = None) -> BlockType | None
     super-blocks; None where there is none."""
     types = (each for each in TYPES if each.scale_bits == scale_bits and each.num_bits >= num_bits)
     return next(types, None)
+
+
+def type_of(scheme: Scheme) -> BlockType:
+    """The type that holds a scheme's codes, of one that the format lets pass."""
+    kind = block_type(scheme.num_bits, scheme.scale_bits)
+    assert kind is not None, "checked before"
+    return kind
 
 
 def pack_blocks(weight: CompressedWeight, name: str = "the weight") -> Bytes:

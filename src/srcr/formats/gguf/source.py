@@ -16,6 +16,7 @@ from torch import Tensor
 from srcr.errors import InputError
 from srcr.formats.gguf.architectures import TensorNames
 from srcr.models.config import check_causal, config_of
+from srcr.models.matrices import MatrixRef
 from srcr.models.source import plain_config
 from srcr.models.streaming import empty_model
 
@@ -159,31 +160,41 @@ class GgufFile:
         """Every tensor's name."""
         return list(self._tensors)
 
-    def kind(self, name: str) -> str:
-        """What ggml calls the type of a tensor."""
-        return self._tensors[name].kind
+    def entry(self, place: MatrixRef) -> GgufTensor:
+        """A tensor, or an entry of a stack.
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, its last dimension that which lies together."""
-        return self._tensors[name].shape
+        Raises:
+            InputError: the stack has no such entry.
+        """
+        tensor = self._tensors[place.parameter]
+        if place.index is None:
+            return tensor
+        count, *shape = tensor.shape
+        if not shape or place.index >= count:
+            raise InputError(f"{place.parameter} of {self.path} has no expert {place.index}")
+        size = tensor.n_bytes // count
+        start = tensor.start + place.index * size
+        return replace(tensor, shape=tuple(shape), start=start, n_bytes=size)
 
     def size(self, name: str) -> int:
         """A tensor's bytes."""
         return self._tensors[name].n_bytes
 
-    def data(self, name: str) -> npt.NDArray[np.uint8]:
-        """The bytes uint8 [rows, bytes] of a tensor, in memory of their own."""
-        tensor = self._tensors[name]
+    def data(self, place: MatrixRef) -> npt.NDArray[np.uint8]:
+        """The bytes uint8 [rows, bytes] of a tensor or of an entry of a stack, in memory of their own."""
+        tensor = self.entry(place)
         data = np.array(self._data[tensor.start : tensor.start + tensor.n_bytes])
         return data.reshape(tensor.shape[0], -1)
 
-    def plain(self, name: str) -> Tensor:
-        """A tensor that is not quantized."""
-        kind = self.kind(name)
-        if kind not in PLAIN:
-            raise InputError(f"{name} of {self.path} is {kind}, which srcr does not write")
-        data = torch.from_numpy(self.data(name))
-        return data.view(-1).view(PLAIN[kind]).view(self.shape(name))
+    def plain(self, place: MatrixRef) -> Tensor:
+        """A tensor, or an entry of a stack, that is not quantized."""
+        tensor = self.entry(place)
+        if tensor.kind not in PLAIN:
+            raise InputError(
+                f"{place.parameter} of {self.path} is {tensor.kind}, which srcr does not write"
+            )
+        data = torch.from_numpy(self.data(place))
+        return data.view(-1).view(PLAIN[tensor.kind]).view(tensor.shape)
 
 
 class GgufSource:
@@ -202,11 +213,14 @@ class GgufSource:
         return plain_config(self._folder)
 
     @cached_property
-    def present(self) -> dict[str, str]:
-        """Of the model's tensors those that the file has, and their names there."""
-        known = set(self.file.names())
-        names = {name: self.stored.name(name) for name in empty_model(self).state_dict()}
-        return {name: stored for name, stored in names.items() if stored in known}
+    def present(self) -> dict[str, MatrixRef]:
+        """Of the model's tensors those that the file has, and their places there."""
+        known, names = set(self.file.names()), self.stored
+        places = {
+            name: MatrixRef(names.name(name), names.expert(name))
+            for name in empty_model(self).state_dict()
+        }
+        return {name: place for name, place in places.items() if place.parameter in known}
 
     def names(self) -> Sequence[str]:
         """Every tensor of the model that the file has."""
@@ -214,24 +228,33 @@ class GgufSource:
 
     def meta(self, name: str) -> Tensor:
         """A tensor's shape and precision."""
-        stored = self.present[name]
-        shape = self.file.shape(stored)
-        if self.file.kind(stored) not in PLAIN:
-            return torch.empty(shape, dtype=self.config.dtype, device="meta")
-        if len(shape) == 1:  # its precision is seen from its numbers
+        tensor = self.file.entry(self.present[name])
+        if tensor.kind not in PLAIN:
+            return torch.empty(tensor.shape, dtype=self.config.dtype, device="meta")
+        if self.stored.is_float32(
+            name, len(tensor.shape)
+        ):  # its precision is seen from its numbers
             return torch.empty_like(self.get(name), device="meta")
-        return torch.empty(shape, dtype=PLAIN[self.file.kind(stored)], device="meta")
+        return torch.empty(tensor.shape, dtype=PLAIN[tensor.kind], device="meta")
+
+    def kind(self, name: str) -> str:
+        """What ggml calls the type of a tensor."""
+        return self.file.entry(self.present[name]).kind
+
+    def data(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes uint8 [rows, bytes] of a tensor."""
+        return self.file.data(self.present[name])
 
     def get(self, name: str) -> Tensor:
-        """A plain tensor; norms and biases, stored in float32, in the model's precision where that holds
-        them."""
+        """A plain tensor; norms, biases and routers, stored in float32, in the model's precision where that
+        holds them."""
         tensor = self.file.plain(self.present[name])
         order, offset = self.stored.row_order(name), self.stored.offset(name)
         if order is not None:
             tensor = tensor[torch.argsort(order)]
         if offset:
             tensor = tensor - offset
-        if tensor.ndim > 1 or tensor.dtype == self.config.dtype:
+        if not self.stored.is_float32(name, tensor.ndim) or tensor.dtype == self.config.dtype:
             return tensor
         rounded: Tensor = tensor.to(self.config.dtype)
         lost = float((rounded.to(torch.float32) - tensor).abs().max())
