@@ -26,12 +26,13 @@ DOCS = Path(__file__).parents[2] / "docs" / "architectures.md"
 RECIPE = Recipe(PruneSpec("wanda", 0.25), QuantSpec("rtn", 8, -1))
 #: What a refusal says -> how the table says it.
 REASONS = {
-    r"is a stack of matrices \(fused": "experts in stacks that are not known",
-    r"stacks experts in a way": "experts in stacks that are not known",
+    r"is a stack of matrices \(fused": "weights in stacks that are not known",
+    r"stacks experts in a way": "weights in stacks that are not known",
     r"does not run in a forward pass": "linear layers that text alone does not reach",
     r"runs \d+ times in a forward pass": "layers that run more than once",
     r"no decoder blocks": "no list of decoder blocks",
     r"more than its decoder blocks": "more than its blocks one after the other",
+    r"does not run: mat1 and mat2": "linear layers that are more than a product",
     r"does not run block by block": "does not run block by block",
 }
 

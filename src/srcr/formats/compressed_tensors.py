@@ -70,7 +70,8 @@ def check(contents: Contents) -> None:
     if topology.needs_weights:
         raise InputError(
             "compressed-tensors cannot hold this architecture: transformers initialises its linear layers "
-            "while it loads them, and packed codes have no weight for that: use --format dense"
+            "while it loads them, or looks for their weights under names that packed codes do not have: use "
+            "--format dense"
         )
     check_own_scales(contents, "compressed-tensors")
     if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):

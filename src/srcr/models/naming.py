@@ -6,7 +6,7 @@ names that it would save them by.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,8 +44,8 @@ def _own_places(model: Any) -> dict[str, MatrixRef]:
 
 
 def _numbered(places: Mapping[str, MatrixRef]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Small tensors of numbers that are all different: those that stand for the model's by name, [2, 3] or [2]
-    of experts and [6] of all else; and the parameters of the fused model that they lie in."""
+    """Small tensors of numbers that are all different: those that stand for the model's by name, [2, 3] or
+    [2] of experts and [6] of all else; and the parameters of the fused model that they lie in."""
     values: dict[str, Tensor] = {}
     state: dict[str, Tensor] = {}
     counts = Counter(place.parameter for place in places.values() if place.half in (None, 0))
@@ -79,9 +79,7 @@ def _saved(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return saved
 
 
-def _find_places(
-    values: Mapping[str, Tensor], saved: Mapping[str, Tensor]
-) -> dict[str, MatrixRef]:
+def _find_places(values: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> dict[str, MatrixRef]:
     """Where the saved tensors hold the numbers of each of the model's."""
     holders = {
         number: name for name, tensor in saved.items() for number in tensor.flatten().tolist()
@@ -110,6 +108,26 @@ def _place_in(name: str, tensor: Tensor, numbers: Tensor) -> MatrixRef | None:
             if view.shape == numbers.shape and torch.equal(view, numbers):
                 return place
     return None
+
+
+def reads_parts(model: Any, places: Mapping[str, MatrixRef], parameters: Iterable[str]) -> bool:
+    """Whether transformers, where it renames some ``parameters`` as it loads them, renames what is stored beside
+    or instead of them ("x.weight_packed") likewise. Not of modules that are called weights themselves: where it
+    dequantizes, it takes "x_weight.weight_packed" for a part of "x"."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, apply_renamings
+
+    renamed = {n: places[n].parameter for n in parameters if n in places}
+    transforms = get_model_conversion_mapping(model, add_legacy=False)
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    return all(
+        not name.endswith("_weight.weight")
+        and (
+            name == stored
+            or apply_renamings(f"{stored}_packed", renamings) == f"{name}_packed"
+        )
+        for name, stored in renamed.items()
+    )
 
 
 class NamedSource:

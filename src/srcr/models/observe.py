@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from srcr.errors import InputError
 from srcr.models.experts import experts_of, routers_of, sampling
 from srcr.models.matrices import MatrixRef
-from srcr.models.naming import stored_places
+from srcr.models.naming import reads_parts, stored_places
 from srcr.models.reloading import needs_weights
 from srcr.models.streaming import device_of
 from srcr.models.topology import Block, Coupling, LinearGroup, Topology
@@ -112,8 +112,17 @@ def observe(
         experts=experts,
         stored=stored_places(model),
         find_couplings=find_couplings,
-        find_needs=lambda topology: needs_weights(model, topology.linears()),
+        find_needs=lambda topology: _needs_weights(model, topology),
     )
+
+
+def _needs_weights(model: nn.Module, topology: Topology) -> bool:
+    """Whether transformers cannot load the linears from packed codes: it asks them for their weights, or knows
+    nothing else by the name that a weight is stored under."""
+    shared = (topology.matrix(n).parameter for n in topology.linears() if not topology.routed(n))
+    if not reads_parts(model, topology.stored, shared):
+        return True
+    return needs_weights(model, topology.linears())
 
 
 def _others(model: nn.Module, home: str, trace: _Trace) -> tuple[str, ...]:
