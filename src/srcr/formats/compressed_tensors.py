@@ -67,7 +67,7 @@ def check(contents: Contents) -> None:
             f"compressed-tensors cannot hold {min(topology.transposed())}, a Conv1D (stored transposed), "
             "which no engine matches: use --format dense"
         )
-    if topology.needs_weights:
+    if contents.topology.needs_weights:
         raise InputError(
             "compressed-tensors cannot hold this architecture: transformers initialises its linear layers "
             "while it loads them, or looks for their weights under names that packed codes do not have: use "

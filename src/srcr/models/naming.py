@@ -111,9 +111,9 @@ def _place_in(name: str, tensor: Tensor, numbers: Tensor) -> MatrixRef | None:
 
 
 def reads_parts(model: Any, places: Mapping[str, MatrixRef], parameters: Iterable[str]) -> bool:
-    """Whether transformers, where it renames some ``parameters`` as it loads them, renames what is stored beside
-    or instead of them ("x.weight_packed") likewise. Not of modules that are called weights themselves: where it
-    dequantizes, it takes "x_weight.weight_packed" for a part of "x"."""
+    """Whether transformers, where it renames some ``parameters`` as it loads them, renames what is stored
+    beside or instead of them ("x.weight_packed") likewise. Not of modules that are called weights themselves:
+    where it dequantizes, it takes "x_weight.weight_packed" for a part of "x"."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, apply_renamings
 
@@ -122,10 +122,7 @@ def reads_parts(model: Any, places: Mapping[str, MatrixRef], parameters: Iterabl
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
     return all(
         not name.endswith("_weight.weight")
-        and (
-            name == stored
-            or apply_renamings(f"{stored}_packed", renamings) == f"{name}_packed"
-        )
+        and (name == stored or apply_renamings(f"{stored}_packed", renamings) == f"{name}_packed")
         for name, stored in renamed.items()
     )
 

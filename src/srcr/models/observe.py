@@ -117,8 +117,8 @@ def observe(
 
 
 def _needs_weights(model: nn.Module, topology: Topology) -> bool:
-    """Whether transformers cannot load the linears from packed codes: it asks them for their weights, or knows
-    nothing else by the name that a weight is stored under."""
+    """Whether transformers cannot load the linears from packed codes: it asks them for their weights, or
+    knows nothing else by the name that a weight is stored under."""
     shared = (topology.matrix(n).parameter for n in topology.linears() if not topology.routed(n))
     if not reads_parts(model, topology.stored, shared):
         return True
