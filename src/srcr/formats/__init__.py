@@ -101,7 +101,8 @@ def resolve_for(
     and a note on its group sizes."""
     shapes, tables = opened.topology.shapes, opened.topology.embedding_shapes
     plan = resolve_scale_bits(plan, shapes, tables, fmt.super_blocks)
-    plan, note = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes)
+    alike = opened.topology.alike
+    plan, note = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes, alike)
     return resolve_scale_dtype(plan, fmt.scale_dtype(opened.dtype)), note
 
 

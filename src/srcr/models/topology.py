@@ -196,6 +196,18 @@ class Topology:
         """Whether a linear is an expert's, which is given some tokens only."""
         return experts_module(name) in self.experts
 
+    @cached_property
+    def alike(self) -> Mapping[str, frozenset[int]]:
+        """The widths of all linears that engines want stored as a linear is, by its name, where the model has
+        experts: those of all experts, which are stacked, or of all others."""
+        if not self.experts:
+            return {}
+        widths: dict[bool, set[int]] = {True: set(), False: set()}
+        for name in self.linears():
+            widths[self.routed(name)].add(self.shapes[name][1])
+        sets = {routed: frozenset(each) for routed, each in widths.items()}
+        return {name: sets[self.routed(name)] for name in self.linears()}
+
     def transposed(self) -> list[str]:
         """Linears that are stored transposed (GPT-2's Conv1D)."""
         return [name for name, ref in self.matrices.items() if ref.transposed]

@@ -1,7 +1,8 @@
 """A plan made explicit, and checked against the shapes of a model, before any work is done."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from srcr.errors import InputError
 from srcr.numerics.sparsity import parse_structure
@@ -68,22 +69,24 @@ def resolve_group_sizes(
     shapes: Shapes,
     embeddings: Shapes | None = None,
     choices: Sequence[int] = AUTO_GROUPS,
+    alike: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> tuple[CompressionPlan, str | None]:
-    """The plan with every "auto" group size made explicit (the first of ``choices`` that divides the width,
-    else -1; with zero-points the first that divides all their widths, since engines that load them take one
-    setting only), and a note that says how many became which."""
+    """The plan with every "auto" group size made explicit, and a note that says how many became which: the
+    first of ``choices`` that divides the width, else -1. With zero-points it is the first that divides all
+    their widths, since engines that load them take one setting only; where ``alike`` has widths for a linear,
+    by name, the first that divides those."""
     widths = _widths(shapes, embeddings)
-    with_zero_points = [
+    with_zero_points = {
         widths[layer.name]
         for layer in (*plan.layers, *(plan.embeddings or ()))
         if layer.quant is not None and not layer.quant.symmetric
-    ]
+    }
     sizes: list[int] = []
 
     def resolved(name: str, quant: QuantSpec) -> QuantSpec:
         if quant.group_size != "auto":
             return quant
-        divided = [widths[name]] if quant.symmetric else with_zero_points
+        divided = alike.get(name, {widths[name]}) if quant.symmetric else with_zero_points
         fitting = (size for size in choices if all(width % size == 0 for width in divided))
         sizes.append(next(fitting, -1))
         return replace(quant, group_size=sizes[-1])
