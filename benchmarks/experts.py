@@ -1,7 +1,7 @@
 """A mixture of experts: statistics of the tokens that are routed to each, beside one Hessian for all.
 
     python scripts/train_mixture.py --out build/mixture
-    python benchmarks/experts.py build/mixture/model [--priors 0.003,0.03,0.3]
+    python benchmarks/experts.py build/mixture/model [--priors 30,300,3000]
 
 "all tokens" gives every expert of a layer the moments of all its tokens, as a tool does that does not know of
 routing; each prior mixes a sample of those into the routed ones; "gates" weighs tokens by their routing
@@ -38,6 +38,7 @@ def solvers(priors: list[float]) -> dict[str, srcr.SolverSpec]:
     named = {f"prior {prior:g}": srcr.SolverSpec(expert_prior=prior) for prior in priors}
     return {
         "all tokens": srcr.SolverSpec(expert_prior=math.inf),
+        "default": srcr.SolverSpec(),
         **named,
         "gates": srcr.SolverSpec(expert_gates=True),
     }
@@ -47,7 +48,7 @@ def main() -> None:
     """Compress, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--priors", default="0.003,0.03,0.3")
+    parser.add_argument("--priors", default="30,3000")
     parser.add_argument("--settings", default=",".join(SETTINGS))
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=256)

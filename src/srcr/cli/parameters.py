@@ -157,8 +157,8 @@ Remove = Annotated[
     str | None,
     option(
         WEIGHTS,
-        "Whole structures that go before: channels, heads (key-value heads with their query heads) and "
-        "layers, a share or a count each, as channels=0.25,heads=1,layers=2.",
+        "Whole structures that go before: channels, heads (key-value heads with their query heads), layers "
+        "and experts, a share or a count each, as channels=0.25,heads=1,layers=2.",
         default="nothing",
         metavar="WHAT",
     ),

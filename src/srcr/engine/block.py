@@ -17,7 +17,7 @@ from srcr.engine.forward import (
 from srcr.engine.memory import MemoryPolicy
 from srcr.errors import NumericalError
 from srcr.models.blockwise import Arguments, BlockSource, copy_sharing_weights
-from srcr.models.experts import PRIOR, Routing, in_common
+from srcr.models.experts import PRIOR_TOKENS, Routing, in_common
 from srcr.models.matrices import MatrixRef, read_matrix, replace_matrix
 from srcr.models.topology import Block, LinearGroup
 from srcr.numerics import moments
@@ -95,8 +95,8 @@ class BlockPair:
         scaled down (:func:`srcr.numerics.moments.token_scales`); with ``cross`` also those between the dense
         model's inputs and the modified one's, as they meet the dense weights. Where the dense model runs on
         part of the batches, these are of its tokens, and there is a paired Hessian of them beside that of
-        all. Experts are known by the tokens that are routed to them and a sample of all that their layer is
-        given (:meth:`srcr.models.experts.Routing.factors` of ``prior`` and ``gates``).
+        all. Experts are known by the tokens that are routed to them, weighed by ``gates``, and a sample of
+        all that their layer is given, which counts as ``prior`` tokens.
 
         Raises:
             ValueError: groups are not asked for in the order they run, each once.
@@ -104,7 +104,7 @@ class BlockPair:
             SrcrError: the group did not run in a pass.
         """
         number = self._number(group)
-        weighed = partial(_weighed, group=number, prior=prior, gates=gates)
+        weighed = partial(self._weighed, group=number, prior=prior, gates=gates)
         # The passes may run on behind the group, and let go of its weights.
         self._current = {name: self._weight(name) for name in group.names}
         dense_passes = self._dense_passes if cross else []
@@ -164,6 +164,20 @@ class BlockPair:
             )
         self._reached = number
         return number
+
+    def _weighed(
+        self, forward: ForwardPass, group: int, prior: float | None, gates: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """What a pass gives a group [tokens, width], each token times what it is multiplied by [tokens, 1]
+        (None: 1), and those factors."""
+        x = forward.run_to(group)
+        scales = moments.token_scales(x)
+        if forward.routing is not None:
+            tokens = PRIOR_TOKENS * x.shape[1] if prior is None else prior
+            each = tokens / (len(self._passes) * forward.routing.sampled)
+            weights = forward.routing.factors(each, gates)
+            scales = weights if scales is None else scales * weights
+        return _scaled(x, scales), scales
 
     def _zeros(self, cross: bool) -> "_Sums":
         """Zeros to sum up in, for the current linears W, which share an input: X^T X, and with ``cross``
@@ -226,19 +240,6 @@ class BlockPair:
             linear: nn.Module = submodule(self._dense, self.block, name)
             y = outputs[name] if name in outputs else linear(x)
             yield name, y - linear.bias if isinstance(linear.bias, Tensor) else y
-
-
-def _weighed(
-    forward: ForwardPass, group: int, prior: float | None, gates: bool
-) -> tuple[Tensor, Tensor | None]:
-    """What a pass gives a group [tokens, width], each token times what it is multiplied by [tokens, 1] (None:
-    1), and those factors."""
-    x = forward.run_to(group)
-    scales = moments.token_scales(x)
-    if forward.routing is not None:
-        weights = forward.routing.factors(PRIOR if prior is None else prior, gates)
-        scales = weights if scales is None else scales * weights
-    return _scaled(x, scales), scales
 
 
 def _scaled(x: Tensor, scales: Tensor | None) -> Tensor:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from srcr.models.matrices import MatrixRef
 
-#: What a sample of all tokens weighs in an expert's statistics beside those that are routed to one of mean
-#: load: an expert that few tokens reach is known by what its layer is given (docs/decisions/017).
-PRIOR = 0.03
+#: As how many tokens for each of its inputs a sample of all tokens of its layer counts in an expert's
+#: statistics, beside those that are routed to it: what few tokens reach is known by the layer's
+#: (docs/decisions/017).
+PRIOR_TOKENS = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +33,20 @@ class Routing:
     count: int
     gates: Tensor
 
-    def factors(self, prior: float = PRIOR, gates: bool = False) -> Tensor:
-        """What the tokens are multiplied by in the expert's statistics, [n, 1]: the squares of the sample's
-        are ``prior`` (infinite: only they count); the others are 1, or by ``gates`` their routing weights, of
-        mean square 1."""
+    @property
+    def sampled(self) -> int:
+        """How many tokens the sample has."""
+        return len(self.ids) - self.count
+
+    def factors(self, weight: float, gates: bool = False) -> Tensor:
+        """What the tokens are multiplied by in the expert's statistics, [n, 1]: those of the sample weigh
+        ``weight`` (infinite: they alone count), the others 1, or by ``gates`` the square of their routing
+        weights, 1 in the mean."""
         routed = torch.ones_like(self.gates)
         if gates and self.count:
             routed = self.gates / self.gates.square().mean().sqrt().clamp_min(1e-12)
-        sample = routed.new_full((len(self.ids) - self.count,), prior**0.5)
-        if prior == float("inf"):
+        sample = routed.new_full((self.sampled,), weight**0.5)
+        if weight == float("inf"):
             routed, sample = torch.zeros_like(routed), torch.ones_like(sample)
         return torch.cat([routed, sample])[:, None]
 

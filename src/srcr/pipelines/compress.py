@@ -33,14 +33,9 @@ from srcr.pipelines.folder import write_records
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.preparing import Work, choose_memory, count_dense_batches, planned, prepare
 from srcr.pipelines.progress import say, stage, tell
+from srcr.pipelines.removal import Setting, removal_method
 from srcr.pipelines.store import BlockStore
-from srcr.pipelines.structures import (
-    Setting,
-    SmallerModel,
-    drop_work,
-    removal_method,
-    remove_structures,
-)
+from srcr.pipelines.structures import SmallerModel, drop_work, remove_structures
 from srcr.pipelines.trained import measured_layers
 from srcr.pipelines.training import (
     Recovery,

@@ -1,42 +1,38 @@
-"""Remove whole structures before anything else: layers, then heads and channels in one walk over the blocks.
+"""Remove whole structures before anything else: layers, experts, then heads and channels in one walk over the
+blocks.
 
 The result is an overlay on the model's weights (docs/decisions/013); what is compressed afterwards is a
 smaller model as any other. Each finished block lies in a journal of its own beside the work in progress.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from srcr.engine.block import BlockPair
-from srcr.engine.memory import MemoryPolicy
 from srcr.engine.walk import walk
-from srcr.models.blockwise import BlockwiseModel
 from srcr.models.checkpoint import OpenModel
 from srcr.models.topology import Coupling, LinearGroup
 from srcr.models.transformed import Change, Read, TransformedSource
+from srcr.pipelines.expert_removal import EXPERTS, remove_experts
 from srcr.pipelines.progress import Bar, stage
-from srcr.plans.specs import SolverSpec
+from srcr.pipelines.removal import Setting
 from srcr.records.run import StructureRecord
 from srcr.storage.journal import Journal
 from srcr.storage.safetensors import TensorFiles
-from srcr.structure.choose import ConsumerProblem, RemovalMethod, Removed, remove_elements
-from srcr.structure.depth import choose_layers, fold_layers, measured_rows, model_kl
-from srcr.structure.sizes import StructureSize, coupled
+from srcr.structure.choose import ConsumerProblem, Removed, remove_elements
+from srcr.structure.depth import choose_layers, fold_layers, model_kl
+from srcr.structure.sizes import WIDTHS, StructureSize, coupled
 from srcr.transforms.smaller import Removal, narrower, shallower
 
 #: Where the finished blocks lie, in the folder of the work in progress.
 DEPTH, WIDTH = "structures-depth", "structures-width"
-#: Rows of calibration text on which layers are chosen, tokens of each, and log probabilities that are held
-#: of them: with a large vocabulary it is fewer rows, at least two.
-ROWS, TOKENS, HELD = 8, 256, 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,44 +41,6 @@ class SmallerModel:
 
     opened: OpenModel
     records: tuple[StructureRecord, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """How structures are removed: on which ``blocks``' device, with which calibration ``batches`` (the dense
-    model runs on ``dense_batches`` of them), memory and ``method``; the run's ``journal``, and what decides
-    its result."""
-
-    blocks: BlockwiseModel
-    batches: Sequence[Tensor]
-    dense_batches: int
-    policy: MemoryPolicy
-    journal: Journal
-    fingerprint: Mapping[str, str]
-    quiet: bool
-    method: RemovalMethod
-
-    @contextmanager
-    def stage_journal(self, name: str) -> Iterator[Journal]:
-        """The journal of a stage, beside that of the run, with what an earlier run has finished of it."""
-        folder = self.journal.folder / name
-        folder.mkdir(exist_ok=True)
-        with Journal(folder) as journal:
-            journal.begin(self.fingerprint)
-            if journal.entries:
-                self.journal.retain()
-            yield journal
-
-    def note(self, journal: Journal, tensors: dict[str, Tensor], **entry: Any) -> None:
-        """Put what a stage has finished into its journal."""
-        if not journal.entries:
-            self.journal.retain()
-        journal.add(tensors, **entry)
-
-
-def removal_method(spec: SolverSpec) -> RemovalMethod:
-    """How structures are removed where a solver goes on with what is left."""
-    return RemovalMethod(dense_targets=spec.dense_targets, dampening_frac=spec.dampening_frac)
 
 
 def remove_structures(
@@ -97,7 +55,10 @@ def remove_structures(
     for size in (each for each in sizes if each.kind == "layers"):
         opened, record = _remove_layers(opened, size, setting)
         records.append(record)
-    widths = [size for size in sizes if size.kind != "layers"]
+    for size in (each for each in sizes if each.kind == "experts"):
+        opened, record = remove_experts(opened, size, setting)
+        records.append(record)
+    widths = [size for size in sizes if size.kind in WIDTHS]
     if widths:
         opened, narrowed = _remove_widths(opened, widths, setting)
         records += narrowed
@@ -106,7 +67,7 @@ def remove_structures(
 
 def drop_work(folder: Path) -> None:
     """Remove what the work has left in its folder."""
-    for name in (DEPTH, WIDTH):
+    for name in (DEPTH, EXPERTS, WIDTH):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -134,8 +95,7 @@ def _choose_layers(
     blocks = setting.blocks
     with stage("layers", 1, setting.quiet) as bar:
         bar.note("whole model")
-        count = max(2, min(ROWS, HELD // (TOKENS * opened.vocabulary)))
-        rows = measured_rows(blocks, [ids[:1, :TOKENS] for ids in setting.batches[:count]])
+        rows = setting.measured_rows(blocks, opened.vocabulary)
 
         def on_step(done: int, of: int) -> None:
             bar.reach(0.8 * done / of, f"{done} of {of} without a layer")

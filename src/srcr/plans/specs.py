@@ -162,9 +162,9 @@ class SolverSpec:
     model's outputs rather than the compressed model's own), ``descent_rounds`` of refitted scales and
     coordinate descent after the sweep, ``dense_share`` of the calibration batches on which the dense model
     runs for its targets (None: a quarter, or as many as make :data:`DENSE_TOKENS` tokens for every input of
-    the widest linear). Of experts: ``expert_prior``, what a sample of all their layer's tokens weighs beside
-    those that are routed to one of mean load (None: as measured, docs/decisions/017), and ``expert_gates``,
-    whether tokens weigh by their routing weights (None: they do not)."""
+    the widest linear). Of experts: ``expert_prior``, as how many tokens a sample of all that their layer is
+    given counts beside those that are routed to each (None: twice its inputs, docs/decisions/017), and
+    ``expert_gates``, whether tokens weigh by their routing weights (None: they do not)."""
 
     __pydantic_config__ = STRICT
 

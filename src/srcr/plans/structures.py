@@ -8,13 +8,14 @@ from typing import Literal, get_args
 from srcr.errors import InputError
 from srcr.serialize import STRICT
 
-Structure = Literal["channels", "heads", "layers"]
+Structure = Literal["channels", "heads", "layers", "experts"]
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 #: What people call several elements of each.
 NAMES: Mapping[str, str] = {
     "channels": "feed-forward channels",
     "heads": "key-value heads",
     "layers": "layers",
+    "experts": "experts",
 }
 #: Hidden units of a feed-forward network come and go by so many: kernels work on whole tiles.
 CHANNEL_MULTIPLE = 32
@@ -23,8 +24,8 @@ CHANNEL_MULTIPLE = 32
 @dataclass(frozen=True)
 class StructureSpec:
     """What is removed whole: feed-forward ``channels`` and key-value ``heads`` (each with the query heads
-    that share it) of every layer, and whole ``layers``. A share (above 0, below 1), or a count (from 1 on);
-    None: nothing.
+    that share it) of every layer, whole ``layers``, and ``experts`` of every layer that has some. A share
+    (above 0, below 1), or a count (from 1 on); None: nothing.
 
     >>> StructureSpec(channels=0.25, layers=2).count("layers", 12)
     2
@@ -35,6 +36,7 @@ class StructureSpec:
     channels: int | float | None = None
     heads: int | float | None = None
     layers: int | float | None = None
+    experts: int | float | None = None
 
     def __post_init__(self) -> None:
         for kind, amount in self.amounts().items():

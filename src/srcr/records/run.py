@@ -64,10 +64,10 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class StructureRecord:
-    """What was removed whole: of ``before`` elements of a ``kind`` ("channels" and "heads" of every layer,
-    "layers") ``after`` are left. Of layers: which were ``removed``, in the order chosen, and whether what
-    they did was ``folded`` into those before. Else the output ``errors`` (relative, squared) of every
-    block."""
+    """What was removed whole: of ``before`` elements of a ``kind`` ("channels", "heads" and "experts" of
+    every layer, "layers") ``after`` are left. Of layers: which were ``removed``, in the order chosen, and
+    whether what they did was ``folded`` into those before. Of ``experts``: which went, by the module that
+    held them. Else the output ``errors`` (relative, squared) of every block."""
 
     kind: str
     before: int
@@ -75,6 +75,7 @@ class StructureRecord:
     removed: tuple[int, ...] | None = None
     folded: bool | None = None
     errors: tuple[float, ...] | None = None
+    experts: dict[str, tuple[int, ...]] | None = None
 
     @property
     def name(self) -> str:

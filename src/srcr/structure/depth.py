@@ -39,7 +39,7 @@ class Rows:
 
 def measured_rows(blocks: BlockwiseModel, batches: Sequence[Tensor]) -> Rows:
     """The batches as KL is measured on them."""
-    hidden, arguments = _embedded(blocks, batches)
+    hidden, arguments = embedded(blocks, batches)
     behind = _all_through(blocks, hidden, arguments)
     expected = [
         blocks.logits(ids, x).float().log_softmax(-1)
@@ -79,10 +79,10 @@ def _without_each(
             continue
         module, others = blocks.block(index), [each[index] for each in rows.arguments]
         for candidate, hidden in states.items():
-            states[candidate] = _through(module, hidden, others)
+            states[candidate] = through(module, hidden, others)
         if index in candidates:
             states[index] = main
-        main = _through(module, main, others)
+        main = through(module, main, others)
     for candidate, hidden in states.items():
         yield candidate, kl(blocks, rows, hidden)
 
@@ -99,7 +99,7 @@ def kl(blocks: BlockwiseModel, rows: Rows, hidden: Sequence[Tensor]) -> float:
 
 def model_kl(whole: BlockwiseModel, rows: Rows, blocks: BlockwiseModel) -> float:
     """Mean KL of ``whole``, whose rows these are, and of another version of it."""
-    return kl(whole, rows, _all_through(blocks, *_embedded(blocks, rows.ids)))
+    return kl(whole, rows, _all_through(blocks, *embedded(blocks, rows.ids)))
 
 
 def runs(gone: Collection[int]) -> list[tuple[int, int]]:
@@ -120,13 +120,13 @@ def fold_layers(
     of blocks that are ``gone``, with what those added folded into them, by name. None for a run at the
     beginning."""
     before = {first - 1: (first, stop) for first, stop in runs(gone) if first > 0}
-    states, arguments = _embedded(blocks, batches)
+    states, arguments = embedded(blocks, batches)
     folded: dict[str, Tensor] = {}
     for index in range(max(before, default=-1) + 1):
         if index in gone:
             continue
         module, others = blocks.block(index), [each[index] for each in arguments]
-        behind = _through(module, states, others)
+        behind = through(module, states, others)
         if index in before:
             name = blocks.topology.blocks[index].groups[-1].names[-1]
             added = _added(blocks, behind, arguments, range(*before[index]))
@@ -135,7 +135,7 @@ def fold_layers(
             ref = blocks.topology.matrices[name]
             original = read_matrix(module, ref, blocks.topology.blocks[index].name)
             replace_matrix(module, ref, weight.to(original), blocks.topology.blocks[index].name)
-            behind = _through(module, states, others)
+            behind = through(module, states, others)
         states = behind
     return folded
 
@@ -149,7 +149,7 @@ def _added(
     """What a run of blocks adds to hidden states."""
     hidden = list(states)
     for index in run:
-        hidden = _through(blocks.block(index), hidden, [each[index] for each in arguments])
+        hidden = through(blocks.block(index), hidden, [each[index] for each in arguments])
     return [x - y for x, y in zip(hidden, states, strict=True)]
 
 
@@ -171,7 +171,7 @@ def _regressed(
     H = torch.zeros(W.shape[1], W.shape[1], device=W.device)
     cross = torch.zeros(W.shape, device=W.device)
     for states, others, added in zip(*data, strict=True):
-        _through(module, [states], [others])
+        through(module, [states], [others])
         x = inputs.pop().reshape(-1, W.shape[1])
         scales = moments.token_scales(x)
         y = added.reshape(-1, W.shape[0])
@@ -184,7 +184,7 @@ def _regressed(
     return W + torch.cholesky_solve(cross.T.to(torch.float64), factor).T.to(torch.float32)
 
 
-def _embedded(
+def embedded(
     blocks: BlockwiseModel, batches: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[list[Arguments]]]:
     """The hidden states before the first block for each batch, and what else every block is given."""
@@ -198,11 +198,11 @@ def _all_through(
     """Hidden states of each batch behind the last block."""
     hidden = list(states)
     for index in range(len(blocks.topology.blocks)):
-        hidden = _through(blocks.block(index), hidden, [each[index] for each in arguments])
+        hidden = through(blocks.block(index), hidden, [each[index] for each in arguments])
     return hidden
 
 
-def _through(
+def through(
     module: nn.Module, states: Sequence[Tensor], arguments: Sequence[Arguments]
 ) -> list[Tensor]:
     """Hidden states of each batch behind a block."""

@@ -4,9 +4,14 @@ from dataclasses import dataclass
 
 from srcr.errors import InputError
 from srcr.models.checkpoint import OpenModel
+from srcr.models.source import WeightSource
 from srcr.models.topology import Coupling, Kind
 from srcr.plans.structures import CHANNEL_MULTIPLE, NAMES, StructureSpec
+from srcr.transforms.fewer_experts import chosen_experts, expert_keys, fewer_experts
 from srcr.transforms.smaller import Removal, narrower, shallower
+
+#: What is removed of every block's couplings.
+WIDTHS = ("heads", "channels")
 
 
 @dataclass(frozen=True)
@@ -29,19 +34,21 @@ class StructureSize:
 def structure_sizes(
     opened: OpenModel, spec: StructureSpec, group_size: int | None = None
 ) -> tuple[StructureSize, ...]:
-    """How many of what go, layers first. ``group_size``: that of the quantization of what is left (None:
-    none is named), which channels come in multiples of.
+    """How many of what go, layers first, then experts. ``group_size``: that of the quantization of what is
+    left (None: none is named), which channels come in multiples of.
 
     Raises:
         InputError: nothing would go, or nothing be left; the model has no such structures, not the same in
             every layer, or its config cannot say what is left.
     """
     sizes = []
-    for kind in ("layers", "heads", "channels"):
+    for kind in ("layers", "experts", "heads", "channels"):
         if kind in spec.amounts():
             size = _size(opened, kind)
             multiple = _multiple(size, group_size) if kind == "channels" else 1
             sizes.append(StructureSize(kind, size, spec.count(kind, size, multiple)))
+            if kind == "experts":
+                _check_experts(opened, sizes[-1])
     return tuple(sizes)
 
 
@@ -63,10 +70,12 @@ def planned_smaller(opened: OpenModel, sizes: tuple[StructureSize, ...]) -> Open
     """
     for size in (each for each in sizes if each.kind == "layers"):
         opened = opened.transformed(shallower(opened, range(size.left, size.size)))
+    for size in (each for each in sizes if each.kind == "experts"):
+        opened = opened.transformed(_last_experts_gone(opened, size))
     removals = [
         Removal(coupling, tuple(range(size.left, size.size)))
         for size in sizes
-        if size.kind != "layers"
+        if size.kind in WIDTHS
         for coupling in coupled(opened, size.kind)
     ]
     if not removals:
@@ -82,6 +91,12 @@ def _size(opened: OpenModel, kind: Kind) -> int:
     blocks = opened.topology.block_names()
     if kind == "layers":
         return len(blocks)
+    if kind == "experts":
+        return _experts(opened)
+    if kind == "channels" and opened.topology.experts:
+        raise InputError(
+            f"srcr removes no channels of a mixture of experts such as {opened.architecture}: remove experts"
+        )
     couplings = coupled(opened, kind)
     if [coupling.block for coupling in couplings] != blocks:
         without = next((b for b in blocks if b not in {c.block for c in couplings}), blocks[0])
@@ -98,6 +113,52 @@ def _size(opened: OpenModel, kind: Kind) -> int:
     return sizes.pop()
 
 
+def _experts(opened: OpenModel) -> int:
+    """Experts of every layer that has some."""
+    counts = set(opened.topology.experts.values())
+    if len(counts) == 1:
+        return counts.pop()
+    if not counts:
+        raise InputError(
+            f"{opened.architecture} has no experts that could be removed: leave experts out"
+        )
+    raise InputError(
+        f"the layers of {opened.architecture} have different numbers of experts "
+        f"({', '.join(map(str, sorted(counts)))}): leave experts out"
+    )
+
+
+def _check_experts(opened: OpenModel, size: StructureSize) -> None:
+    """Refuse to leave fewer experts than each token is routed to, or as many as the config cannot say.
+
+    Raises:
+        InputError: with what works.
+    """
+    chosen = chosen_experts(opened)
+    if size.left < chosen:
+        raise InputError(
+            f"{size} would be left, and every token is routed to {chosen}: use experts={size.size - chosen} "
+            "or fewer"
+        )
+    if not expert_keys(opened, size.size):
+        raise InputError(
+            f"the config of {opened.architecture} does not say how many experts there are in a way that srcr "
+            "knows: leave experts out"
+        )
+    try:
+        opened.transformed(_last_experts_gone(opened, size))
+    except InputError as error:
+        raise InputError(
+            f"the config of {opened.architecture} cannot say {size} ({error}): use another number of experts"
+        ) from None
+
+
+def _last_experts_gone(opened: OpenModel, size: StructureSize) -> WeightSource:
+    """The model without the last experts of every layer."""
+    last = tuple(range(size.left, size.size))
+    return fewer_experts(opened, dict.fromkeys(opened.topology.experts, last))
+
+
 def _multiple(size: int, group_size: int | None) -> int:
     """What numbers of channels are multiples of: the group size; else the largest power of two up to
     :data:`CHANNEL_MULTIPLE` that ``size`` is a multiple of."""
@@ -111,7 +172,7 @@ def _multiple(size: int, group_size: int | None) -> int:
 
 def _refusal(opened: OpenModel, sizes: tuple[StructureSize, ...], error: InputError) -> str:
     """What a config cannot say, with the nearest numbers of heads that it can."""
-    what = ", ".join(str(size) for size in sizes if size.kind != "layers")
+    what = ", ".join(str(size) for size in sizes if size.kind in WIDTHS)
     heads = next((size for size in sizes if size.kind == "heads"), None)
     remedy = "leave heads and channels out" if heads is None else "leave heads out"
     if heads is not None:

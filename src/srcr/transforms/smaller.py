@@ -49,7 +49,7 @@ def narrower(
 
 def _narrower_config(opened: OpenModel, removal: Removal) -> dict[str, Any]:
     """The keys of the config that count what is removed, with what is left."""
-    text, size = _text_config(opened), removal.coupling.size
+    text, size = text_config(opened), removal.coupling.size
     left = size - len(removal.elements)
     if removal.coupling.kind == "channels":
         return {key: left for key in WIDTH_KEYS if hasattr(text, key)}
@@ -86,8 +86,8 @@ def shallower(opened: OpenModel, gone: Collection[int]) -> TransformedSource:
         for name in names:
             if number != index and name.startswith(f"{blocks[index]}."):
                 rest = name.removeprefix(f"{blocks[index]}.")
-                changes[f"{blocks[number]}.{rest}"] = partial(_unchanged, name)
-    text = _text_config(opened)
+                changes[f"{blocks[number]}.{rest}"] = partial(unchanged, name)
+    text = text_config(opened)
     config: dict[str, Any] = {_key(text, "num_hidden_layers"): len(kept)}
     for key, value in text.to_dict().items():
         if "layer" in key and isinstance(value, list) and len(value) == len(blocks):
@@ -97,12 +97,12 @@ def shallower(opened: OpenModel, gone: Collection[int]) -> TransformedSource:
     return TransformedSource(opened.source, changes, removed, config)
 
 
-def _unchanged(name: str, read: Read) -> Tensor:
+def unchanged(name: str, read: Read) -> Tensor:
     """A tensor as it is, to be shown under another name."""
     return read(name)
 
 
-def _text_config(opened: OpenModel) -> Any:
+def text_config(opened: OpenModel) -> Any:
     """The config of the language model.
 
     Raises:
