@@ -285,8 +285,9 @@ class Checkpoint:
         return meta.to(self.dtype) if name in self.parameters else meta
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Any:
-        """The transformers model of these weights, whole, in its own precision or ``dtype``."""
-        return fuse(load_from(DequantizedSource(self), dtype))
+        """The transformers model of these weights, whole, in its own precision or ``dtype``; its experts are
+        linears."""
+        return load_from(DequantizedSource(self), dtype)
 
 
 def dequantizing(
@@ -294,7 +295,7 @@ def dequantizing(
 ) -> Callable[[Path, torch.dtype | None], Any]:
     """The ``load`` of a format that no other library opens: the model in a folder, read by ``read``,
     dequantized."""
-    return lambda folder, dtype: read(folder).dequantized(dtype)
+    return lambda folder, dtype: fuse(read(folder).dequantized(dtype))
 
 
 class DequantizedSource:

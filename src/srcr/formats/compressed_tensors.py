@@ -29,6 +29,7 @@ from srcr.models.config import quant_method, quantization_of
 from srcr.models.load import load_model
 from srcr.models.matrices import MatrixRef
 from srcr.models.source import CheckpointSource
+from srcr.models.unfuse import fuse
 from srcr.models.validation import library_errors
 from srcr.numerics.compressed import CompressedWeight
 from srcr.numerics.grid import Grid
@@ -267,7 +268,7 @@ def _load(folder: Path, dtype: torch.dtype | None) -> Any:
     if any(".experts." in name for name in TensorFiles(folder).entries):
         written = _read(folder)
         if not stacks_in_transformers(written.contents):
-            return written.dequantized(dtype)
+            return fuse(written.dequantized(dtype))
     return load_model(folder, dtype)
 
 

@@ -197,7 +197,7 @@ class Topology:
         return experts_module(name) in self.experts
 
     @cached_property
-    def alike(self) -> Mapping[str, frozenset[int]]:
+    def alike(self) -> Mapping[str, tuple[int, ...]]:
         """The widths of all linears that engines want stored as a linear is, by its name, where the model has
         experts: those of all experts, which are stacked, or of all others."""
         if not self.experts:
@@ -205,7 +205,7 @@ class Topology:
         widths: dict[bool, set[int]] = {True: set(), False: set()}
         for name in self.linears():
             widths[self.routed(name)].add(self.shapes[name][1])
-        sets = {routed: frozenset(each) for routed, each in widths.items()}
+        sets = {routed: tuple(sorted(each)) for routed, each in widths.items()}
         return {name: sets[self.routed(name)] for name in self.linears()}
 
     def transposed(self) -> list[str]:

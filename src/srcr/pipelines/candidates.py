@@ -14,7 +14,6 @@ from srcr.metrics.rates import FULL_BITS, LayerRates, count_zeros, entropy_bits,
 from srcr.models.blockwise import copy_on
 from srcr.models.checkpoint import ModelLike, OpenModel, open_model
 from srcr.models.load import load_tokenizer, resolve
-from srcr.models.matrices import read_matrix
 from srcr.numerics.entropy import sparse_entropy
 from srcr.pipelines.progress import stage
 from srcr.records.run import LoadedBytes, Rates, RunSummary
@@ -51,7 +50,7 @@ class _Loaded:
         """The model in float32 on a device; what was in memory before stays as it is."""
         if self.opened is None:
             return self.model.to(device=device, dtype=torch.float32)
-        return copy_on(self.opened.loaded(torch.float32), device.type)
+        return copy_on(self.opened.stacked(torch.float32), device.type)
 
 
 def open_candidates(
@@ -69,7 +68,7 @@ def open_candidates(
         raise InputError("a compressed model was given twice: name each once")
     with stage("load", 1 + len(compressed), quiet) as bar:
         bar.note(base.name)
-        reference = copy_on(base.loaded(torch.float32), device.type)
+        reference = copy_on(base.stacked(torch.float32), device.type)
         candidates = []
         for i, each in enumerate(compressed):
             bar.note(str(each) if i in folders else f"model {i + 1}", advance=1)
@@ -85,7 +84,7 @@ def _load(model: ModelLike, folder: Path | None) -> _Loaded:
     if folder is not None:
         return _Loaded(str(model), load(folder), _folder_tokenizer(folder), folder=folder)
     opened = open_model(model)
-    return _Loaded(opened.name, opened.loaded(), _tokenizer(opened), opened=opened)
+    return _Loaded(opened.name, opened.stacked(), _tokenizer(opened), opened=opened)
 
 
 def _folder_tokenizer(folder: Path) -> Any | None:
@@ -166,18 +165,15 @@ def _measured(base: OpenModel, loaded: _Loaded) -> Rates:
             return measured_rates(layers, base_size, base.weight_bytes, stored, in_memory)
         checkpoint = fmt.read(loaded.folder)
         in_memory = fmt.loaded_bytes(loaded.folder, checkpoint.contents)
-    layers = [
-        _layer_rates(checkpoint, loaded.model, name)
-        for name in checkpoint.contents.topology.linears()
-    ]
+    layers = [_layer_rates(checkpoint, name) for name in checkpoint.contents.topology.linears()]
     return measured_rates(layers, base_size, base.weight_bytes, stored, in_memory)
 
 
-def _layer_rates(checkpoint: Checkpoint, model: Any, name: str) -> LayerRates:
+def _layer_rates(checkpoint: Checkpoint, name: str) -> LayerRates:
     """Of a linear that is not quantized, zeros count as pruned."""
     topology = checkpoint.contents.topology
     rows, cols = topology.shapes[name]
-    zeros = count_zeros([read_matrix(model, topology.matrices[name])])
+    zeros = count_zeros([checkpoint.weight(name)])
     scheme = checkpoint.contents.schemes.get(name)
     if scheme is None:
         return LayerRates(rows * cols, zeros, FULL_BITS, zeros, sparse_entropy(zeros))
@@ -195,18 +191,17 @@ def _layers_in_files(folder: Path, model: Any) -> tuple[list[LayerRates], Loaded
     Raises:
         InputError: the tensors of a linear are not stored under its name.
     """
-    sizes, topology = TensorFiles(folder).sizes(), open_model(model).topology
-    layers = []
+    sizes, opened = TensorFiles(folder).sizes(), open_model(model)
+    topology, layers = opened.topology, []
     for name in topology.linears():
         ref, (rows, cols) = topology.matrices[name], topology.shapes[name]
         # The codes are the largest of what is stored: scales are shared by many weights.
         stored = max((n for key, n in sizes.items() if key.startswith(ref.parameter)), default=0)
-        values = model.get_parameter(ref.parameter).numel()
         if not stored:
             raise InputError(
                 f"{folder} stores {name} under another name, so that its bits cannot be counted: give the "
                 "folder that srcr wrote"
             )
-        zeros = count_zeros([read_matrix(model, ref)])
-        layers.append(LayerRates(rows * cols, 0.0, 8 * stored / values, zeros, None))
+        zeros = count_zeros([opened.blockwise.matrix(name)])
+        layers.append(LayerRates(rows * cols, 0.0, 8 * stored / (rows * cols), zeros, None))
     return layers, LoadedBytes(sum(sizes.values()), "transformers")

@@ -81,7 +81,7 @@ class TextModel:
         """The whole model on the device."""
         if self.model is not None and self.model.dtype == self.precision:
             return self.model
-        return copy_on(self.opened.loaded(self.precision), self.device)
+        return copy_on(self.opened.stacked(self.precision), self.device)
 
 
 def writing_memory(model: TextModel, length: int) -> int:

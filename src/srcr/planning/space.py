@@ -72,7 +72,7 @@ class SearchSpace:
     draft_rounds: int = 1
     group_sizes: tuple[int, ...] = AUTO_GROUPS
     super_blocks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    alike: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    alike: Mapping[str, tuple[int, ...]] | None = None
 
     def draft(self) -> SolverSpec:
         """How a level of the database is solved."""
@@ -88,7 +88,9 @@ class SearchSpace:
             quant = replace(self.quant, num_bits=level.num_bits)
         plan = CompressionPlan((LayerPlan(name, prune, quant),))
         plan = resolve_scale_bits(plan, shapes, choices=self.super_blocks)
-        plan, _ = resolve_group_sizes(plan, shapes, choices=self.group_sizes, alike=self.alike)
+        plan, _ = resolve_group_sizes(
+            plan, shapes, choices=self.group_sizes, alike=self.alike or {}
+        )
         return plan.layers[0]
 
     def plan(
