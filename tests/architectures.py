@@ -114,13 +114,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def tiny_architecture(kind: str) -> Any:
-    """A tiny random model of a ``model_type``, in evaluation mode.
+def tiny_architecture(kind: str, **settings: Any) -> Any:
+    """A tiny random model of a ``model_type``, in evaluation mode; with some settings of its config.
 
     Raises:
         Exception: of any kind: transformers does not build it so.
     """
-    config = CONFIG_MAPPING[kind](**_settings(CONFIG_MAPPING[kind], SETTINGS.get(kind, {})))
+    given = SETTINGS.get(kind, {}) | settings
+    config = CONFIG_MAPPING[kind](**_settings(CONFIG_MAPPING[kind], given))
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     size = sum(parameter.numel() for parameter in empty.parameters())

@@ -74,8 +74,14 @@ def _saved(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that transformers saves a state of the fused model as."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    with library_errors(f"transformers does not say how it stores a {type(model).__name__}"):
-        saved: dict[str, Tensor] = revert_weight_conversion(model, state)
+    # How it was loaded, which may be from packed codes, is not how it is stored.
+    loaded_by = model.__dict__.pop("_weight_conversions", None)
+    try:
+        with library_errors(f"transformers does not say how it stores a {type(model).__name__}"):
+            saved: dict[str, Tensor] = revert_weight_conversion(model, state)
+    finally:
+        if loaded_by is not None:
+            model._weight_conversions = loaded_by
     return saved
 
 

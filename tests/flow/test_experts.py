@@ -1,0 +1,214 @@
+"""Mixtures of experts from end to end: every expert compressed, and read by transformers as it stands."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+import srcr
+from architectures import tiny_architecture
+from srcr.errors import InputError
+from srcr.models.checkpoint import open_model
+from srcr.pipelines.compress import compress
+from srcr.records.routing import expert_tokens, routing_notes
+
+EXPERTS = 16
+#: How many experts there are, by the names that configs have for it.
+COUNTS = dict.fromkeys(
+    ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), EXPERTS
+)
+#: Families, with what calls the number of experts of a token, and the format they come out in.
+FAMILIES = {
+    "mixtral": ("num_local_experts", "compressed-tensors"),
+    "qwen2_moe": ("num_experts", "compressed-tensors"),
+    "qwen3_moe": ("num_experts", "compressed-tensors"),
+    "olmoe": ("num_experts", "compressed-tensors"),
+    "deepseek_v2": ("n_routed_experts", "compressed-tensors"),
+    "deepseek_v3": ("n_routed_experts", "compressed-tensors"),
+    "gpt_oss": ("num_local_experts", "dense"),
+    "granitemoe": ("num_local_experts", "dense"),
+    "llama4_text": ("num_local_experts", "dense"),
+}
+RUN = srcr.RunOptions(quiet=True)
+IDS = torch.randint(3, 90, (8, 32), generator=torch.Generator().manual_seed(0))
+
+
+def mixture(kind, folder, chosen=2, **settings):
+    """The folder of a tiny mixture of so many experts."""
+    if kind in FAMILIES:
+        settings[FAMILIES[kind][0]] = EXPERTS
+    model = tiny_architecture(kind, num_experts_per_tok=chosen, **settings)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def stored_names(folder):
+    names = []
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as stream:
+            names += stream.keys()
+    return names
+
+
+@torch.no_grad()
+def logits(model):
+    return model(IDS[:2], use_cache=False).logits
+
+
+@pytest.mark.parametrize("chosen", [2, 8])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_expert_of_a_family_is_compressed(kind, chosen, tmp_path):
+    base = mixture(kind, tmp_path / "base", chosen)
+    record = compress(base, tmp_path / "out", None, IDS, RUN, bits=8, sparsity=0.25, group_size=-1)
+    assert record.format == FAMILIES[kind][1]
+    assert record.verification.difference <= record.verification.tolerance
+    assert record.loader == "transformers"
+    topology = open_model(base).topology
+    routed = [name for name in topology.linears() if topology.routed(name)]
+    assert len(routed) == 3 * EXPERTS * len(topology.experts)
+    compressed = {layer.name: layer for layer in record.layers}
+    assert compressed.keys() == set(topology.linears())
+    assert all(compressed[name].sparsity == pytest.approx(0.25, abs=0.02) for name in routed)
+    if record.format == "compressed-tensors":
+        packed = [n for n in stored_names(tmp_path / "out") if n.endswith("_packed")]
+        assert len(packed) == len(compressed)
+        assert sum(".experts." in name for name in packed) == len(routed)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert torch.equal(logits(plain), logits(srcr.load(tmp_path / "out")))
+    zeros = Counter()
+    for name, weight in open_model(plain).source._tensors.items():
+        if name.endswith("proj.weight") and ".experts." in name:
+            zeros[bool((weight == 0).float().mean() > 0.2)] += 1
+    assert zeros == {True: len(routed)}
+
+
+def test_tokens_are_counted_and_starved_experts_named(tmp_path):
+    base = mixture("mixtral", tmp_path / "base")
+    record = compress(base, tmp_path / "out", None, IDS[:1, :4], RUN, bits=8, group_size=-1)
+    tokens = expert_tokens(record.layers)
+    assert len(tokens) == 2 * EXPERTS
+    for layer in range(2):
+        here = [n for name, n in tokens.items() if f"layers.{layer}." in name]
+        assert sum(here) == 2 * 4  # each token goes to two
+    notes = routing_notes(record.layers)
+    assert "16 experts were given no token" in " ".join(notes) or len(notes) == 2
+    assert set(notes) <= set(record.notes)
+    assert all(layer.error == layer.error for layer in record.layers)  # none is NaN
+    written = json.loads((tmp_path / "out" / "srcr.json").read_text())
+    assert {each.get("tokens") is not None for each in written["layers"]} == {True, False}
+
+
+def test_experts_get_one_group_size(tmp_path):
+    base = mixture(
+        "qwen3_moe", tmp_path / "base", hidden_size=128, moe_intermediate_size=96, head_dim=32
+    )
+    record = compress(base, tmp_path / "out", None, IDS, RUN, bits=4)
+    assert record.loader == "transformers"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    targets = {
+        next(iter(group["targets"])): group["weights"]["group_size"]
+        for group in config["config_groups"].values()
+    }
+    assert targets[r"re:.*\.experts\.\d+\..*"] == 32
+    assert sorted(targets.values()) == [32, 128]
+
+
+def test_experts_of_several_schemes_are_opened_by_srcr(tmp_path):
+    base = mixture("qwen3_moe", tmp_path / "base")
+    settings = {"overrides": {"*experts.3.*": {"bits": 8}}, "group_size": -1}
+    record = compress(base, tmp_path / "out", None, IDS, RUN, bits=4, **settings)
+    assert record.loader == "srcr"
+    assert any("transformers stacks experts" in note for note in record.notes)
+    assert record.verification.difference <= record.verification.tolerance
+    assert type(srcr.load(tmp_path / "out")).__name__ == "Qwen3MoeForCausalLM"
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+    base = mixture("qwen2_moe", tmp_path / "base")
+    settings = {"bits": 4, "group_size": -1, "remove": "experts=4"}
+    compress(base, tmp_path / "whole", None, IDS, RUN, **settings)
+    from srcr.pipelines import blocks
+
+    done = []
+
+    def stop(self, index):
+        done.append(index)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks._Visitor, "advance", stop)
+        with pytest.raises(KeyboardInterrupt):
+            compress(base, tmp_path / "out", None, IDS, RUN, **settings)
+    output = srcr.Output(tmp_path / "out", resume=True)
+    compress(base, output, None, IDS, RUN, **settings)
+    assert done == [0]
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3", "gpt_oss", "granitemoe", "llama4_text"])
+def test_experts_are_removed(kind, tmp_path):
+    base = mixture(kind, tmp_path / "base")
+    record = compress(
+        base, srcr.Output(tmp_path / "out", format="dense"), None, IDS, RUN, bits=16, remove="experts=0.25"
+    )  # fmt: skip
+    structure = record.structures[0]
+    assert (structure.kind, structure.before, structure.after) == ("experts", EXPERTS, 12)
+    assert all(len(gone) == 4 for gone in structure.experts.values())
+    smaller = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert set(open_model(smaller).topology.experts.values()) == {12}
+    # The same as the whole model whose router never chooses them.
+    whole = open_model(base).loaded(torch.float32)
+    module, gone = next(iter(structure.experts.items()))
+    kept = [number for number in range(EXPERTS) if number not in gone]
+    experts = whole.get_submodule(module)
+    left = open_model(smaller).loaded().get_submodule(module)
+    for number, old in enumerate(kept):
+        here, there = left.get_submodule(str(number)), experts.get_submodule(str(old))
+        for (name, weight), (other, expected) in zip(
+            here.named_parameters(), there.named_parameters(), strict=True
+        ):
+            assert name == other
+            assert torch.equal(weight, expected)
+    if kind != "llama4_text":
+        router = next(n for n in ("gate", "router") if hasattr(_parent(whole, module), n))
+        rows = getattr(_parent(whole, module), router).weight[kept]
+        assert torch.equal(getattr(_parent(smaller, module), router).weight, rows)
+
+
+def _parent(model, module):
+    return model.get_submodule(module.rpartition(".")[0])
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("experts=15", "every token is routed to 2: use experts=14"),
+        ("experts=16", "at least one must go"),
+        ("channels=0.25", "remove experts"),
+    ],
+)
+def test_what_cannot_be_removed_is_said_before_the_work(remove, message, tmp_path):
+    base = mixture("mixtral", tmp_path / "base")
+    with pytest.raises(InputError, match=message):
+        compress(base, tmp_path / "out", None, IDS, RUN, bits=8, remove=remove)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_experts_has_none_to_remove(tmp_path):
+    with pytest.raises(InputError, match="has no experts that could be removed"):
+        compress("bundled", tmp_path / "out", None, IDS, RUN, bits=8, remove="experts=1")
+
+
+def test_a_mixture_is_trained_under_its_grid(tmp_path):
+    base = mixture("qwen3_moe", tmp_path / "base")
+    compress(base, tmp_path / "out", None, IDS, RUN, bits=3, group_size=-1)
+    text = srcr.RecoveryText((IDS,), held_out=IDS.flip(1))
+    spec = srcr.RecoverySpec(steps=2)
+    record = srcr.recover(base, tmp_path / "out", tmp_path / "better", spec, text, RUN)
+    assert record.recoveries
+    before, after = (srcr.load(tmp_path / name) for name in ("out", "better"))
+    assert before.state_dict().keys() == after.state_dict().keys()
