@@ -166,6 +166,7 @@ class TestPlan:
             "sparsity": 0.0, "structure": "2:4", "bits": 4, "group_size": "auto", "symmetric": False,
             "prune_method": "wanda", "quant_method": "rtn", "mode": "joint", "dampening_frac": 0.0,
             "dense_targets": False, "dense_share": 0.5, "descent_rounds": 0, "targets": ["a"],
+            "expert_prior": 10.0, "expert_gates": True,
             "ignore": "a", "overrides": {"a": Override(bits=3)}, "embeddings": 8,
             "remove": "layers=1",
         }  # fmt: skip

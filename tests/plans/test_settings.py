@@ -19,6 +19,8 @@ settings = st.fixed_dictionaries(
         "mode": st.just("sequential-a"),
         "dampening_frac": st.just(0.02),
         "dense_targets": st.booleans(),
+        "expert_prior": st.floats(0.1, 1e6),
+        "expert_gates": st.booleans(),
         "descent_rounds": st.integers(0, 3),
         "targets": st.just(["*.mlp.*"]),
         "ignore": st.just("re:.*k_proj"),

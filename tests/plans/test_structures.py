@@ -39,8 +39,8 @@ def test_what_is_none_is_refused(text: str, message: str) -> None:
 
 
 def test_a_mapping_with_another_key_is_refused() -> None:
-    with pytest.raises(InputError, match="'experts'"):
-        structure_spec({"experts": 0.5})
+    with pytest.raises(InputError, match="'neurons'"):
+        structure_spec({"neurons": 0.5})
 
 
 @given(st.integers(2, 4096), st.floats(0.01, 0.99), st.sampled_from([1, 2, 32]))

@@ -54,6 +54,8 @@ class Options:
     dense_targets: bool | None = None
     dense_share: float | None = None
     descent_rounds: int | None = None
+    expert_prior: float | None = None
+    expert_gates: bool | None = None
     targets: str | list[str] | None = None
     ignore: str | list[str] | None = None
     overrides: dict[str, Override] | None = None

@@ -14,7 +14,10 @@ from srcr.plans.structures import STRUCTURES, structure_spec
 from srcr.serialize import STRICT, from_dict, to_dict
 
 #: Settings of the solver, by the same names.
-SOLVER = ("mode", "dampening_frac", "dense_targets", "dense_share", "descent_rounds")
+SOLVER = (
+    "mode", "dampening_frac", "dense_targets", "dense_share", "descent_rounds", "expert_prior",
+    "expert_gates",
+)  # fmt: skip
 #: Bits that stand for no quantization.
 UNQUANTIZED = 16
 
@@ -38,6 +41,8 @@ class RecipeSettings(TypedDict, total=False):
     dense_targets: bool
     dense_share: float
     descent_rounds: int
+    expert_prior: float
+    expert_gates: bool
     targets: str | list[str] | tuple[str, ...]
     ignore: str | list[str] | tuple[str, ...]
     overrides: dict[str, Override]

@@ -1,6 +1,7 @@
 """How many tokens of the calibration data each expert was given."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from srcr.records.run import LayerRecord
@@ -14,6 +15,30 @@ def expert_tokens(layers: Sequence[LayerRecord]) -> dict[str, int]:
     return {
         layer.name.rpartition(".")[0]: layer.tokens for layer in layers if layer.tokens is not None
     }
+
+
+@dataclass(frozen=True)
+class ExpertLoad:
+    """The tokens of the calibration data that the experts of a ``module`` were given: least, median, most;
+    and how many experts were given none."""
+
+    module: str
+    experts: int
+    least: int
+    median: float
+    most: int
+    starved: int
+
+
+def expert_loads(layers: Sequence[LayerRecord]) -> list[ExpertLoad]:
+    """The load of every module of experts, in the order they run."""
+    counts: dict[str, list[int]] = {}
+    for name, tokens in expert_tokens(layers).items():
+        counts.setdefault(name.rpartition(".")[0], []).append(tokens)
+    return [
+        ExpertLoad(module, len(n), min(n), median(n), max(n), n.count(0))
+        for module, n in counts.items()
+    ]
 
 
 def routing_notes(layers: Sequence[LayerRecord]) -> tuple[str, ...]:

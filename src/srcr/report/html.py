@@ -23,6 +23,7 @@ from markupsafe import Markup
 from srcr.environment import format_bytes
 from srcr.errors import InputError
 from srcr.records.evaluation import Evaluation
+from srcr.records.routing import expert_loads
 from srcr.records.sensitivity import SensitivityTable
 from srcr.records.sharing import shareable
 from srcr.report import layers, plots, table
@@ -261,7 +262,7 @@ def _environment() -> Environment:
     shown = (
         table.percent, table.percents, table.number, table.numbers, table.smaller, table.structure,
         table.summary, plots.mode, plots.method, plots.curve_points, layers.by_type, format_bytes, short,
-        clip, word_diff, evaluate_command,
+        clip, word_diff, evaluate_command, expert_loads,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in shown}
     return environment
