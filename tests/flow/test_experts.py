@@ -13,7 +13,9 @@ from architectures import tiny_architecture
 from srcr.errors import InputError
 from srcr.models.checkpoint import open_model
 from srcr.pipelines.compress import compress
+from srcr.planning.space import level_grid
 from srcr.records.routing import expert_tokens, routing_notes
+from srcr.serialize import from_yaml
 
 EXPERTS = 16
 #: How many experts there are, by the names that configs have for it.
@@ -212,3 +214,53 @@ def test_a_mixture_is_trained_under_its_grid(tmp_path):
     assert record.recoveries
     before, after = (srcr.load(tmp_path / name) for name in ("out", "better"))
     assert before.state_dict().keys() == after.state_dict().keys()
+
+
+def test_a_search_decides_for_all_experts_of_a_layer(tmp_path):
+    base = tiny_architecture("mixtral")
+    base.save_pretrained(tmp_path / "base")
+    space = srcr.SearchSpace(level_grid([0.0, 0.25], [3, 4]), quant=srcr.QuantSpec(group_size=-1))
+    ids = torch.randint(3, 90, (40, 24), generator=torch.Generator().manual_seed(1))
+    result = srcr.search(
+        str(tmp_path / "base"), srcr.Target(tcr=0.78), space, srcr.Calibration(ids),
+        tmp_path / "out", srcr.SearchSpec(trials=2), RUN,
+    )  # fmt: skip
+    experts = [group for group in result.groups if ".experts." in group[0]]
+    assert [len(group) for group in experts] == [8, 4, 8, 4]  # gate and up, down; of two layers
+    plan = from_yaml(srcr.CompressionPlan, tmp_path / "out" / "plan.yaml")
+    for group in experts:
+        levels = {(layer.sparsity > 0, layer.bits) for layer in plan.layers if layer.name in group}
+        assert len(levels) == 1
+    assert result.finalists[0].rates.tcr == pytest.approx(0.78, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_an_archive_of_a_mixture_becomes_the_same_files(kind, tmp_path):
+    base = mixture(kind, tmp_path / "base")
+    first = srcr.Output(tmp_path / "first", format="archive")
+    compress(base, first, None, IDS, RUN, bits=4, group_size=-1)
+    compress(
+        base, srcr.Output(tmp_path / "dense", format="dense"), None, IDS, RUN, bits=4, group_size=-1
+    )
+    srcr.export(tmp_path / "first", srcr.Output(tmp_path / "again", format="dense"), RUN)
+    for path in (tmp_path / "dense").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    assert torch.equal(logits(srcr.load(tmp_path / "first")), logits(srcr.load(tmp_path / "dense")))
+
+
+def test_gptq_holds_no_experts(tmp_path):
+    base = mixture("mixtral", tmp_path / "base")
+    with pytest.raises(InputError, match="gptq"):
+        compress(
+            base, srcr.Output(tmp_path / "out", format="gptq"), None, IDS, RUN, bits=4, group_size=-1
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_are_evaluated_beside_their_base(tmp_path):
+    base = mixture("mixtral", tmp_path / "base")
+    compress(base, tmp_path / "out", None, IDS, RUN, bits=8, group_size=-1)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    folder, in_memory = srcr.evaluate(base, [tmp_path / "out", model], IDS, options=RUN)
+    assert folder.divergence.kl.value == pytest.approx(in_memory.divergence.kl.value, rel=1e-4)
+    assert 0 < folder.divergence.kl.value < 0.1

@@ -191,10 +191,13 @@ class StoredTensors:
         if place.transposed:
             shape.reverse()
         count = 1 + max(member.index or 0 for _, member in members)
-        stack = tensor.new_empty(count, *shape)
-        if stack.device.type != "meta":
-            for member, at in members:
-                at.view(stack).copy_(read(member))
+        if read == self._tensors.meta:
+            return tensor.new_empty(count, *shape)
+        stack = torch.zeros(count, *shape, dtype=tensor.dtype)
+        for member, at in members:
+            part = read(member)
+            if not part.is_meta:  # else it is compressed, and stands elsewhere
+                at.view(stack).copy_(part)
         return stack
 
 

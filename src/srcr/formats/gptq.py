@@ -62,6 +62,10 @@ def check(contents: Contents) -> None:
             f"gptq does not hold {tables[0]} quantized: leave --embeddings out, or use --format "
             "compressed-tensors"
         )
+    if contents.topology.experts:
+        raise InputError(
+            "gptq: srcr writes no mixtures of experts in it: use --format compressed-tensors or dense"
+        )
     check_own_scales(contents, NAME)
     for name, scheme in contents.schemes.items():
         if topology.matrix(name).index is not None:
