@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from architectures import tiny_architecture
 from srcr.data.sources import Calibration
 from srcr.pipelines.compress import compress
 from srcr.pipelines.options import RunOptions
@@ -205,17 +206,11 @@ class TestModels:
         message = refused("compress", tiny, "-o", tmp_path / "out")
         assert "model.safetensors is not a valid safetensors file" in message
 
-    def test_a_mixture_of_experts(self, refused, tmp_path):
-        from transformers import AutoModelForCausalLM
-
-        config = AutoConfig.for_model(
-            "mixtral", vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=2, num_local_experts=2,
-        )  # fmt: skip
-        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "moe")
+    def test_experts_in_a_layout_that_is_not_known(self, refused, tmp_path):
+        tiny_architecture("longcat_flash").save_pretrained(tmp_path / "moe")
         message = refused("compress", tmp_path / "moe", "-o", tmp_path / "out")
-        assert "mixture-of-experts" in message
-        assert "gate_up_proj" in message
+        assert "LongcatFlashExperts" in message
+        assert "stacks experts in a way that srcr does not know" in message
 
     def test_activations_that_overflow_exit_with_1(self, refused, tiny, ids, tmp_path):
         tensors = load_file(tiny / "model.safetensors")

@@ -171,6 +171,7 @@ def search(
     study: searching.Study = None,
     sparsities: searching.Sparsities = None,
     widths: searching.Widths = None,
+    removals: searching.Removals = None,
     group_size: given.GroupSize = None,
     symmetric: given.Symmetric = None,
     prune_method: given.PruneMethod = None,
@@ -200,6 +201,7 @@ def search(
     from srcr.pipelines.options import Output
     from srcr.pipelines.search import search as run
     from srcr.planning.specs import SearchSpec
+    from srcr.plans.structures import parse_structures
 
     size, aim = _size(target, constraint, objective, tasks, limit)
     options = Options.of(arguments, config)
@@ -207,6 +209,7 @@ def search(
     spec = SearchSpec(
         SearchSpec.trials if trials is None else trials, storage, study,
         resources(database, database_limit, ray), aim, recovery=options.training(),
+        structures=tuple(parse_structures(each) for each in removals or ()),
     )  # fmt: skip
     how = options.run(command_line())
     wanted = (model, size, options.space(), options.data(), output, spec, how)

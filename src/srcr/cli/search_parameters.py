@@ -30,6 +30,17 @@ Widths = Annotated[
         metavar="B,B",
     ),
 ]
+Removals = Annotated[
+    list[str] | None,
+    option(
+        SEARCH,
+        "Whole structures that are tried beside, as experts=0.25 or channels=0.2,heads=1; given several "
+        "times, one finalist of each.",
+        "--remove",
+        default="nothing",
+        metavar="WHAT",
+    ),
+]
 TargetSize = Annotated[
     str | None,
     option(SEARCH, "tcr=0.8125, stored=40MB or loaded=4GB.", "--target", metavar="SIZE"),

@@ -19,6 +19,7 @@ from srcr.engine.memory import (
     token_batches,
 )
 from srcr.environment import parse_size, select_device
+from srcr.errors import InputError
 from srcr.formats import Format, get_format
 from srcr.formats.checkpoint import planned_contents
 from srcr.metrics.rates import FULL_BITS
@@ -56,6 +57,7 @@ from srcr.planning.memory import (
 from srcr.planning.objective import check_measurable, check_objective
 from srcr.planning.space import SearchSpace
 from srcr.planning.specs import MeasurementSpec, Resources, SearchSpec
+from srcr.planning.structured import check_structures
 from srcr.plans.objective import Constraint
 from srcr.plans.plan import Target
 from srcr.plans.specs import CompressionLevel
@@ -109,6 +111,9 @@ def open_to_search(
     space = space_for(space or SearchSpace(), fmt, opened)
     check_ray(spec.resources.ray, opened)
     check_measurable(objective, opened)
+    if spec.structures and isinstance(target, Constraint):
+        raise InputError("a search under a --constraint removes nothing whole: leave --remove out")
+    check_structures(opened, space, spec.structures)
     if isinstance(target, Target):
         check_reachable(SizeBudget.of(target, opened.blockwise, space, fmt.name))
     return opened, space, fmt.name

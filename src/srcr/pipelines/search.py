@@ -42,6 +42,7 @@ from srcr.planning.problem import SearchProblem, search_problem
 from srcr.planning.proposals import Explorer, Observations, SearchDomain
 from srcr.planning.space import Assignment, SearchSpace
 from srcr.planning.specs import SearchSpec
+from srcr.planning.structured import structured_plans
 from srcr.planning.table import level_errors, sensitivity_table, single_kl
 from srcr.planning.trials import Trials, TrialsSpec
 from srcr.plans.objective import Constraint
@@ -205,6 +206,9 @@ def _decide(work: _Work, explored: _Explored) -> Decision:
         assert explored.allocated is not None
         assignments = searched_finalists(explored.observations, problem.uniform, explored.allocated)
         plans = {name: problem.plan(each, problem.target) for name, each in assignments.items()}
+        plans |= structured_plans(
+            problem, problem.target, explored.observations, work.spec.structures
+        )
     return decide(plans, problem.objective, problem.choice, problem.test, runner)
 
 

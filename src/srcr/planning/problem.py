@@ -19,7 +19,7 @@ from srcr.serialize import digest, to_dict
 #: Settings that change neither what a trial measures nor whether work in progress can be continued, and one
 #: that changes no trial: a study may be shared by searches that differ in them.
 _BESIDE_THE_WORK = ("trials",)
-_BESIDE_THE_TRIALS = ("trials", "objective", "exploration", "training")
+_BESIDE_THE_TRIALS = ("trials", "objective", "exploration", "training", "structures")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,9 @@ def search_settings(
     """Everything that decides the result of a search by name: a value, or the hash of one."""
     measurement = to_dict(spec.measurement)
     del measurement["cache_bytes"]  # decides what is computed again, and no number
-    training = {} if spec.recovery is None else {"training": digest(spec.recovery)}
+    others = {} if spec.recovery is None else {"training": digest(spec.recovery)}
+    if spec.structures:
+        others["structures"] = digest([to_dict(each) for each in spec.structures])
     exploration = {"spec": to_dict(spec.exploration), "tcr_precision": spec.tcr_precision}
     return {
         "model": context.opened.sha256,
@@ -137,6 +139,6 @@ def search_settings(
         "format": format_name,
         "device": context.device,
         "precision": str(context.blocks.running),
-        **training,
+        **others,
         **versions(),
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 from srcr.errors import InputError
 from srcr.plans.objective import Objective
 from srcr.plans.recovery import RecoverySpec
+from srcr.plans.structures import StructureSpec
 
 #: Sparsities and widths that a layer may have where none are named.
 SPARSITIES: tuple[float, ...] = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -71,7 +72,8 @@ class SearchSpec:
     URL; None: SQLite beside the work) and its ``study`` (None: named by the settings, so that processes with
     the same ones share it); the ``resources`` it may use; the ``objective`` that finalists are chosen by;
     ``tcr_precision``: to so much of TCr the smallest model under a constraint is found, the 0.5 % by which a
-    target may be missed; ``recovery``: how the chosen model is trained."""
+    target may be missed; ``recovery``: how the chosen model is trained; ``structures``: what is removed whole
+    from finalists beside those of which nothing is, one of each."""
 
     trials: int = 200
     storage: str | None = None
@@ -82,11 +84,12 @@ class SearchSpec:
     measurement: MeasurementSpec = field(default_factory=MeasurementSpec)
     tcr_precision: float = 0.005
     recovery: RecoverySpec | None = None
+    structures: tuple[StructureSpec, ...] = ()
 
     @property
     def finalists(self) -> int:
         """How many finalists there are at most."""
-        return OTHER_FINALISTS + self.exploration.joint_uniform
+        return OTHER_FINALISTS + self.exploration.joint_uniform + len(self.structures)
 
     def __post_init__(self) -> None:
         if self.trials < 1:
