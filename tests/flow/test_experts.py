@@ -15,7 +15,6 @@ from srcr.models.checkpoint import open_model
 from srcr.pipelines.compress import compress
 from srcr.planning.space import level_grid
 from srcr.records.routing import expert_tokens, routing_notes
-from srcr.serialize import from_yaml
 
 EXPERTS = 16
 #: How many experts there are, by the names that configs have for it.
@@ -223,15 +222,24 @@ def test_a_search_decides_for_all_experts_of_a_layer(tmp_path):
     ids = torch.randint(3, 90, (40, 24), generator=torch.Generator().manual_seed(1))
     result = srcr.search(
         str(tmp_path / "base"), srcr.Target(tcr=0.78), space, srcr.Calibration(ids),
-        tmp_path / "out", srcr.SearchSpec(trials=2), RUN,
+        tmp_path / "out", srcr.SearchSpec(trials=2, structures=(srcr.StructureSpec(experts=1),)), RUN,
     )  # fmt: skip
     experts = [group for group in result.groups if ".experts." in group[0]]
     assert [len(group) for group in experts] == [8, 4, 8, 4]  # gate and up, down; of two layers
-    plan = from_yaml(srcr.CompressionPlan, tmp_path / "out" / "plan.yaml")
+    finalists = {each.compressed: each for each in result.finalists}
     for group in experts:
-        levels = {(layer.sparsity > 0, layer.bits) for layer in plan.layers if layer.name in group}
-        assert len(levels) == 1
-    assert result.finalists[0].rates.tcr == pytest.approx(0.78, abs=0.01)
+        layers = [n for n in finalists["allocated"].plan.layers if n.name in group]
+        assert len({(layer.sparsity > 0, layer.bits) for layer in layers}) == 1
+    smaller = finalists["allocated, 3 of 4 experts"]
+    assert smaller.plan.structures == srcr.StructureSpec(experts=1)
+    bits = [
+        sum(n.bits * (1 - n.sparsity) for n in each.plan.layers) / len(each.plan.layers)
+        for each in (finalists["allocated"], smaller)
+    ]
+    assert bits[1] > bits[0]  # at the same size, more for what is left
+    for each in (finalists["allocated"], smaller):
+        assert 0.78 <= each.rates.tcr < 0.82
+    assert result.chosen in finalists
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
