@@ -1,5 +1,6 @@
 """The commands that choose a configuration: sensitivity, plan, search."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,17 +201,13 @@ def search(
     from srcr.cli.options import Options, resources
     from srcr.pipelines.options import Output
     from srcr.pipelines.search import search as run
-    from srcr.planning.specs import SearchSpec
-    from srcr.plans.structures import parse_structures
 
     size, aim = _size(target, constraint, objective, tasks, limit)
     options = Options.of(arguments, config)
     output = Output(out, options.format, overwrite, resume)
-    spec = SearchSpec(
-        SearchSpec.trials if trials is None else trials, storage, study,
-        resources(database, database_limit, ray), aim, recovery=options.training(),
-        structures=tuple(parse_structures(each) for each in removals or ()),
-    )  # fmt: skip
+    resource = resources(database, database_limit, ray)
+    training = options.training()
+    spec = _spec(trials, storage, study, resource, aim, training, removals)
     how = options.run(command_line())
     wanted = (model, size, options.space(), options.data(), output, spec, how)
     if dry_run:
@@ -219,6 +216,26 @@ def search(
         show_preview(preview_search(*wanted), as_json)
     else:
         _show(run(*wanted), out, as_json)
+
+
+def _spec(
+    trials: int | None,
+    storage: str | None,
+    study: str | None,
+    resource: Any,
+    aim: Any,
+    training: Any,
+    removals: list[str] | None,
+) -> Any:
+    """The spec of a search."""
+    from srcr.planning.specs import SearchSpec
+    from srcr.plans.structures import parse_structures
+
+    structures = tuple(parse_structures(each) for each in removals or ())
+    spec = SearchSpec(SearchSpec.trials if trials is None else trials, storage, study)
+    return replace(
+        spec, resources=resource, objective=aim, recovery=training, structures=structures
+    )
 
 
 def _show(result: Any, out: Path, as_json: bool) -> None:
