@@ -17,7 +17,7 @@ from srcr.engine.forward import (
 from srcr.engine.memory import MemoryPolicy
 from srcr.errors import NumericalError
 from srcr.models.blockwise import Arguments, BlockSource, copy_sharing_weights
-from srcr.models.experts import PRIOR_TOKENS, Routing, in_common
+from srcr.models.experts import PRIOR_TOKENS, Routing, in_common, sample_experts
 from srcr.models.matrices import MatrixRef, read_matrix, replace_matrix
 from srcr.models.topology import Block, LinearGroup
 from srcr.numerics import moments
@@ -52,6 +52,7 @@ class BlockPair:
         self._policy = policy
         self._streams = streams
         self._dense = source.block(index)
+        sample_experts(self._dense)
         self._modified = copy_sharing_weights(self._dense)
         count = len(streams[1])
         cached = count if policy.cached_forwards is None else policy.cached_forwards

@@ -1,6 +1,6 @@
 """What every format writes and reads: a checkpoint, its weights read as they are needed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from srcr.errors import InputError
 from srcr.models.checkpoint import OpenModel, load_from
 from srcr.models.config import config_of
 from srcr.models.matrices import MatrixRef
-from srcr.models.topology import LinearGroup, Topology, experts_module
+from srcr.models.topology import LinearGroup, Topology
 from srcr.models.unfuse import fuse
 from srcr.numerics.compressed import CompressedWeight
 from srcr.plans.plan import CompressionPlan
@@ -86,15 +86,6 @@ class Contents:
         """The groups whose linears have different schemes, which engines that fuse them cannot serve."""
         return [g for g in self.topology.groups() if len(self.group_schemes(g)) > 1]
 
-    def split_experts(self) -> list[str]:
-        """The modules of experts of which linears have different schemes, which engines that stack them
-        cannot serve."""
-        schemes: dict[str, set[Scheme | None]] = {module: set() for module in self.topology.experts}
-        for name in self.topology.linears():
-            if self.topology.routed(name):
-                schemes[experts_module(name)].add(self.schemes.get(name))
-        return [module for module, each in schemes.items() if len(each) > 1]
-
 
 def _stored(ref: MatrixRef, topology: Topology) -> MatrixRef:
     """Where a matrix lies in a checkpoint on the hub."""
@@ -159,10 +150,13 @@ class Tensors(Protocol):
 
 class StoredTensors:
     """The ``tensors`` of a model under the names, and in the stacks, that a checkpoint has them in by
-    ``places``."""
+    ``places``. What stands there for the ``compressed`` parameters counts for nothing, and is not read."""
 
-    def __init__(self, tensors: Tensors, places: Mapping[str, MatrixRef]) -> None:
+    def __init__(
+        self, tensors: Tensors, places: Mapping[str, MatrixRef], compressed: Collection[str]
+    ) -> None:
         self._tensors = tensors
+        self._compressed = compressed
         self._members: dict[str, list[tuple[str, MatrixRef]]] = {}
         for name in tensors.names():
             place = places[name]
@@ -174,30 +168,26 @@ class StoredTensors:
 
     def meta(self, name: str) -> Tensor:
         """A tensor's shape and precision, without data."""
-        return self._made(name, self._tensors.meta)
-
-    def tensor(self, name: str) -> Tensor:
-        """A tensor, stacked of the model's where it is several."""
-        return self._made(name, self._tensors.tensor)
-
-    def _made(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
-        members = self._members[name]
-        first, place = members[0]
-        tensor = read(first)
+        first, place = self._members[name][0]
+        part = self._tensors.meta(first)
         if place.index is None:
-            return tensor
-        rows, *cols = tensor.shape
+            return part
+        rows, *cols = part.shape
         shape = [rows * (1 if place.half is None else 2), *cols]
         if place.transposed:
             shape.reverse()
-        count = 1 + max(member.index or 0 for _, member in members)
-        if read == self._tensors.meta:
-            return tensor.new_empty(count, *shape)
-        stack = torch.zeros(count, *shape, dtype=tensor.dtype)
+        count = 1 + max(at.index or 0 for _, at in self._members[name])
+        return part.new_empty(count, *shape)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor, stacked of the model's where it is several."""
+        members = self._members[name]
+        if members[0][1].index is None:
+            return self._tensors.tensor(members[0][0])
+        stack = torch.zeros_like(self.meta(name), device="cpu")
         for member, at in members:
-            part = read(member)
-            if not part.is_meta:  # else it is compressed, and stands elsewhere
-                at.view(stack).copy_(part)
+            if member not in self._compressed:
+                at.view(stack).copy_(self._tensors.tensor(member))
         return stack
 
 
@@ -240,7 +230,7 @@ class Checkpoint:
         places = self.contents.topology.stored
         if not places:
             return self
-        tensors = StoredTensors(self.tensors, places)
+        tensors = StoredTensors(self.tensors, places, self.parameters)
         return replace(self, contents=self.contents.stored(), tensors=tensors)
 
     @property

@@ -29,6 +29,7 @@ from srcr.models.config import quant_method, quantization_of
 from srcr.models.load import load_model
 from srcr.models.matrices import MatrixRef
 from srcr.models.source import CheckpointSource
+from srcr.models.topology import Topology
 from srcr.models.unfuse import fuse
 from srcr.models.validation import library_errors
 from srcr.numerics.compressed import CompressedWeight
@@ -213,19 +214,20 @@ def _read(folder: Path) -> Checkpoint:
     schemes = {name: scheme_of(config, stored.matrix(name).module) for name in names}
     schemes = {name: scheme for name, scheme in schemes.items() if scheme.num_bits < FULL_BITS}
     contents = Contents(opened.topology, opened.config, schemes, tuple(schemes))
-    return Checkpoint.of(opened, contents, partial(_decode, files, contents))
+    return Checkpoint.of(opened, contents, partial(_decode, files, stored, schemes))
 
 
-def _decode(files: TensorFiles, contents: Contents, name: str) -> CompressedWeight:
-    """The weight of a linear.
+def _decode(
+    files: TensorFiles, stored: Topology, schemes: Mapping[str, Scheme], name: str
+) -> CompressedWeight:
+    """The weight of a linear, which lies where the ``stored`` topology says.
 
     Raises:
         InputError: it is not packed.
     """
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-    stored, bits = contents.stored().topology, contents.schemes[name].num_bits
-    parameter = stored.matrix(name).parameter
+    parameter, bits = stored.matrix(name).parameter, schemes[name].num_bits
     if f"{parameter}_packed" not in files:
         raise InputError(
             f"{files.folder} stores {name} in another way than {PACKED}, which srcr reads: compress the "

@@ -13,10 +13,9 @@ def notes(contents: Contents) -> list[str]:
     """Which engines do not load the contents, and what they would load instead."""
     result = []
     if split := contents.split_groups():
-        names = ", ".join(split[0].names)
         result.append(
-            f"vLLM fuses {names} and serves them with the same bits, group size and symmetry only; here they "
-            f"differ, as in {len(split)} groups in all: transformers loads that, vLLM does not"
+            f"vLLM fuses {split[0].label} and serves them with the same bits, group size and symmetry only; "
+            f"here they differ, as in {len(split)} groups in all: transformers loads that, vLLM does not"
         )
     tables = contents.embeddings()
     if not stacks_in_transformers(contents):
@@ -74,12 +73,13 @@ def stacks_in_transformers(contents: Contents) -> bool:
 
 
 def served_by_vllm(contents: Contents) -> bool:
-    """Whether vLLM serves the contents: fused linears and the experts of a layer have one scheme, zero-points
-    the widths that it knows, embeddings none, and a packed embedding is not the output head too."""
+    """Whether vLLM serves the contents: fused linears have one scheme, zero-points the widths that it knows,
+    embeddings none, a packed embedding is not the output head too, and there are no experts, with which it
+    was not run."""
     embeddings = [contents.schemes[name] for name in contents.embeddings()]
     return (
         not contents.split_groups()
-        and not contents.split_experts()
+        and not contents.topology.experts
         and all(
             s.symmetric or s.num_bits in VLLM_ZERO_POINT_BITS for s in contents.schemes.values()
         )

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from srcr.environment import multiplies_bfloat16
 from srcr.errors import InputError
 from srcr.models.couplings import find_couplings
-from srcr.models.experts import experts_of
 from srcr.models.naming import NamedSource
 from srcr.models.observe import observe
 from srcr.models.source import CheckpointSource, ModuleSource, WeightSource
@@ -121,8 +120,7 @@ class BlockwiseModel:
         return ref.view(self.tensor(ref.parameter))
 
     def block(self, index: int) -> nn.Module:
-        """A copy of a block, on the device, in the precision that blocks run in. Its experts are handed a
-        sample of all tokens beside their own."""
+        """A copy of a block, on the device, in the precision that blocks run in."""
         name = self.topology.blocks[index].name
         original: nn.Module = self.model.get_submodule(name)
         block = copy_sharing_weights(original)
@@ -139,8 +137,6 @@ class BlockwiseModel:
                 table = module._buffers[short]
                 if table is not None:
                     module._buffers[short] = table.to(self.device, self._running(table))
-        for experts in experts_of(block).values():
-            experts.sampling = True
         return block
 
     def _running(self, tensor: Tensor) -> torch.dtype:

@@ -140,12 +140,10 @@ class OpenModel:
         return model
 
     def stacked(self, dtype: torch.dtype | None = None) -> Any:
-        """:meth:`loaded`, with experts in stacks as transformers has them: as fast as that runs them."""
-        if not self.topology.experts:
-            return self.loaded(dtype)
-        if isinstance(self.source, NamedSource) and self.folder is not None:
-            return load_model(self.folder, dtype)
-        return fuse(copy_sharing_weights(self.loaded(dtype)))
+        """:meth:`loaded`, with experts in stacks as transformers has them, as fast as that runs them; in the
+        same memory where it was loaded so."""
+        model = self.loaded(dtype)
+        return fuse(copy_sharing_weights(model)) if self.topology.experts else model
 
     def _load(self, dtype: torch.dtype | None) -> Any:
         if self.blockwise.in_memory:

@@ -45,6 +45,8 @@ def find_couplings(model: Any, topology: Topology) -> tuple[Coupling, ...]:
     couplings: list[Coupling] = []
     for block in topology.blocks:
         for group in block.groups:
+            if topology.routed(group.names[0]):  # experts go whole
+                continue
             for kind, size in _hypotheses(topology, group.names, heads):
                 coupling = _coupling(kind, size, block, group.names, topology, watched)
                 if coupling is not None:

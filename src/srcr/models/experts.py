@@ -41,14 +41,15 @@ class Routing:
     def factors(self, weight: float, gates: bool = False) -> Tensor:
         """What the tokens are multiplied by in the expert's statistics, [n, 1]: those of the sample weigh
         ``weight`` (infinite: they alone count), the others 1, or by ``gates`` the square of their routing
-        weights, 1 in the mean."""
+        weights, 1 in the mean. Powers of two, which leave the digits of 16-bit numbers alone."""
         routed = torch.ones_like(self.gates)
         if gates and self.count:
             routed = self.gates / self.gates.square().mean().sqrt().clamp_min(1e-12)
         sample = routed.new_full((self.sampled,), weight**0.5)
         if weight == float("inf"):
             routed, sample = torch.zeros_like(routed), torch.ones_like(sample)
-        return torch.cat([routed, sample])[:, None]
+        factors = torch.cat([routed, sample]).float().abs()
+        return torch.exp2(torch.log2(factors).round()).to(self.gates.dtype)[:, None]
 
 
 def routing_of(x: Tensor) -> Routing | None:
@@ -128,8 +129,6 @@ class Experts(nn.Module):
         result = torch.zeros_like(hidden_states)
         for number, expert in enumerate(self.experts()):
             tokens, place = torch.where(index == number)
-            order = tokens.argsort(stable=True)
-            tokens, place = tokens[order], place[order]
             gates = weights[tokens, place]
             y = self._run(
                 expert, hidden_states[tokens], tokens, gates, hidden_states, index.shape[-1]
@@ -240,17 +239,20 @@ def routers_of(model: nn.Module) -> list[str]:
     ]
 
 
+def sample_experts(module: nn.Module, wanted: bool = True) -> None:
+    """From now on every expert in ``module`` is handed some tokens, whatever is routed to it."""
+    for experts in experts_of(module).values():
+        experts.sampling = wanted
+
+
 @contextmanager
 def sampling(module: nn.Module) -> Iterator[None]:
     """While this is open, every expert in ``module`` is handed some tokens, whatever is routed to it."""
-    experts = experts_of(module).values()
-    for each in experts:
-        each.sampling = True
+    sample_experts(module)
     try:
         yield
     finally:
-        for each in experts:
-            each.sampling = False
+        sample_experts(module, wanted=False)
 
 
 def without_parameters(module: nn.Module) -> nn.Module:

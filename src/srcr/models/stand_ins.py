@@ -75,11 +75,11 @@ def _linear(name: str, module: nn.Module, on_linear: OnLinear | None) -> Callabl
     weight = module.weight
     assert isinstance(weight, Tensor)
     rows, cols = weight.T.shape if isinstance(module, Conv1D) else weight.shape
-    generator = _generator(name)
-    V = torch.randn(RANK, cols, generator=generator) * cols**-0.5
-    U = torch.randn(rows, RANK, generator=generator) * RANK**-0.5
 
     def forward(x: Tensor) -> Tensor:
+        generator = _generator(name)  # here: all of a large model's together are gigabytes
+        V = torch.randn(RANK, cols, generator=generator) * cols**-0.5
+        U = torch.randn(rows, RANK, generator=generator) * RANK**-0.5
         y = (x.detach().to(V.dtype) @ V.T.to(x.device) @ U.T.to(x.device)).to(x.dtype)
         if isinstance(module.bias, Tensor):
             y = y + module.bias.detach().to(y.dtype)

@@ -47,6 +47,11 @@ class Coupling:
     size: int
 
 
+def experts_module(name: str) -> str:
+    """The module of experts that a linear of one would be in: two above it."""
+    return name.rsplit(".", 2)[0]
+
+
 @dataclass(frozen=True)
 class LinearGroup:
     """Linears that are decided on together, in the order they run: full module names. Engines fuse them: they
@@ -58,20 +63,17 @@ class LinearGroup:
 
     @property
     def label(self) -> str:
-        """A short name: the module that holds them, and the linears within it."""
+        """A short name: the module that holds them, and the linears within it; "*" for several experts."""
         first, _, _ = self.names[0].rpartition(".")
-        if self.parts:
-            first = f"{first.rpartition('.')[0]}.*"
+        modules = {experts_module(name) for name in self.names}
+        owners = {name.rpartition(".")[0] for name in self.names}
+        if len(owners) > 1 and len(modules) == 1 and first.rpartition(".")[2].isdigit():
+            first = f"{modules.pop()}.*"
         return f"{first}.{'/'.join(dict.fromkeys(n.rpartition('.')[2] for n in self.names))}"
 
     def inputs(self) -> tuple["LinearGroup", ...]:
         """The group in parts that share an input each."""
         return self.parts or (self,)
-
-
-def experts_module(name: str) -> str:
-    """The module of experts that a linear of one would be in: two above it."""
-    return name.rsplit(".", 2)[0]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Models whose stacks of experts are taken apart into linears, and put together again."""
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from srcr.errors import InputError
 from srcr.models.experts import Experts, count_experts, layout_of, without_parameters
+from srcr.models.matrices import MatrixRef
 
 #: How far an expert taken apart may be from the stack, on random numbers.
 TOLERANCE = 1e-4
@@ -50,30 +52,46 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _stacked(experts: Experts) -> nn.Module:
-    """The fused module of some experts, with stacks of its own."""
+    """The fused module of some experts: with the stacks that they are views of, where they still are, else
+    with stacks of its own."""
     bare: Any = experts.bare
     fused = without_parameters(bare)
-    parts: dict[str, dict[int, dict[int, Tensor]]] = {}
     state: Mapping[str, Tensor] = experts.state_dict()
+    members: dict[str, list[tuple[MatrixRef, Tensor]]] = {}
     for name, place in experts.places().items():
-        assert place.index is not None
-        stack = parts.setdefault(place.parameter, {})
-        stack.setdefault(place.index, {})[place.half or 0] = state[name]
-    for parameter, stack in parts.items():
-        matrices = [_joined(stack[i], experts.layout.interleaved) for i in range(experts.count)]
-        if experts.layout.transposed and matrices[0].ndim == 2:
-            matrices = [matrix.T for matrix in matrices]
-        fused.register_parameter(parameter, nn.Parameter(torch.stack(matrices), False))
+        members.setdefault(place.parameter, []).append((place, state[name]))
+    for parameter, parts in members.items():
+        stack = _shared(parts, experts.count)
+        if stack is None:
+            stack = parts[0][1].new_empty(_stack_shape(parts, experts.count))
+            for place, part in parts:
+                place.view(stack).copy_(part)
+        fused.register_parameter(parameter, nn.Parameter(stack, False))
     return fused
 
 
-def _joined(halves: Mapping[int, Tensor], interleaved: bool) -> Tensor:
-    """Rows of a gate and an up projection in one tensor; a single one as it is."""
-    if len(halves) == 1:
-        return halves[0]
-    if interleaved:
-        return torch.stack([halves[0], halves[1]], dim=1).flatten(0, 1)
-    return torch.cat([halves[0], halves[1]])
+def _stack_shape(parts: Sequence[tuple[MatrixRef, Tensor]], count: int) -> tuple[int, ...]:
+    """The shape of the stack of so many experts that some matrices or vectors are parts of."""
+    place, part = parts[0]
+    rows, *cols = part.shape
+    shape = [rows * (1 if place.half is None else 2), *cols]
+    return (count, *(reversed(shape) if place.transposed else shape))
+
+
+def _shared(parts: Sequence[tuple[MatrixRef, Tensor]], count: int) -> Tensor | None:
+    """The stack whose memory all parts lie in, in their places; None where they do not."""
+    first = parts[0][1]
+    shape = _stack_shape(parts, count)
+    storage = first.untyped_storage()
+    if first.is_meta or storage.nbytes() != math.prod(shape) * first.itemsize:
+        return None
+    stack: Tensor = first.new_empty(0)
+    stack.set_(storage, 0, torch.Size(shape))  # type: ignore[call-overload]
+    for place, part in parts:
+        view = place.view(stack)
+        if view.data_ptr() != part.data_ptr() or view.stride() != part.stride():
+            return None
+    return stack
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 
 from srcr.errors import InputError
 from srcr.formats import load, recognised
-from srcr.formats.checkpoint import Checkpoint
+from srcr.formats.checkpoint import Checkpoint, Contents
 from srcr.metrics.rates import FULL_BITS, LayerRates, count_zeros, entropy_bits, measured_rates
 from srcr.models.blockwise import copy_on
 from srcr.models.checkpoint import ModelLike, OpenModel, open_model
@@ -192,12 +192,16 @@ def _layers_in_files(folder: Path, model: Any) -> tuple[list[LayerRates], Loaded
         InputError: the tensors of a linear are not stored under its name.
     """
     sizes, opened = TensorFiles(folder).sizes(), open_model(model)
-    topology, layers = opened.topology, []
+    topology = Contents(opened.topology, opened.config, {}, ()).stored().topology
+    largest: dict[str, int] = {}  # the codes, of what is stored: scales are shared by many weights
+    for key, size in sizes.items():
+        module = key.rpartition(".")[0]
+        largest[module] = max(size, largest.get(module, 0))
+    layers = []
     for name in topology.linears():
         ref, (rows, cols) = topology.matrices[name], topology.shapes[name]
-        # The codes are the largest of what is stored: scales are shared by many weights.
-        stored = max((n for key, n in sizes.items() if key.startswith(ref.parameter)), default=0)
-        if not stored:
+        stored = largest.get(ref.module, 0)
+        if not stored or ref.index is not None:
             raise InputError(
                 f"{folder} stores {name} under another name, so that its bits cannot be counted: give the "
                 "folder that srcr wrote"

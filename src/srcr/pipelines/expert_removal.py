@@ -8,7 +8,7 @@ from srcr.storage.journal import Journal
 from srcr.structure.depth import model_kl
 from srcr.structure.experts import AVERAGES, expert_contributions, least_experts
 from srcr.structure.sizes import StructureSize
-from srcr.transforms.fewer_experts import fewer_experts
+from srcr.transforms.fewer_experts import expert_groups, fewer_experts
 
 #: Where the choice lies, in the folder of the work in progress.
 EXPERTS = "structures-experts"
@@ -40,7 +40,10 @@ def _choose_experts(
 
         contributions = expert_contributions(blocks, setting.batches, on_block)
         rows = setting.measured_rows(blocks, opened.vocabulary)
-        choices = {each: least_experts(contributions, size.count, each) for each in AVERAGES}
+        groups = expert_groups(opened)
+        choices = {
+            each: least_experts(contributions, size.count, each, groups) for each in AVERAGES
+        }
         losses = {}
         for average, gone in choices.items():
             smaller = opened.transformed(fewer_experts(opened, gone))

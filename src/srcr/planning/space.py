@@ -86,7 +86,7 @@ class SearchSpace:
             prune = PruneSpec(self.prune.method, level.sparsity)
         if level.num_bits < 16:
             quant = replace(self.quant, num_bits=level.num_bits)
-        plan = CompressionPlan((LayerPlan(name, prune, quant),))
+        plan, shapes = CompressionPlan((LayerPlan(name, prune, quant),)), {name: shapes[name]}
         plan = resolve_scale_bits(plan, shapes, choices=self.super_blocks)
         plan, _ = resolve_group_sizes(
             plan, shapes, choices=self.group_sizes, alike=self.alike or {}

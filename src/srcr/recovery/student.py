@@ -100,7 +100,8 @@ class Student:
         for name, latent in self.latents.items():
             parameter = self._parameter(name)
             gradient = parameter.grad
-            assert gradient is not None
+            if gradient is None:  # of an expert that no token of the batch reached
+                gradient = torch.zeros_like(parameter)
             latent.gradients(self._view(name, gradient).contiguous())
             parameter.grad = None
         for tensor in self.plain.values():

@@ -55,12 +55,15 @@ def _add(sums: Tensor, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -
 
 
 def least_experts(
-    contributions: Mapping[str, Tensor], count: int, average: Average
+    contributions: Mapping[str, Tensor], count: int, average: Average, groups: int = 1
 ) -> dict[str, tuple[int, ...]]:
-    """The ``count`` experts of each module with the smallest scores, by its name."""
+    """The ``count`` experts of each module with the smallest scores, by its name; as many of each of the
+    ``groups`` of neighbours that its router chooses among first."""
     gone: dict[str, tuple[int, ...]] = {}
     for module, sums in contributions.items():
         tokens = sums[:, 1].clamp_min(1) if average == "routed" else sums[:, 1].sum()
-        order = torch.argsort(sums[:, 0] / tokens, stable=True)
-        gone[module] = tuple(sorted(order[:count].tolist()))
+        scores = (sums[:, 0] / tokens).view(groups, -1)
+        least = torch.argsort(scores, stable=True)[:, : count // groups]
+        first = torch.arange(groups)[:, None] * scores.shape[1]
+        gone[module] = tuple(sorted((first + least).flatten().tolist()))
     return gone

@@ -7,7 +7,12 @@ from srcr.models.checkpoint import OpenModel
 from srcr.models.source import WeightSource
 from srcr.models.topology import Coupling, Kind
 from srcr.plans.structures import CHANNEL_MULTIPLE, NAMES, StructureSpec
-from srcr.transforms.fewer_experts import chosen_experts, expert_keys, fewer_experts
+from srcr.transforms.fewer_experts import (
+    chosen_experts,
+    expert_groups,
+    expert_keys,
+    fewer_experts,
+)
 from srcr.transforms.smaller import Removal, narrower, shallower
 
 #: What is removed of every block's couplings.
@@ -139,6 +144,13 @@ def _check_experts(opened: OpenModel, size: StructureSize) -> None:
         raise InputError(
             f"{size} would be left, and every token is routed to {chosen}: use experts={size.size - chosen} "
             "or fewer"
+        )
+    groups = expert_groups(opened)
+    if size.count % groups:
+        nearest = max(1, round(size.count / groups)) * groups
+        raise InputError(
+            f"routers of {opened.architecture} choose among {groups} groups of experts first, so that as "
+            f"many go from each: use a multiple of {groups}, as experts={nearest}"
         )
     if not expert_keys(opened, size.size):
         raise InputError(

@@ -13,6 +13,13 @@ from srcr.transforms.smaller import text_config, unchanged
 
 #: Parts of the keys of a config that count experts other than all that tokens are routed to.
 OTHER_COUNTS = ("per_tok", "shared", "top_k", "topk", "zero")
+#: Keys of configs that say to how many experts each token is routed.
+CHOSEN_KEYS = (
+    "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_top_k",
+    "top_k_experts", "moe_k",
+)  # fmt: skip
+#: Keys of configs that say among how many groups of experts a router chooses first.
+GROUP_KEYS = ("n_group", "num_expert_group", "num_expert_groups")
 
 
 def fewer_experts(opened: OpenModel, gone: Mapping[str, Collection[int]]) -> TransformedSource:
@@ -53,13 +60,18 @@ def expert_keys(opened: OpenModel, count: int) -> list[str]:
 
 def chosen_experts(opened: OpenModel) -> int:
     """To how many experts each token is routed, by the config; 1 where it does not say."""
-    values = [
-        value
-        for key, value in text_config(opened).to_dict().items()
-        if isinstance(value, int) and any(part in key for part in ("per_tok", "top_k", "topk"))
-        and "group" not in key
-    ]  # fmt: skip
-    return max(values, default=1)
+    return max(_numbers(opened, CHOSEN_KEYS), default=1)
+
+
+def expert_groups(opened: OpenModel) -> int:
+    """Among how many groups of neighbouring experts routers choose first; 1 where they do not."""
+    return max(_numbers(opened, GROUP_KEYS), default=1)
+
+
+def _numbers(opened: OpenModel, keys: Collection[str]) -> list[int]:
+    """The whole numbers that a config has under some keys."""
+    config = text_config(opened).to_dict()
+    return [config[key] for key in keys if isinstance(config.get(key), int)]
 
 
 def _tensors_of_experts(opened: OpenModel) -> dict[tuple[str, int], list[str]]:
