@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `refe
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 torch.set_num_threads(THREADS)
 for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(variable, str(THREADS))
+    os.environ[variable] = str(THREADS)  # a worker inherits what its parent set for itself
 
 settings.register_profile("srcr", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("srcr")

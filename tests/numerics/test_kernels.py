@@ -317,7 +317,7 @@ def test_threads_are_those_of_torch():
         torch.set_num_threads(1)
         W, H = layer(2, Way(cpu, "cpu", 96, 320, 128))
         obs.sweep(W, cholesky.factorize(H))
-        assert numba.get_num_threads() == 1
+        assert numba.get_num_threads() == torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
 
