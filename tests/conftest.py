@@ -9,11 +9,12 @@ import torch
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `reference`
-#: Of each process: more threads than there are cores wait for each other.
+#: Of each process: more threads than there are cores wait for each other. (A worker inherits what its parent
+#: set for itself. Numba uses as many as torch, of so many at most.)
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 torch.set_num_threads(THREADS)
-for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(variable, str(THREADS))
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
+os.environ["NUMBA_NUM_THREADS"] = "2"
 
 settings.register_profile("srcr", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("srcr")

@@ -89,12 +89,16 @@ def test_what_computes_nothing_starts_without_torch(command, tmp_path, monkeypat
 
 
 def test_an_interrupted_process_leaves_with_130(tiny, tmp_path):
-    """A signal while the model writes its text, which would take minutes."""
+    """A signal while the model writes its text, which would take minutes. (Behind a shell's ``&`` it would be
+    ignored, were it not set anew.)"""
     command = [
         sys.executable, "-m", "srcr", "compress", str(tiny), "-o", str(tmp_path / "out"),
         "--samples", "20000", "--no-cache",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     for line in process.stderr:
         if line.startswith("check"):
             break

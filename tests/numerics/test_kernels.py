@@ -313,11 +313,12 @@ def test_threads_are_those_of_torch():
     import numba
 
     before = torch.get_num_threads()
+    W, H = layer(2, Way(cpu, "cpu", 96, 320, 128))
     try:
-        torch.set_num_threads(1)
-        W, H = layer(2, Way(cpu, "cpu", 96, 320, 128))
-        obs.sweep(W, cholesky.factorize(H))
-        assert numba.get_num_threads() == 1
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            obs.sweep(W, cholesky.factorize(H))
+            assert numba.get_num_threads() == torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
 
@@ -400,6 +401,7 @@ def test_powers_are_within_a_millionth():
 def test_a_scale_does_not_depend_on_other_rows_or_threads():
     W, H = layer(5, Way(cpu, "cpu", 96, 320, 128))
     settings = GridSpec(4, 64, True, torch.bfloat16), H.diagonal(), None, SHRINKS
+    assert torch.get_num_threads() == 2
     whole = cpu_scales.search_scales(W, *settings).scale
     part = cpu_scales.search_scales(W[11:14].contiguous(), *settings)
     assert torch.equal(part.scale, whole[11:14])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from srcr.errors import InputError
 from srcr.formats import load, recognised
 from srcr.formats.checkpoint import Checkpoint, Contents
 from srcr.metrics.rates import FULL_BITS, LayerRates, count_zeros, entropy_bits, measured_rates
-from srcr.models.blockwise import copy_on
+from srcr.models.blockwise import BlockwiseModel, copy_on
 from srcr.models.checkpoint import ModelLike, OpenModel, open_model
 from srcr.models.load import load_tokenizer, resolve
 from srcr.numerics.entropy import sparse_entropy
@@ -45,6 +46,11 @@ class _Loaded:
     tokenizer: Any | None
     folder: Path | None = None
     opened: OpenModel | None = None
+
+    @cached_property
+    def weights(self) -> BlockwiseModel:
+        """The linears as the model runs with them."""
+        return open_model(self.model).blockwise
 
     def on(self, device: torch.device) -> Any:
         """The model in float32 on a device; what was in memory before stays as it is."""
@@ -165,22 +171,24 @@ def _measured(base: OpenModel, loaded: _Loaded) -> Rates:
             return measured_rates(layers, base_size, base.weight_bytes, stored, in_memory)
         checkpoint = fmt.read(loaded.folder)
         in_memory = fmt.loaded_bytes(loaded.folder, checkpoint.contents)
-    layers = [_layer_rates(checkpoint, name) for name in checkpoint.contents.topology.linears()]
+    names = checkpoint.contents.topology.linears()
+    layers = [_layer_rates(checkpoint, loaded, name) for name in names]
     return measured_rates(layers, base_size, base.weight_bytes, stored, in_memory)
 
 
-def _layer_rates(checkpoint: Checkpoint, name: str) -> LayerRates:
+def _layer_rates(checkpoint: Checkpoint, loaded: _Loaded, name: str) -> LayerRates:
     """Of a linear that is not quantized, zeros count as pruned."""
     topology = checkpoint.contents.topology
     rows, cols = topology.shapes[name]
-    zeros = count_zeros([checkpoint.weight(name)])
     scheme = checkpoint.contents.schemes.get(name)
     if scheme is None:
+        zeros = count_zeros([checkpoint.weight(name)])
         return LayerRates(rows * cols, zeros, FULL_BITS, zeros, sparse_entropy(zeros))
     try:
-        entropy = entropy_bits(checkpoint.read(name))
+        weight = checkpoint.read(name)
+        zeros, entropy = count_zeros([weight.dequantize()]), entropy_bits(weight)
     except InputError:  # codes that srcr does not read
-        entropy = None
+        zeros, entropy = count_zeros([loaded.weights.matrix(name)]), None
     return LayerRates(rows * cols, 0.0, scheme.num_bits, zeros, entropy)
 
 

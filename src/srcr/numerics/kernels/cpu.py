@@ -236,6 +236,9 @@ def _grid(grid: Grid | None) -> tuple[Any, ...]:
 
 
 def _threads() -> None:
-    """As many threads as torch uses."""
+    """As many threads as torch uses, which stay as many: Numba starts its own with the OpenMP of both."""
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(min(torch.get_num_threads(), most))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, most))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
