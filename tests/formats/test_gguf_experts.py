@@ -154,9 +154,10 @@ def test_super_blocks_of_experts(tmp_path):
     verify_tensors(FORMAT, checkpoint, tmp_path / "out")
 
 
-def test_it_is_compressed_inspected_and_exported_there_and_back(tmp_path):
+@pytest.mark.parametrize("family", ["mixtral", "granitemoe"])
+def test_it_is_compressed_inspected_and_exported_there_and_back(tmp_path, family):
     base = tmp_path / "base"
-    mixture("mixtral", torch.bfloat16).save_pretrained(base)
+    mixture(family, torch.bfloat16).save_pretrained(base)
     tokens = srcr.Tokens.of(torch.arange(8 * 40).view(8, 40) * 7 % 96)
     recipe = srcr.Recipe(srcr.PruneSpec(sparsity=0.25), srcr.QuantSpec(num_bits=4))
     out = srcr.Output(tmp_path / "out", format="gguf")
