@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def single_thread() -> Iterator[None]:
     """So small a model gains nothing from a second thread, and loses much on a busy machine."""
     threads = torch.get_num_threads()
