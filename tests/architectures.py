@@ -25,16 +25,18 @@ SIZES: dict[int, str] = {
        "num_key_value_heads multi_query_group_num num_kv_heads num_experts_per_tok moe_topk "
        "num_experts_per_token moe_k top_k_experts",
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
-       "num_experts num_local_experts n_routed_experts moe_num_experts",
+       "num_experts num_local_experts n_routed_experts moe_num_experts linear_num_heads "
+       "linear_num_key_heads linear_num_value_heads",
     8: "head_dim d_kv attention_head_size qk_nope_head_dim v_head_dim qk_rope_head_dim "
-       "query_pre_attn_scalar rotary_dim global_head_dim",
+       "query_pre_attn_scalar rotary_dim global_head_dim linear_head_dim linear_key_head_dim "
+       "linear_value_head_dim ssm_state_size mamba_num_heads mamba_head_dim",
     16: "sliding_window attention_window_size attention_window q_lora_rank kv_lora_rank",
     24: "moe_intermediate_size",
     32: "hidden_size d_model n_embd dim embed_dim model_dim n_embed attention_hidden_size lru_width "
         "word_embed_proj_dim embedding_size kv_channels hidden_size_per_layer_input",
     48: "intermediate_size ffn_dim n_inner d_ff ffn_hidden_size d_inner decoder_ffn_dim encoder_ffn_dim "
         "shared_intermediate_size dense_intermediate_size shared_expert_intermediate_size inner_dim "
-        "dim_ff dff",
+        "dim_ff dff moe_shared_expert_intermediate_size",
     64: "max_position_embeddings n_positions n_ctx max_seq_len sequence_length context_length seq_length",
     96: "vocab_size n_vocab vocab_size_per_layer_input",
 }  # fmt: skip
@@ -73,6 +75,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "mamba_chunk_size": 8, "layer_types": ["mamba", "attention"],
     },
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    "bailing_hybrid": {"num_experts": 16},  # in eight groups
+    "kimi_linear": {"num_experts": 4, "num_experts_per_token": 2},
+    "kolibri1": {"num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "zamba2": {
