@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def two_threads() -> Iterator[None]:
     """What is compiled divides its work among threads."""
     threads = torch.get_num_threads()

@@ -20,6 +20,7 @@ from srcr.numerics.kernels import cpu, cpu_scales
 from srcr.numerics.kernels.dispatch import Kernels, kernels_for, scale_search_for
 from srcr.numerics.scales import ERROR_NORM, SHRINKS, search_scales
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 #: Triton looks at this when it is imported, so the interpreter has a process of its own.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON = find_spec("triton") is not None

@@ -11,6 +11,8 @@ from srcr.numerics import masks, saliency
 from srcr.numerics.kernels.dispatch import kth_smallest
 from srcr.numerics.sparsity import count_pruned, parse_structure
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 shapes = st.tuples(st.integers(1, 7), st.integers(1, 9))
 sparsities = st.floats(0, 0.999, allow_nan=False)
 seeds = st.integers(0, 10_000)

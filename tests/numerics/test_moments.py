@@ -12,6 +12,8 @@ from srcr.numerics import moments
 from srcr.numerics.kernels import cpu_moments, dispatch, mkl_moments
 from srcr.numerics.kernels.dispatch import moments_for
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 @pytest.fixture(params=[cpu_moments, mkl_moments], ids=lambda module: module.ENGINE)
 def compiled(request):
