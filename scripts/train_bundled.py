@@ -68,25 +68,28 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What the configs of all models of the bundled language have in common."""
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.04,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "use_cache": False,
+    }
+
+
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The untrained model."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.04,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        use_cache=False,
-        attn_implementation="sdpa",
-    )
+    config = LlamaConfig(**sizes(tokenizer), num_hidden_layers=8, attn_implementation="sdpa")
     return LlamaForCausalLM(config)
 
 

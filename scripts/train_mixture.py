@@ -15,16 +15,9 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from srcr.bundled import model_path
-from train_bundled import (
-    CONTEXT,
-    SEQUENCES,
-    VOCABULARY,
-    batch,
-    new_optimizer,
-    rate,
-)
+from train_bundled import SEQUENCES, batch, new_optimizer, rate, sizes
 
-EXPERTS, CHOSEN, WIDTH, UNITS, LAYERS = 8, 2, 128, 192, 6
+EXPERTS, CHOSEN, UNITS, LAYERS = 8, 2, 192, 6
 BALANCE = 0.01
 KEPT_EVERY = 50
 
@@ -32,26 +25,14 @@ KEPT_EVERY = 50
 def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3MoeForCausalLM:
     """The untrained mixture."""
     config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
+        **sizes(tokenizer),
+        num_hidden_layers=LAYERS,
         moe_intermediate_size=UNITS,
         num_experts=EXPERTS,
         num_experts_per_tok=CHOSEN,
         norm_topk_prob=True,
         decoder_sparse_step=1,
         router_aux_loss_coef=BALANCE,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.04,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        use_cache=False,
     )
     return Qwen3MoeForCausalLM._from_config(config, experts_implementation="eager")
 

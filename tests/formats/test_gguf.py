@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import srcr
+from gguf_files import EXACT, FORMAT, IDS, ROUNDED, differences, needs_llama, written
 from srcr.errors import InputError
-from srcr.formats import detect, get_format
+from srcr.formats import detect
 from srcr.formats.gguf.blocks import BLOCK, BY_NAME, block_type, pack_blocks, unpack_blocks
 from srcr.formats.verify import verify_tensors
 from srcr.models.checkpoint import open_model
@@ -23,9 +24,6 @@ from srcr.testing.families import save_tiny_model, tiny_model
 
 gguf = pytest.importorskip("gguf")
 llama_cpp = pytest.importorskip("srcr.engines.llama_cpp")
-FORMAT = get_format("gguf")
-#: What rounding activations to 8 bits does to logits, relative in norm; and keeping the cache in float16.
-ROUNDED, EXACT = 3e-2, 3e-3
 #: Settings of each family that llama.cpp computes; head sizes and widths that blocks divide.
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
 GROUPED = WIDE | {"num_key_value_heads": 1, "head_dim": 32}
@@ -49,13 +47,6 @@ FAMILIES = {
     },
     "phi3": WIDE | {"num_key_value_heads": 1, "sliding_window": None},
 }
-IDS = torch.arange(3, 45)[None] * 7 % 96
-
-
-def needs_llama():
-    reason = llama_cpp.ENGINE.unavailable()
-    if reason is not None:
-        pytest.skip(reason)
 
 
 def tiny(name, dtype=torch.float32, **changes):
@@ -66,24 +57,6 @@ def tiny(name, dtype=torch.float32, **changes):
         if parameter.ndim == 1:
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
     return model
-
-
-def written(model, recipe, folder):
-    """A model compressed and written as GGUF; its checkpoint."""
-    checkpoint = compressed_checkpoint(model, recipe, FORMAT)
-    FORMAT.check(checkpoint.contents)
-    folder.mkdir()
-    FORMAT.write(checkpoint, folder)
-    return checkpoint
-
-
-@torch.no_grad()
-def differences(folder, checkpoint, ids=IDS):
-    """Of logits from those of transformers, relative in norm: llama.cpp's and those of srcr.load."""
-    expected = checkpoint.dequantized(torch.float32)(ids, use_cache=False).logits
-    loaded = srcr.load(folder, torch.float32)(ids, use_cache=False).logits
-    given = llama_cpp.ENGINE.logits(folder, ids)
-    return [float((each - expected).norm() / expected.norm()) for each in (given, loaded)]
 
 
 def weights(rows, groups, group_size, bits, seed):

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import srcr
+from gguf_files import EXACT, FORMAT, IDS, ROUNDED, differences, needs_llama, written
 from srcr.errors import InputError
-from srcr.formats import get_format
 from srcr.formats.gguf.blocks import pack_blocks
 from srcr.formats.verify import verify_tensors
 from srcr.storage.layout import GGUF
@@ -15,9 +15,6 @@ from srcr.testing.checkpoints import compressed_checkpoint
 
 gguf = pytest.importorskip("gguf")
 llama_cpp = pytest.importorskip("srcr.engines.llama_cpp")
-FORMAT = get_format("gguf")
-#: What rounding activations to 8 bits does to logits, relative in norm; and keeping the cache in float16.
-ROUNDED, EXACT = 3e-2, 3e-3
 SIZES = {
     "vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "hidden_size": 64,
     "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -37,14 +34,7 @@ MIXTURES = {
         "residual_multiplier": 0.7, "logits_scaling": 2.0,
     },
 }  # fmt: skip
-IDS = torch.arange(3, 45)[None] * 7 % 96
 QUIET = srcr.RunOptions(0, quiet=True)
-
-
-def needs_llama():
-    reason = llama_cpp.ENGINE.unavailable()
-    if reason is not None:
-        pytest.skip(reason)
 
 
 def mixture(family, dtype=torch.float32, **changes):
@@ -59,24 +49,6 @@ def mixture(family, dtype=torch.float32, **changes):
             else:
                 parameter.data.normal_(std=parameter.shape[-1] ** -0.5)
     return model.to(dtype).eval()
-
-
-def written(model, recipe, folder):
-    """A model compressed and written as GGUF; its checkpoint."""
-    checkpoint = compressed_checkpoint(model, recipe, FORMAT)
-    FORMAT.check(checkpoint.contents)
-    folder.mkdir()
-    FORMAT.write(checkpoint, folder)
-    return checkpoint
-
-
-@torch.no_grad()
-def differences(folder, checkpoint):
-    """Of logits from those of transformers, relative in norm: llama.cpp's and those of srcr.load."""
-    expected = checkpoint.dequantized(torch.float32)(IDS, use_cache=False).logits
-    loaded = srcr.load(folder, torch.float32)(IDS, use_cache=False).logits
-    given = llama_cpp.ENGINE.logits(folder, IDS)
-    return [float((each - expected).norm() / expected.norm()) for each in (given, loaded)]
 
 
 @pytest.mark.parametrize("family", MIXTURES)

@@ -1,13 +1,15 @@
 """The commands that choose a configuration: sensitivity, plan, search."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srcr.cli import parameters as given
 from srcr.cli import search_parameters as searching
 from srcr.cli.app import Command, app, command_line, given_only, print_json, show_preview
 from srcr.errors import InputError
+
+if TYPE_CHECKING:
+    from srcr.plans.structures import StructureSpec
 
 
 @app.command(cls=Command)
@@ -201,14 +203,16 @@ def search(
     from srcr.cli.options import Options, resources
     from srcr.pipelines.options import Output
     from srcr.pipelines.search import search as run
+    from srcr.planning.specs import SearchSpec
 
     size, aim = _size(target, constraint, objective, tasks, limit)
     options = Options.of(arguments, config)
-    output = Output(out, options.format, overwrite, resume)
-    resource = resources(database, database_limit, ray)
-    training = options.training()
-    spec = _spec(trials, storage, study, resource, aim, training, removals)
-    how = options.run(command_line())
+    spec = SearchSpec(
+        SearchSpec.trials if trials is None else trials, storage, study,
+        resources(database, database_limit, ray), aim, recovery=options.training(),
+        structures=_structures(removals),
+    )  # fmt: skip
+    output, how = Output(out, options.format, overwrite, resume), options.run(command_line())
     wanted = (model, size, options.space(), options.data(), output, spec, how)
     if dry_run:
         from srcr.pipelines.preview import preview_search
@@ -218,24 +222,11 @@ def search(
         _show(run(*wanted), out, as_json)
 
 
-def _spec(
-    trials: int | None,
-    storage: str | None,
-    study: str | None,
-    resource: Any,
-    aim: Any,
-    training: Any,
-    removals: list[str] | None,
-) -> Any:
-    """The spec of a search."""
-    from srcr.planning.specs import SearchSpec
+def _structures(removals: list[str] | None) -> "tuple[StructureSpec, ...]":
+    """What is removed whole from a finalist each."""
     from srcr.plans.structures import parse_structures
 
-    structures = tuple(parse_structures(each) for each in removals or ())
-    spec = SearchSpec(SearchSpec.trials if trials is None else trials, storage, study)
-    return replace(
-        spec, resources=resource, objective=aim, recovery=training, structures=structures
-    )
+    return tuple(parse_structures(each) for each in removals or ())
 
 
 def _show(result: Any, out: Path, as_json: bool) -> None:

@@ -101,8 +101,8 @@ def resolve_for(
     and a note on its group sizes."""
     shapes, tables = opened.topology.shapes, opened.topology.embedding_shapes
     plan = resolve_scale_bits(plan, shapes, tables, fmt.super_blocks)
-    alike = opened.topology.alike
-    plan, note = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes, alike)
+    common_widths = opened.topology.common_widths
+    plan, note = resolve_group_sizes(plan, shapes, tables, fmt.group_sizes, common_widths)
     return resolve_scale_dtype(plan, fmt.scale_dtype(opened.dtype)), note
 
 

@@ -69,28 +69,11 @@ class Contents:
 
     def stored(self) -> "Contents":
         """The same under the names, and in the stacks, that a checkpoint on the hub has tensors in."""
-        topology = self.topology
-        if not topology.stored:
-            return self
-        matrices, embeddings = (
-            {name: _stored(ref, topology) for name, ref in refs.items()}
-            for refs in (topology.matrices, topology.embeddings)
-        )
-        untouched = tuple(topology.stored[f"{name}.weight"].module for name in topology.untouched)
-        stored = replace(
-            topology, matrices=matrices, embeddings=embeddings, untouched=untouched, stored={}
-        )
-        return replace(self, topology=stored)
+        return replace(self, topology=self.topology.as_stored())
 
     def split_groups(self) -> list[LinearGroup]:
         """The groups whose linears have different schemes, which engines that fuse them cannot serve."""
         return [g for g in self.topology.groups() if len(self.group_schemes(g)) > 1]
-
-
-def _stored(ref: MatrixRef, topology: Topology) -> MatrixRef:
-    """Where a matrix lies in a checkpoint on the hub."""
-    place = topology.stored[ref.parameter]
-    return place if place.index is not None else replace(ref, parameter=place.parameter)
 
 
 def check_own_scales(contents: Contents, fmt: str) -> None:
@@ -172,12 +155,8 @@ class StoredTensors:
         part = self._tensors.meta(first)
         if place.index is None:
             return part
-        rows, *cols = part.shape
-        shape = [rows * (1 if place.half is None else 2), *cols]
-        if place.transposed:
-            shape.reverse()
         count = 1 + max(at.index or 0 for _, at in self._members[name])
-        return part.new_empty(count, *shape)
+        return part.new_empty(place.stack_shape(part.shape, count))
 
     def tensor(self, name: str) -> Tensor:
         """A tensor, stacked of the model's where it is several."""

@@ -52,7 +52,7 @@ def check(contents: Contents) -> None:
     Raises:
         InputError: nothing is quantized; transposed linears (GPT-2); asymmetric with mixed settings.
     """
-    topology, schemes = contents.stored().topology, set(contents.schemes.values())
+    topology, schemes = contents.topology.as_stored(), set(contents.schemes.values())
     if not schemes:
         raise InputError(
             "compressed-tensors holds quantized weights and this plan quantizes none (bits 16): use "
@@ -209,7 +209,7 @@ def _read(folder: Path) -> Checkpoint:
         for name, ref in opened.topology.embeddings.items()
         if f"{ref.parameter}_packed" in files
     ]
-    stored = Contents(opened.topology, opened.config, {}, ()).stored().topology
+    stored = opened.topology.as_stored()
     names = [*stored.linears(), *tables]
     schemes = {name: scheme_of(config, stored.matrix(name).module) for name in names}
     schemes = {name: scheme for name, scheme in schemes.items() if scheme.num_bits < FULL_BITS}

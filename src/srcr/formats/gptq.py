@@ -115,15 +115,11 @@ def _stored_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float16 if dtype == torch.float32 else dtype
 
 
-def _module(ref: MatrixRef) -> str:
-    return ref.parameter.removesuffix(".weight")
-
-
 def _layout(
     ref: MatrixRef, shape: tuple[int, int], scheme: Scheme | None, dtype: torch.dtype
 ) -> Mapping[str, Tensor]:
     """Packed codes and zero-points, scales, the group of each column; a plain weight without a scheme."""
-    module, (rows, cols) = _module(ref), shape
+    module, (rows, cols) = ref.module, shape
     if scheme is None:
         return {ref.parameter: ref.stored(torch.empty(shape, dtype=dtype, device="meta"))}
     groups = 1 if scheme.group_size == -1 else cols // scheme.group_size
@@ -144,7 +140,7 @@ def _encode(
     ref: MatrixRef, weight: CompressedWeight, dtype: torch.dtype, version: str
 ) -> dict[str, Tensor]:
     """The tensors of :func:`_layout`, with data."""
-    grid, module = weight.grid, _module(ref)
+    grid, module = weight.grid, ref.module
     if weight.codes is None or grid is None:
         return {ref.parameter: ref.stored(weight.dequantize().to(dtype)).contiguous()}
     lowest, _ = code_range(grid.num_bits)
@@ -262,7 +258,7 @@ def _read(folder: Path) -> Checkpoint:
     stored = [
         name
         for name in [*topology.linears(), *topology.embeddings]
-        if f"{_module(topology.matrix(name))}.qweight" in files
+        if f"{topology.matrix(name).module}.qweight" in files
     ]
     schemes = {name: scheme_of(quantization, name) for name in stored}
     contents = Contents(topology, opened.config, schemes, tuple(stored))
@@ -278,7 +274,7 @@ def _decode(
         InputError: its tensors do not fit it, or its columns are not grouped in order.
     """
     ref, scheme = contents.topology.matrix(name), contents.schemes[name]
-    module, (rows, cols) = _module(ref), contents.topology.shape(name)
+    module, (rows, cols) = ref.module, contents.topology.shape(name)
     size = cols if scheme.group_size == -1 else scheme.group_size
     for key, meta in _layout(ref, (rows, cols), scheme, dtype).items():
         if key not in files or files.meta(key).shape != meta.shape:

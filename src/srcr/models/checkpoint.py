@@ -248,16 +248,12 @@ def _open_folder(name: str, folder: Path, tokenizer: Any) -> OpenModel:
     """A checkpoint: from its files as they are needed, where they lie there as the model wants them, else
     from the model that transformers makes of them."""
     if not is_quantized(folder):
-        source = CheckpointSource(folder)
-        opened = OpenModel(name, source, folder, tokenizer)
+        opened = OpenModel(name, CheckpointSource(folder), folder, tokenizer)
         if opened.blockwise.fits and not changes_weights(opened.blockwise.model):
-            leftovers = (
-                opened.source.check_used()
-                if isinstance(opened.source, NamedSource)
-                else source.check_used(opened.blockwise.model.state_dict())
-            )
+            files = opened.source
+            assert isinstance(files, CheckpointSource | NamedSource)
             opened = _as_stored(opened)
-            opened.leftovers = leftovers
+            opened.leftovers = files.check_used(opened.blockwise.model.state_dict())
             return opened
     model = unfuse(strip_quantizers(load_model(folder)))
     return OpenModel(name, ModuleSource(model, folder), folder, tokenizer)

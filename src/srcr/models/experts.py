@@ -140,11 +140,11 @@ class Experts(nn.Module):
 
     def _each_its_own(self, hidden_states: Tensor) -> Tensor:
         stacked = hidden_states.view(self.count, -1, hidden_states.shape[-1])
-        result = torch.zeros_like(stacked)
+        result, every = torch.zeros_like(stacked), stacked.sum(0) if self.sampling else stacked[0]
         for number, expert in enumerate(self.experts()):
             tokens = stacked[number].any(dim=-1).nonzero().view(-1)
             x = stacked[number, tokens]
-            y = self._run(expert, x, tokens, x.new_ones(len(x)), stacked.sum(0), 1)
+            y = self._run(expert, x, tokens, x.new_ones(len(x)), every, 1)
             if y is not None:
                 result[number, tokens] = y.to(result.dtype)
         return result.view(hidden_states.shape)

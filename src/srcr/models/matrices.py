@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,12 @@ class MatrixRef:
     def stored(self, matrix: Tensor) -> Tensor:
         """A matrix as the parameter stores it."""
         return matrix.T if self.transposed else matrix
+
+    def stack_shape(self, shape: Sequence[int], count: int) -> tuple[int, ...]:
+        """The shape of the stack of ``count`` entries that a matrix or a vector of this ``shape`` lies in."""
+        rows, *cols = shape
+        entry = [rows if self.half is None else 2 * rows, *cols]
+        return (count, *(reversed(entry) if self.transposed else entry))
 
     @property
     def module(self) -> str:

@@ -56,17 +56,10 @@ def _numbered(places: Mapping[str, MatrixRef]) -> tuple[dict[str, Tensor], dict[
         if place.index is None:
             state[place.parameter] = values[name]
             continue
-        rows, *cols = shape
-        full = [rows * (1 if place.half is None else 2), *cols]
-        stack = state.setdefault(
-            place.parameter,
-            torch.zeros(
-                counts[place.parameter],
-                *(reversed(full) if place.transposed else full),
-                dtype=torch.float64,
-            ),
-        )
-        place.view(stack).copy_(values[name])
+        if place.parameter not in state:
+            whole = place.stack_shape(shape, counts[place.parameter])
+            state[place.parameter] = torch.zeros(whole, dtype=torch.float64)
+        place.view(state[place.parameter]).copy_(values[name])
     return values, state
 
 
@@ -171,10 +164,11 @@ class NamedSource:
             return self.files.get(place.parameter)
         return place.rows(self.files.part(place.parameter, place.index)).contiguous()
 
-    def check_used(self) -> tuple[str, ...]:
-        """The tensors of the files that are none of the model's.
+    def check_used(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The tensors of the files that are none of a model's, whose ``names`` these are.
 
         Raises:
             InputError: they say how its weights are stored.
         """
-        return self.files.check_used({place.parameter for place in self._places.values()})
+        known = (self._places[name] for name in names if name in self._places)
+        return self.files.check_used({place.parameter for place in known})

@@ -1,7 +1,7 @@
 """What a model is made of: decoder blocks, linears that share an input, and what can be removed whole."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -199,7 +199,7 @@ class Topology:
         return experts_module(name) in self.experts
 
     @cached_property
-    def alike(self) -> Mapping[str, tuple[int, ...]]:
+    def common_widths(self) -> Mapping[str, tuple[int, ...]]:
         """The widths of all linears that engines want stored as a linear is, by its name, where the model has
         experts: those of all experts, which are stacked, or of all others."""
         if not self.experts:
@@ -209,6 +209,23 @@ class Topology:
             widths[self.routed(name)].add(self.shapes[name][1])
         sets = {routed: tuple(sorted(each)) for routed, each in widths.items()}
         return {name: sets[self.routed(name)] for name in self.linears()}
+
+    def as_stored(self) -> "Topology":
+        """The same under the names, and in the stacks, that a checkpoint on the hub has tensors in."""
+        if not self.stored:
+            return self
+
+        def stored(ref: MatrixRef) -> MatrixRef:
+            place = self.stored[ref.parameter]
+            return place if place.index is not None else replace(ref, parameter=place.parameter)
+
+        return replace(
+            self,
+            matrices={name: stored(ref) for name, ref in self.matrices.items()},
+            embeddings={name: stored(ref) for name, ref in self.embeddings.items()},
+            untouched=tuple(self.stored[f"{name}.weight"].module for name in self.untouched),
+            stored={},
+        )
 
     def transposed(self) -> list[str]:
         """Linears that are stored transposed (GPT-2's Conv1D)."""

@@ -63,25 +63,18 @@ def _stacked(experts: Experts) -> nn.Module:
     for parameter, parts in members.items():
         stack = _shared(parts, experts.count)
         if stack is None:
-            stack = parts[0][1].new_empty(_stack_shape(parts, experts.count))
+            place, part = parts[0]
+            stack = part.new_empty(place.stack_shape(part.shape, experts.count))
             for place, part in parts:
                 place.view(stack).copy_(part)
         fused.register_parameter(parameter, nn.Parameter(stack, False))
     return fused
 
 
-def _stack_shape(parts: Sequence[tuple[MatrixRef, Tensor]], count: int) -> tuple[int, ...]:
-    """The shape of the stack of so many experts that some matrices or vectors are parts of."""
-    place, part = parts[0]
-    rows, *cols = part.shape
-    shape = [rows * (1 if place.half is None else 2), *cols]
-    return (count, *(reversed(shape) if place.transposed else shape))
-
-
 def _shared(parts: Sequence[tuple[MatrixRef, Tensor]], count: int) -> Tensor | None:
     """The stack whose memory all parts lie in, in their places; None where they do not."""
-    first = parts[0][1]
-    shape = _stack_shape(parts, count)
+    place, first = parts[0]
+    shape = place.stack_shape(first.shape, count)
     storage = first.untyped_storage()
     if first.is_meta or storage.nbytes() != math.prod(shape) * first.itemsize:
         return None

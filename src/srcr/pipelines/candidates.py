@@ -10,7 +10,7 @@ import torch
 
 from srcr.errors import InputError
 from srcr.formats import load, recognised
-from srcr.formats.checkpoint import Checkpoint, Contents
+from srcr.formats.checkpoint import Checkpoint
 from srcr.metrics.rates import FULL_BITS, LayerRates, count_zeros, entropy_bits, measured_rates
 from srcr.models.blockwise import BlockwiseModel, copy_on
 from srcr.models.checkpoint import ModelLike, OpenModel, open_model
@@ -200,7 +200,7 @@ def _layers_in_files(folder: Path, model: Any) -> tuple[list[LayerRates], Loaded
         InputError: the tensors of a linear are not stored under its name.
     """
     sizes, opened = TensorFiles(folder).sizes(), open_model(model)
-    topology = Contents(opened.topology, opened.config, {}, ()).stored().topology
+    topology = opened.topology.as_stored()
     largest: dict[str, int] = {}  # the codes, of what is stored: scales are shared by many weights
     for key, size in sizes.items():
         module = key.rpartition(".")[0]

@@ -79,7 +79,7 @@ def space_for(space: SearchSpace, fmt: Format, opened: OpenModel) -> SearchSpace
     quant = replace(quant, scale_dtype=quant.scale_dtype or fmt.scale_dtype(opened.dtype))
     space = replace(
         space, quant=quant, group_sizes=fmt.group_sizes, super_blocks=fmt.super_blocks,
-        alike=opened.topology.alike or None,
+        common_widths=opened.topology.common_widths or None,
     )  # fmt: skip
     for bits in sorted({level.num_bits for level in space.levels} - {FULL_BITS}):
         level = CompressionLevel(0.0, bits)

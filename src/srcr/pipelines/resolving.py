@@ -24,8 +24,7 @@ def sizes_of_plan(plan: CompressionPlan | Recipe, opened: OpenModel) -> tuple[St
     if plan.structures is None:
         return ()
     quant = plan.quant if isinstance(plan, Recipe) else None
-    group_size = quant.group_size if quant and isinstance(quant.group_size, int) else None
-    return structure_sizes(opened, plan.structures, group_size)
+    return structure_sizes(opened, plan.structures, quant.group_size if quant else None)
 
 
 def resolve_plan(

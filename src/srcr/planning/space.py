@@ -57,9 +57,9 @@ def _by_cost(level: CompressionLevel) -> tuple[float, CompressionLevel]:
 class SearchSpace:
     """``levels`` to choose from; ``prune``, ``quant`` and ``solver``: how each is made (their sparsity and
     width count for nothing); ``group_sizes`` and ``super_blocks`` stand for the group size "auto", as formats
-    have them (:class:`srcr.formats.Format`), for linears of ``alike`` widths the same. ``draft_rounds``: how
-    often a level of the database is polished at most. Levels are compared with each other, which one round is
-    enough for; what comes of the comparison is compressed again.
+    have them (:class:`srcr.formats.Format`), ``common_widths`` for the widths that one size divides.
+    ``draft_rounds``: how often a level of the database is polished at most. Levels are compared with each
+    other, which one round is enough for; what comes of the comparison is compressed again.
 
     >>> SearchSpace(level_grid([0.0, 0.25], [3, 4])).levels[0]
     CompressionLevel(sparsity=0.25, num_bits=3)
@@ -72,7 +72,7 @@ class SearchSpace:
     draft_rounds: int = 1
     group_sizes: tuple[int, ...] = AUTO_GROUPS
     super_blocks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    alike: Mapping[str, tuple[int, ...]] | None = None
+    common_widths: Mapping[str, tuple[int, ...]] | None = None
 
     def draft(self) -> SolverSpec:
         """How a level of the database is solved."""
@@ -89,7 +89,7 @@ class SearchSpace:
         plan, shapes = CompressionPlan((LayerPlan(name, prune, quant),)), {name: shapes[name]}
         plan = resolve_scale_bits(plan, shapes, choices=self.super_blocks)
         plan, _ = resolve_group_sizes(
-            plan, shapes, choices=self.group_sizes, alike=self.alike or {}
+            plan, shapes, choices=self.group_sizes, common_widths=self.common_widths or {}
         )
         return plan.layers[0]
 

@@ -12,7 +12,7 @@ from srcr.planning.proposals import CostTable, Observations
 from srcr.planning.space import SearchSpace
 from srcr.plans.plan import CompressionPlan, Target
 from srcr.plans.structures import StructureSpec
-from srcr.structure.sizes import StructureSize, planned_smaller, resolved, structure_sizes
+from srcr.structure.sizes import planned_smaller, resolved, structure_sizes
 
 
 def check_structures(
@@ -30,7 +30,7 @@ def check_structures(
                 "a search tries channels, heads and experts: which layers go is known too late; remove them "
                 "with 'srcr compress --remove layers=...' and look at both"
             )
-        planned_smaller(opened, _sizes(opened, space, spec))
+        planned_smaller(opened, structure_sizes(opened, spec, space.quant.group_size))
 
 
 def structured_plans(
@@ -45,9 +45,9 @@ def structured_plans(
     opened, seed = problem.context.opened, problem.context.seed
     plans: dict[str, CompressionPlan] = {}
     for spec in alternatives:
-        sizes = _sizes(opened, problem.space, spec)
+        sizes = structure_sizes(opened, spec, problem.space.quant.group_size)
         smaller = planned_smaller(opened, sizes)
-        space = replace(problem.space, alike=smaller.topology.alike or None)
+        space = replace(problem.space, common_widths=smaller.topology.common_widths or None)
         budget = SizeBudget.of(target, smaller.blockwise, space, problem.format_name)
         if target.tcr is not None:  # by the shapes of the whole model
             budget = replace(budget, limit=problem.budget(target).limit)
@@ -59,9 +59,3 @@ def structured_plans(
         left = " and ".join(str(size) for size in sizes)
         plans[f"allocated, {left}"] = replace(plan, structures=resolved(sizes))
     return plans
-
-
-def _sizes(opened: OpenModel, space: SearchSpace, spec: StructureSpec) -> tuple[StructureSize, ...]:
-    """How many of what go."""
-    size = space.quant.group_size
-    return structure_sizes(opened, spec, size if isinstance(size, int) else None)

@@ -69,12 +69,12 @@ def resolve_group_sizes(
     shapes: Shapes,
     embeddings: Shapes | None = None,
     choices: Sequence[int] = AUTO_GROUPS,
-    alike: Mapping[str, Collection[int]] = MappingProxyType({}),
+    common_widths: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> tuple[CompressionPlan, str | None]:
     """The plan with every "auto" group size made explicit, and a note that says how many became which: the
     first of ``choices`` that divides the width, else -1. With zero-points it is the first that divides all
-    their widths, since engines that load them take one setting only; where ``alike`` has widths for a linear,
-    by name, the first that divides those."""
+    their widths, since engines that load them take one setting only; where ``common_widths`` has widths for a
+    linear, by name, the first that divides those."""
     widths = _widths(shapes, embeddings)
     with_zero_points = {
         widths[layer.name]
@@ -86,7 +86,7 @@ def resolve_group_sizes(
     def resolved(name: str, quant: QuantSpec) -> QuantSpec:
         if quant.group_size != "auto":
             return quant
-        divided = alike.get(name, {widths[name]}) if quant.symmetric else with_zero_points
+        divided = common_widths.get(name, {widths[name]}) if quant.symmetric else with_zero_points
         fitting = (size for size in choices if all(width % size == 0 for width in divided))
         sizes.append(next(fitting, -1))
         return replace(quant, group_size=sizes[-1])

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from srcr.errors import InputError
 from srcr.models.checkpoint import OpenModel
-from srcr.models.source import WeightSource
 from srcr.models.topology import Coupling, Kind
 from srcr.plans.structures import CHANNEL_MULTIPLE, NAMES, StructureSpec
 from srcr.transforms.fewer_experts import (
@@ -37,10 +36,10 @@ class StructureSize:
 
 
 def structure_sizes(
-    opened: OpenModel, spec: StructureSpec, group_size: int | None = None
+    opened: OpenModel, spec: StructureSpec, group_size: int | str | None = None
 ) -> tuple[StructureSize, ...]:
     """How many of what go, layers first, then experts. ``group_size``: that of the quantization of what is
-    left (None: none is named), which channels come in multiples of.
+    left (None or "auto": none is named), which channels come in multiples of.
 
     Raises:
         InputError: nothing would go, or nothing be left; the model has no such structures, not the same in
@@ -76,7 +75,15 @@ def planned_smaller(opened: OpenModel, sizes: tuple[StructureSize, ...]) -> Open
     for size in (each for each in sizes if each.kind == "layers"):
         opened = opened.transformed(shallower(opened, range(size.left, size.size)))
     for size in (each for each in sizes if each.kind == "experts"):
-        opened = opened.transformed(_last_experts_gone(opened, size))
+        last = tuple(range(size.left, size.size))
+        fewer = fewer_experts(opened, dict.fromkeys(opened.topology.experts, last))
+        try:
+            opened = opened.transformed(fewer)
+        except InputError as error:
+            raise InputError(
+                f"the config of {opened.architecture} cannot say {size} ({error}): use another number of "
+                "experts"
+            ) from None
     removals = [
         Removal(coupling, tuple(range(size.left, size.size)))
         for size in sizes
@@ -157,24 +164,12 @@ def _check_experts(opened: OpenModel, size: StructureSize) -> None:
             f"the config of {opened.architecture} does not say how many experts there are in a way that srcr "
             "knows: leave experts out"
         )
-    try:
-        opened.transformed(_last_experts_gone(opened, size))
-    except InputError as error:
-        raise InputError(
-            f"the config of {opened.architecture} cannot say {size} ({error}): use another number of experts"
-        ) from None
 
 
-def _last_experts_gone(opened: OpenModel, size: StructureSize) -> WeightSource:
-    """The model without the last experts of every layer."""
-    last = tuple(range(size.left, size.size))
-    return fewer_experts(opened, dict.fromkeys(opened.topology.experts, last))
-
-
-def _multiple(size: int, group_size: int | None) -> int:
+def _multiple(size: int, group_size: int | str | None) -> int:
     """What numbers of channels are multiples of: the group size; else the largest power of two up to
     :data:`CHANNEL_MULTIPLE` that ``size`` is a multiple of."""
-    if group_size is not None and group_size > 0 and size % group_size == 0:
+    if isinstance(group_size, int) and group_size > 0 and size % group_size == 0:
         return group_size
     multiple = CHANNEL_MULTIPLE
     while size % multiple:
