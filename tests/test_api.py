@@ -105,7 +105,9 @@ def test_keywords_are_those_of_the_command_line_and_every_source_is_the_same(sto
     assert len(written) == 1
 
 
-def test_settings_that_cannot_be():
+def test_settings_that_cannot_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def refused(message, *args, **settings):
         with pytest.raises(srcr.InputError, match=message):
             srcr.compress("bundled", *args, **settings)

@@ -183,7 +183,8 @@ def test_command_lines_that_cannot_be(args, srcr, tmp_path, monkeypatch):
 
 class TestModels:
     def test_missing_folder(self, refused, tmp_path):
-        for command in (["inspect", tmp_path / "no"], ["compress", tmp_path / "no", "-o", "out"]):
+        missing, out = tmp_path / "no", tmp_path / "out"
+        for command in (["inspect", missing], ["compress", missing, "-o", out]):
             assert "does not exist" in refused(*command)
 
     def test_not_causal(self, refused, tmp_path):
