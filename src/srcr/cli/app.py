@@ -1,13 +1,16 @@
 """The typer application, and what every command says on its way out."""
 
+import inspect
 import json
 import shlex
 import sys
-from typing import Annotated, Any, NoReturn
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from srcr.cli.option import annotations
 from srcr.errors import printable
 
 #: Exit code of a command that the user interrupted, as shells give it: 128 and the number of SIGINT.
@@ -96,6 +99,30 @@ def start(
         typer.echo(context.get_help())
 
 
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """The function, made a command of its name. The keys of the TypedDict that its keywords are annotated
+    with (``**options: Unpack[...]``) are its arguments and options; it is given those that were set."""
+    (options,) = get_args(get_type_hints(function, include_extras=True)["options"])
+
+    def run(**values: Any) -> None:
+        function(**{n: value for n, value in values.items() if value is not None and value != []})
+
+    run.__annotations__ = annotations(options)
+    kind, required = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
+    parameters = [
+        inspect.Parameter(
+            name,
+            kind,
+            annotation=hint,
+            default=required if name in options.__required_keys__ else None,
+        )
+        for name, hint in run.__annotations__.items()
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    app.command(function.__name__, cls=Command, help=function.__doc__)(run)
+    return function
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Say what went wrong, as one line, and leave.
 
@@ -121,7 +148,7 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def show_preview(preview: Any, as_json: bool) -> None:
+def show_preview(preview: Any, as_json: bool | None) -> None:
     """What a command would come to, on stdout."""
     from srcr.cli import tables
     from srcr.serialize import to_dict
@@ -135,8 +162,3 @@ def show_preview(preview: Any, as_json: bool) -> None:
 def command_line() -> str:
     """The command as a record keeps it, quoted for a shell."""
     return "srcr " + shlex.join(sys.argv[1:])
-
-
-def given_only(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given: the others are as their specification says."""
-    return {name: value for name, value in options.items() if value is not None}

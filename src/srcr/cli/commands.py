@@ -5,132 +5,138 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typing_extensions import TypedDict, Unpack
 
-from srcr.cli import evaluate_parameters as measuring
 from srcr.cli import parameters as given
-from srcr.cli.app import Command, app, command_line, given_only, print_json, show_preview
+from srcr.cli.app import command, command_line, print_json, show_preview
+from srcr.cli.evaluate_parameters import Evaluate
+from srcr.cli.option import OUTPUT, WEIGHTS, option
 from srcr.errors import InputError
+from srcr.plans.settings import RecipeSettings
 
 
-@app.command(cls=Command)
-def inspect(model: given.Model, as_json: given.Json = False) -> None:
+class Inspect(given.Model, given.Json):
+    """What 'srcr inspect' is given."""
+
+
+@command
+def inspect(**options: Unpack[Inspect]) -> None:
     """Show what srcr sees in a model: blocks, linear layers, which share an input, bytes."""
     from srcr.cli import tables
     from srcr.pipelines.inspect import inspect as run
     from srcr.serialize import to_dict
 
-    inspection = run(model)
-    if as_json:
+    inspection = run(options["model"])
+    if options.get("as_json"):
         print_json(to_dict(inspection))
     else:
         tables.inspection(inspection)
 
 
-@app.command(cls=Command)
-def compress(
-    model: given.ModelOrConfig = None,
-    out: given.OutOrConfig = None,
-    sparsity: given.Sparsity = None,
-    structure: given.Structure = None,
-    bits: given.Bits = None,
-    group_size: given.GroupSize = None,
-    symmetric: given.Symmetric = None,
-    prune_method: given.PruneMethod = None,
-    quant_method: given.QuantMethod = None,
-    mode: given.Mode = None,
-    targets: given.Targets = None,
-    ignore: given.Ignore = None,
-    embeddings: given.Embeddings = None,
-    remove: given.Remove = None,
-    plan: given.Plan = None,
-    config: given.Config = None,
-    calibration: given.Source = None,
-    samples: given.Samples = None,
-    seq_len: given.SeqLen = None,
-    format: given.Format = None,
-    memory: given.Memory = None,
-    recover: given.Recover = None,
-    resume: given.Resume = False,
-    overwrite: given.Overwrite = False,
-    dry_run: given.DryRun = False,
-    allow_requantize: given.Requantize = None,
-    seed: given.Seed = None,
-    device: given.Device = None,
-    cache: given.Cache = None,
-    as_json: given.Json = False,
-) -> None:
+class Planned(TypedDict, total=False):
+    """What stands for the settings of a recipe."""
+
+    plan: Annotated[
+        Path,
+        option(WEIGHTS, "A plan for each layer, instead of one for all.", metavar="FILE"),
+    ]
+
+
+class Compress(
+    given.Model, given.Out, given.Overwrite, given.Format, RecipeSettings, Planned,
+    given.Calibrating, given.Training, given.Memory, given.Resume, given.Requantize, given.Running,
+):  # fmt: skip
+    """What 'srcr compress' is given."""
+
+
+@command
+def compress(**options: Unpack[Compress]) -> None:
     """Prune and quantize a model in one pass and write a checkpoint that transformers loads."""
-    arguments = locals()
+    from srcr.cli import options as read
     from srcr.cli import tables
-    from srcr.cli.options import Options
     from srcr.pipelines.compress import compress as run
-    from srcr.pipelines.options import Output
     from srcr.serialize import to_dict
 
-    options = Options.of(arguments, config)
-    base, folder = options.place()
-    output = Output(folder, options.format, overwrite, resume)
     wanted = (
-        base, output, options.compression(), options.data(), options.run(command_line()),
-        options.recovery(),
+        options["model"], read.output_of(options), read.compression_of(options),
+        read.calibration_of(options), read.run_of(options), read.recovery_of(options),
     )  # fmt: skip
-    if dry_run:
+    if options.get("dry_run"):
         from srcr.pipelines.preview import preview_compression
 
-        show_preview(preview_compression(*wanted), as_json)
+        show_preview(preview_compression(*wanted), options.get("as_json"))
         return
     record = run(*wanted)
-    options.write_run(record.format)
-    if as_json:
-        print_json(to_dict(record) | {"out": str(folder)})
+    read.write_run("compress", options, record.format)
+    if options.get("as_json"):
+        print_json(to_dict(record) | {"out": str(options["out"])})
     else:
-        tables.compression(record, folder)
+        tables.compression(record, options["out"])
 
 
-@app.command(cls=Command)
-def export(
-    folder: given.Folder,
-    out: given.Out,
-    format: given.ExportFormat,
-    overwrite: given.Overwrite = False,
-    as_json: given.Json = False,
-) -> None:
+class Target(TypedDict):
+    """What a result is converted to."""
+
+    format: Annotated[
+        str,
+        option(
+            OUTPUT,
+            "The format to convert to: archive, compressed-tensors, dense, gguf or gptq.",
+            metavar="NAME",
+        ),
+    ]
+
+
+class Export(given.Folder, given.Out, Target, given.Overwrite):
+    """What 'srcr export' is given."""
+
+
+@command
+def export(**options: Unpack[Export]) -> None:
     """Convert a compressed model to another format: the same weights, in other files."""
     from srcr.cli import tables
+    from srcr.cli.options import output_of
     from srcr.pipelines.export import export as run
-    from srcr.pipelines.options import Output, RunOptions
+    from srcr.pipelines.options import RunOptions
     from srcr.serialize import to_dict
 
-    record = run(folder, Output(out, format, overwrite), RunOptions(command=command_line()))
-    if as_json:
-        print_json(to_dict(record) | {"out": str(out)})
+    record = run(options["folder"], output_of(options), RunOptions(command=command_line()))
+    if options.get("as_json"):
+        print_json(to_dict(record) | {"out": str(options["out"])})
     else:
-        tables.export(record, out)
+        tables.export(record, options["out"])
 
 
-@app.command(cls=Command)
-def verify(
-    folder: given.Folder,
+class Engines(TypedDict, total=False):
+    """Who is asked."""
+
     engines: Annotated[
-        str | None,
+        str,
         typer.Option(
             help="The engines to ask, with commas between: transformers, llama.cpp, vllm. "
             "Without it: all that are installed.",
             show_default=False,
             metavar="NAMES",
         ),
-    ] = None,
-    as_json: given.Json = False,
-) -> None:
+    ]
+
+
+class Verify(given.Folder, Engines, given.Json):
+    """What 'srcr verify' is given."""
+
+
+@command
+def verify(**options: Unpack[Verify]) -> None:
     """Load a compressed model in every engine that runs here, and compare what it predicts."""
     from srcr.cli import tables
     from srcr.pipelines.options import RunOptions
     from srcr.pipelines.verify import verify as run
     from srcr.serialize import to_dict
 
+    engines = options.get("engines")
     names = None if engines is None else tuple(engines.split(","))
-    result = run(folder, names, RunOptions(command=command_line()))
-    if as_json:
+    result = run(options["folder"], names, RunOptions(command=command_line()))
+    if options.get("as_json"):
         print_json(to_dict(result))
     else:
         tables.verification(result)
@@ -138,100 +144,93 @@ def verify(
         raise SystemExit(1)
 
 
-@app.command(cls=Command)
-def evaluate(
-    base: given.Base,
-    compressed: measuring.Compressed,
-    out: measuring.JsonFile = None,
-    text: measuring.Text = None,
-    samples: measuring.TextSamples = None,
-    seq_len: given.TextLength = None,
-    tasks: measuring.Tasks = None,
-    limit: given.Limit = None,
-    semantic: measuring.Semantic = False,
-    prompts: measuring.Prompts = None,
-    prompt_len: measuring.PromptLength = None,
-    new_tokens: measuring.NewTokens = None,
-    scorer: measuring.Scorer = None,
-    speed: measuring.Speed = False,
-    report: measuring.Report = False,
-    overwrite: given.Overwrite = False,
-    seed: given.Seed = None,
-    device: given.Device = None,
-    cache: given.Cache = None,
-    as_json: given.Json = False,
-) -> None:
+@command
+def evaluate(**options: Unpack[Evaluate]) -> None:
     """Measure what compressed models kept of the original, with 95 % intervals."""
     from srcr.cli import tables
-    from srcr.cli.options import split_names
+    from srcr.cli.options import picked, run_of, split_names
     from srcr.data.specs import EvaluationText
     from srcr.metrics.speed import SpeedSpec
     from srcr.metrics.tasks import TaskSpec
     from srcr.pipelines.evaluate import evaluate as run
-    from srcr.pipelines.options import RunOptions
     from srcr.report import check_results, write_results
     from srcr.serialize import to_dict
 
+    tasks, limit = options.get("tasks"), options.get("limit")
     if limit is not None and tasks is None:
         raise InputError(f"--limit {limit} is a number of items a task: name the --tasks too")
-    check_results(out, compressed if report else [], overwrite)
+    out, report = options.get("out"), options.get("report", False)
+    folders = options["compressed"]
+    check_results(out, folders if report else [], options.get("overwrite", False))
     evaluations = run(
-        base,
-        compressed,
-        EvaluationText(**given_only({"source": text, "samples": samples, "seq_len": seq_len})),
+        options["base"],
+        folders,
+        EvaluationText(**picked(options, "samples", "seq_len", source="text")),
         None if tasks is None else TaskSpec(split_names(tasks), limit),
-        _semantic_spec(semantic, prompts, prompt_len, new_tokens, scorer),
-        RunOptions(**given_only({"seed": seed, "device": device, "cache": cache})),
-        SpeedSpec() if speed else None,
+        _semantic_spec(options),
+        dataclasses.replace(run_of(options), command=""),
+        SpeedSpec() if options.get("speed") else None,
     )
     evaluations = [dataclasses.replace(each, command=command_line()) for each in evaluations]
     write_results(evaluations, out, report)
-    if as_json:
+    if options.get("as_json"):
         data = [to_dict(each) for each in evaluations]
         print_json(data[0] if len(data) == 1 else data)
     else:
         tables.evaluation(evaluations)
 
 
-def _semantic_spec(
-    asked: bool,
-    prompts: int | None,
-    prompt_len: int | None,
-    new_tokens: int | None,
-    scorer: str | None,
-) -> Any:
+def _semantic_spec(options: Evaluate) -> Any:
     """What ``--semantic`` and the options that belong to it ask for; None without it."""
+    from srcr.cli.options import picked
     from srcr.metrics.specs import SemanticSpec
     from srcr.serialize import from_dict
 
-    values = given_only(
-        {"n": prompts, "prompt_len": prompt_len, "max_new_tokens": new_tokens, "scorer": scorer}
-    )
-    if values and not asked:
+    values = picked(options, "prompt_len", "scorer", n="prompts", max_new_tokens="new_tokens")
+    if options.get("semantic"):
+        return from_dict(SemanticSpec, values, where="the command line")
+    if values:
         raise InputError(
             "--prompts, --prompt-len, --new-tokens and --scorer belong to --semantic: add it"
         )
-    return from_dict(SemanticSpec, values, where="the command line") if asked else None
+    return None
 
 
-@app.command(cls=Command)
-def report(
+class Report(TypedDict):
+    """What a page is made of."""
+
     results: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULT...", help="Compressed folders, or JSON of 'srcr evaluate'."),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file.")] = Path("report.html"),
-    overwrite: given.Overwrite = False,
-) -> None:
+        given.argument("RESULT...", "Compressed folders, or JSON of 'srcr evaluate'."),
+    ]
+
+
+class ReportFile(TypedDict, total=False):
+    """The page."""
+
+    out: Annotated[
+        Path,
+        option(OUTPUT, "The HTML file.", "--out", "-o", default="report.html", metavar="FILE"),
+    ]
+    overwrite: Annotated[bool, option(OUTPUT, "Replace an earlier result.", "--overwrite")]
+
+
+class Page(Report, ReportFile):
+    """What 'srcr report' is given."""
+
+
+@command
+def report(**options: Unpack[Page]) -> None:
     """Build one self-contained HTML page: how much smaller, and what was kept."""
     from srcr.report import write_report
 
-    write_report(results, out, overwrite)
+    out = options.get("out", Path("report.html"))
+    write_report(options["results"], out, options.get("overwrite", False))
     typer.echo(f"report: {out}")
 
 
-@app.command(cls=Command)
-def methods(as_json: given.Json = False) -> None:
+@command
+def methods(**options: Unpack[given.Json]) -> None:
     """List the pruning and quantization methods."""
     from srcr.cli import tables
     from srcr.methods import pruners, quantizers
@@ -242,7 +241,7 @@ def methods(as_json: given.Json = False) -> None:
         for kind, known in (("prune", pruners()), ("quant", quantizers()))
         for m in known.values()
     ]  # fmt: skip
-    if as_json:
+    if options.get("as_json"):
         print_json({"methods": rows})
     else:
         tables.methods(rows)

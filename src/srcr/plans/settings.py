@@ -1,8 +1,8 @@
 """A recipe by the names that the command line and keywords of Python use."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 from typing_extensions import TypedDict
 
@@ -22,32 +22,106 @@ SOLVER = (
 UNQUANTIZED = 16
 
 
-class RecipeSettings(TypedDict, total=False):
-    """What a recipe may be told; what is left out is as the specifications say. ``sparsity``: the share of
-    weights that become zero; ``bits``: 2 to 8, 16 quantizes nothing; ``remove``: whole structures that go
-    before, as "channels=0.25,layers=2" or a mapping; the rest as in docs/usage.md."""
+@dataclass(frozen=True)
+class Setting:
+    """What people are told of a setting: the ``group`` of options that it belongs to, a ``text``, what stands
+    for it where it is not given (``default``), how the value is called (``metavar``). ``hidden``: help of the
+    command line leaves it out."""
+
+    group: str
+    text: str
+    default: object = None
+    metavar: str | None = None
+    hidden: bool = False
+
+
+def _weights(text: str, default: object, metavar: str | None = None) -> Setting:
+    return Setting("Weights", text, default, metavar)
+
+
+def _layers(text: str, default: object = None) -> Setting:
+    return Setting("Which layers", text, default, "PATTERN")
+
+
+def _solver(name: str, text: str, metavar: str | None = None) -> Setting:
+    return Setting("Solver", text, getattr(SolverSpec, name), metavar, hidden=True)
+
+
+class UniformSettings(TypedDict, total=False):
+    """How much goes from every layer."""
+
+    sparsity: Annotated[float, _weights("Share of the weights that become zero, 0 to 1.", 0, "S")]
+    structure: Annotated[
+        str, _weights("unstructured, or N:M (N of every M are kept).", UNSTRUCTURED, "N:M")
+    ]
+    bits: Annotated[int, _weights("2 to 8; 16 quantizes nothing.", QuantSpec.num_bits, "B")]
+
+
+class LevelSettings(TypedDict, total=False):
+    """How it goes."""
+
+    group_size: Annotated[
+        int | str,
+        _weights(
+            "Columns that share a scale: auto (128, 64 or 32, the first that divides, else -1), -1 (the "
+            "whole row) or a number.",
+            QuantSpec.group_size,
+            "N",
+        ),
+    ]
+    symmetric: Annotated[bool, _weights("Without or with zero-points.", "symmetric")]
+    prune_method: Annotated[str, _weights("See 'srcr methods'.", PruneSpec.method, "NAME")]
+    quant_method: Annotated[str, _weights("See 'srcr methods'.", QuantSpec.method, "NAME")]
+
+
+class RecipeSettings(UniformSettings, LevelSettings, total=False):
+    """What a recipe may be told, in Python, in config files and on the command line; what is left out is as
+    the specifications say."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
-    sparsity: float
-    structure: str
-    bits: int
-    group_size: int | str
-    symmetric: bool
-    prune_method: str
-    quant_method: str
-    mode: Mode
-    dampening_frac: float
-    dense_targets: bool
-    dense_share: float
-    descent_rounds: int
-    expert_prior: float
-    expert_gates: bool
-    targets: str | list[str] | tuple[str, ...]
-    ignore: str | list[str] | tuple[str, ...]
-    overrides: dict[str, Override]
-    embeddings: int
-    remove: str | dict[str, int | float]
+    mode: Annotated[Mode, _weights("One pass, or the paper's sequences.", SolverSpec.mode)]
+    embeddings: Annotated[
+        int,
+        _weights(
+            "Bits of the input embedding and the output head, 4 to 8; 16 leaves them alone.",
+            16,
+            "B",
+        ),
+    ]
+    remove: Annotated[
+        str | dict[str, int | float],
+        _weights(
+            "Whole structures that go before: channels, heads (key-value heads with their query heads), "
+            "layers and experts, a share or a count each, as channels=0.25,heads=1,layers=2.",
+            "nothing",
+            "WHAT",
+        ),
+    ]
+    targets: Annotated[
+        str | list[str] | tuple[str, ...],
+        _layers(
+            "Compress only layers that match: a glob ('*.mlp.*') or re: and a regular expression; may be "
+            "given several times.",
+            "all",
+        ),
+    ]
+    ignore: Annotated[
+        str | list[str] | tuple[str, ...],
+        _layers("Leave layers alone that match, as --targets; may be given several times."),
+    ]
+    overrides: Annotated[
+        dict[str, Override],
+        Setting("Which layers", "What layers that match get instead.", hidden=True),
+    ]
+    dampening_frac: Annotated[float, _solver("dampening_frac", "Damping of the Hessian.", "D")]
+    dense_targets: Annotated[bool, _solver("dense_targets", "Aim at the dense model's outputs.")]
+    dense_share: Annotated[float, _solver("dense_share", "Share of the data for that.", "S")]
+    descent_rounds: Annotated[int, _solver("descent_rounds", "Rounds of descent.", "N")]
+    expert_prior: Annotated[
+        float, _solver("expert_prior", "Tokens an input that an expert's prior counts as.", "N")
+    ]
+    expert_gates: Annotated[bool, _solver("expert_gates", "Weigh tokens by their gates.")]
 
 
 def recipe_of(settings: Mapping[str, Any]) -> Recipe:
