@@ -416,7 +416,9 @@ class TestOneFileIsARun:
         ).read_bytes()
 
     def test_what_is_named_nowhere_is_asked_for(self, srcr, tiny, tmp_path):
-        assert "no model: name it" in srcr("compress", "-o", tmp_path / "out").error()
-        result = srcr("compress", tiny)
-        assert "no output: name it with -o" in result.error()
+        result = srcr("compress", "-o", tmp_path / "out")
         assert result.code == 2
+        assert "Missing argument 'MODEL'" in result.err
+        result = srcr("compress", tiny)
+        assert result.code == 2
+        assert "Missing option '--out'" in result.err

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -383,6 +384,26 @@ def test_bad_input_is_refused_and_nothing_is_left(small, texts, tmp_path):
 def test_specs_that_cannot_be(values, match):
     with pytest.raises(InputError, match=match):
         RecoverySpec(**values)
+
+
+def test_one_file_is_a_recovery(small, texts, srcr, tmp_path):
+    first, again = tmp_path / "first", tmp_path / "again"
+    asked = ("--calibration", texts.sources[0], "--held-out", texts.held_out, "--steps", "2")
+    result = srcr("recover", *small, "-o", first, *asked, "--lr", "0.002")
+    assert result.code == 0, result.err
+    run = yaml.safe_load((first / "run.yaml").read_text())
+    assert (run["steps"], run["batch"], run["lr"], run["seq_len"]) == (2, 8, 0.002, 512)
+    assert "minutes" not in run
+    places = {
+        "base": str(small[0]), "compressed": str(small[1]), "out": str(again),
+        "calibration": texts.sources[0], "held_out": texts.held_out,
+    }  # fmt: skip
+    config = tmp_path / "moved.yaml"
+    config.write_text(yaml.safe_dump(run | places))
+    result = srcr("recover", "--config", config)
+    assert result.code == 0, result.err
+    assert weights(again) == weights(first)
+    assert (again / "run.yaml").read_bytes() == (first / "run.yaml").read_bytes()
 
 
 def test_two_processes_train_as_one_does(small, texts, srcr, tmp_path):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -75,7 +76,7 @@ def test_a_search_finds_writes_and_proves(srcr, base, text, tmp_path):
     assert record["rates"]["tcr"] == chosen["rates"]["tcr"]
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md", "config.json", "evaluation.json", "generation_config.json", "model.safetensors",
-        "plan.yaml", "search.json", "srcr.json",
+        "plan.yaml", "run.yaml", "search.json", "srcr.json",
     ]  # fmt: skip
     assert not (tmp_path / "out.partial").exists()
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -97,6 +98,27 @@ def test_a_search_finds_writes_and_proves(srcr, base, text, tmp_path):
     html = page.read_text()
     assert "What each part loses" in html
     assert all(name in html for name in finalists if name != data["chosen"])
+
+
+def test_one_file_is_a_search(srcr, base, text, tmp_path):
+    first, again = tmp_path / "first", tmp_path / "again"
+    result = srcr(
+        "search", base, "-o", first, "--calibration", text, "--target", "tcr=0.8", *SHORT, "--json"
+    )
+    assert result.code == 0, result.err
+    run = yaml.safe_load((first / "run.yaml").read_text())
+    assert (run["target"], run["trials"], run["widths"], run["group_size"]) == (
+        "tcr=0.8", 1, "3,4", "auto"
+    )  # fmt: skip
+    assert "out" not in run
+    config = tmp_path / "moved.yaml"
+    places = {"model": str(base), "calibration": str(text), "out": str(again)}
+    config.write_text(yaml.safe_dump(run | places))
+    second = srcr("search", "--config", config, "--json")
+    assert second.code == 0, second.err
+    assert (again / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    assert second.json()["chosen"] == result.json()["chosen"]
+    assert (again / "run.yaml").read_bytes() == (first / "run.yaml").read_bytes()
 
 
 def test_resume_on_a_finished_search(srcr, base, text, tmp_path):

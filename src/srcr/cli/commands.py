@@ -67,7 +67,8 @@ def compress(**options: Unpack[Compress]) -> None:
         show_preview(preview_compression(*wanted), options.get("as_json"))
         return
     record = run(*wanted)
-    read.write_run("compress", options, record.format)
+    defaults = read.recipe_defaults(options) | read.text_defaults(options)
+    read.write_run("compress", options, defaults | {"format": record.format})
     if options.get("as_json"):
         print_json(to_dict(record) | {"out": str(options["out"])})
     else:

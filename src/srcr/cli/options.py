@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srcr.cli.app import command_line
+from srcr.cli.option import listed
 from srcr.data.specs import Calibration, RecoveryText
 from srcr.environment import parse_size
 from srcr.errors import InputError
@@ -13,7 +14,7 @@ from srcr.methods import check_methods, get_pruner, get_quantizer
 from srcr.pipelines.options import Output, RunOptions
 from srcr.plans.plan import CompressionPlan, Recipe, read_plan
 from srcr.plans.recovery import RecoverySpec, parse_duration
-from srcr.plans.settings import RecipeSettings, recipe_of, settings_of
+from srcr.plans.settings import LevelSettings, RecipeSettings, recipe_of, settings_of
 from srcr.records.sharing import shareable
 from srcr.serialize import from_dict, to_yaml
 from srcr.storage.files import write_text
@@ -28,10 +29,10 @@ Options = Mapping[str, Any]
 
 #: Options that say what a plan says.
 DECIDED_BY_A_PLAN = tuple(RecipeSettings.__annotations__)
+#: Options that say how a level of a search is made.
+LEVELS = tuple(LevelSettings.__annotations__)
 #: Options that say what a sensitivity table says.
-DECIDED_BY_A_TABLE = (
-    "sparsities", "widths", "group_size", "symmetric", "prune_method", "quant_method",
-)  # fmt: skip
+DECIDED_BY_A_TABLE = ("sparsities", "widths", *LEVELS)
 #: Options that decide nothing but how a run goes, where it goes, and how it is shown.
 NO_RESULT = (
     "out", "overwrite", "as_json", "resume", "dry_run", "config", "device", "memory", "cache",
@@ -74,8 +75,7 @@ def space_of(options: Options) -> "SearchSpace":
     from srcr.planning.space import SearchSpace, level_grid
     from srcr.planning.specs import BITS, SPARSITIES
 
-    names = ("group_size", "symmetric", "prune_method", "quant_method")
-    recipe = compression_of(picked(options, *names) | {"sparsity": 0.5, "bits": 4})
+    recipe = compression_of(picked(options, *LEVELS) | {"sparsity": 0.5, "bits": 4})
     assert isinstance(recipe, Recipe)
     assert recipe.prune is not None
     assert recipe.quant is not None
@@ -146,22 +146,38 @@ def resources_of(options: Options) -> "Resources":
     )
 
 
-def write_run(command: str, options: Options, format_name: str | None = None) -> None:
+def text_defaults(options: Options) -> dict[str, Any]:
+    """The text that a compression measures on, by the names of options."""
+    data = calibration_of(options)
+    return {"calibration": data.source, "samples": data.samples, "seq_len": data.seq_len}
+
+
+def recipe_defaults(options: Options) -> dict[str, Any]:
+    """How weights are treated, by the names of options; of a plan nothing, as it says so itself."""
+    recipe = compression_of(options)
+    return settings_of(recipe) if isinstance(recipe, Recipe) and "plan" not in options else {}
+
+
+def level_defaults(options: Options) -> dict[str, Any]:
+    """What a search chooses from, by the names of options."""
+    from srcr.planning.specs import BITS, SPARSITIES, SearchSpec
+    from srcr.plans.objective import Objective
+
+    recipe = compression_of(picked(options, *LEVELS) | {"sparsity": 0.5})
+    assert isinstance(recipe, Recipe)
+    return {
+        "trials": SearchSpec.trials, "objective": Objective.measure,
+        "sparsities": listed(SPARSITIES), "widths": listed(BITS),
+        **{name: value for name, value in settings_of(recipe).items() if name in LEVELS},
+    }  # fmt: skip
+
+
+def write_run(command: str, options: Options, defaults: Options) -> None:
     """Write what ran beside its result, by the names of the options: a ``--config`` file that runs it again.
-    Where it went and what decides about nothing but how it runs is left out; the defaults of what is done to
-    weights and of its text are filled in."""
-    values: dict[str, Any] = {n: value for n, value in options.items() if n not in NO_RESULT}
-    values |= {"seed": options.get("seed", RunOptions().seed or 0)}
-    if command in ("compress", "search"):
-        data = calibration_of(options)
-        values |= {"calibration": data.source, "seq_len": data.seq_len, "format": format_name}
-    if command == "compress" and "plan" not in options:
-        recipe = compression_of(options)
-        assert isinstance(recipe, Recipe)
-        values |= settings_of(recipe)
-    if "plan" in options:
-        values["plan"] = PLAN
-    kept = {name: value for name, value in values.items() if value is not None}
+    ``defaults``: what stood for those that were not given. Where it went, and what decides about nothing but
+    how it runs, is left out."""
+    values = {"seed": 0, **defaults, **options} | ({"plan": PLAN} if "plan" in options else {})
+    kept = {n: v for n, v in values.items() if v is not None and n not in NO_RESULT}
     head = f"# srcr {command} --config {RUN} -o OUT runs this again; paths are to be completed\n"
     write_text(Path(options["out"]) / RUN, head + to_yaml(shareable(kept)))
 

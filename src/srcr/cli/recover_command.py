@@ -23,11 +23,10 @@ def recover(**options: Unpack[Recover]) -> None:
     from srcr.serialize import to_dict
 
     asked = read.picked(options, "samples", "seq_len", "held_out", sources="calibration")
-    text = RecoveryText(
-        **asked | {"sources": tuple(asked["sources"])} if "sources" in asked else asked
-    )
+    asked["sources"] = tuple(asked.get("sources", RecoveryText.sources))
+    text, spec = RecoveryText(**asked), _spec(options)
     wanted = (
-        options["base"], options["compressed"], read.output_of(options), _spec(options), text,
+        options["base"], options["compressed"], read.output_of(options), spec, text,
         read.run_of(options),
     )  # fmt: skip
     if options.get("dry_run"):
@@ -38,7 +37,10 @@ def recover(**options: Unpack[Recover]) -> None:
     record = run(*wanted)
     if os.environ.get("RANK", "0") != "0":  # another process speaks
         return
-    read.write_run("recover", options)
+    defaults = read.picked(to_dict(spec), *Spec.__annotations__) | {
+        "calibration": list(text.sources), "seq_len": text.seq_len, "held_out": text.held_out,
+    }  # fmt: skip
+    read.write_run("recover", options, defaults)
     if options.get("as_json"):
         print_json(to_dict(record) | {"out": str(options["out"])})
     else:

@@ -95,7 +95,7 @@ def search(**options: Unpack[Search]) -> None:
         show_preview(preview_search(*given), options.get("as_json"))
         return
     result = run(*given)
-    read.write_run("search", options, options.get("format"))
+    read.write_run("search", options, read.level_defaults(options) | read.text_defaults(options))
     if options.get("as_json"):
         print_json(to_dict(result) | {"out": str(options["out"])})
     else:
