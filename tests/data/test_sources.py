@@ -40,8 +40,17 @@ def stories():
     return load_model(STORIES), load_tokenizer(STORIES)
 
 
-def tokens(model, source, tokenizer=None, samples=None, seq_len=16, seed=0, purpose="calibration"):
-    request = TextRequest(source, samples, seq_len, 4, purpose, seed)
+def tokens(
+    model,
+    source,
+    tokenizer=None,
+    samples=None,
+    seq_len=16,
+    seed=0,
+    purpose="calibration",
+    chat=None,
+):
+    request = TextRequest(source, samples, seq_len, 4, purpose, seed, chat)
     if isinstance(source, Path):
         request = replace(request, source=str(source))
     return load_tokens(request, open_model(model, tokenizer))
@@ -192,6 +201,18 @@ class TestSelf:
         assert not (rows[::2, 1:3] == rows[1, 1:3]).all(1).any()
         few = tokens(stories[0], "self", tokenizer, samples=4, seq_len=24)
         assert torch.equal(few.input_ids, rows[:4])
+
+    def test_chats_alone_or_none(self, stories):
+        plain, tokenizer = stories[1], copy.deepcopy(stories[1])
+        tokenizer.chat_template = self.TURNS
+        turn = tokenizer("<s>user: ", add_special_tokens=False)["input_ids"]
+        chats = tokens(stories[0], "self", tokenizer, seq_len=24, chat=True).input_ids
+        assert chats[:, : len(turn)].tolist() == [turn] * len(chats)
+        texts = tokens(stories[0], "self", tokenizer, seq_len=24, chat=False)
+        assert texts.sha256 == tokens(stories[0], "self", plain, seq_len=24).sha256
+        for source in ("self", stories_text()):
+            with pytest.raises(InputError, match="chat template, which it does not have"):
+                tokens(stories[0], source, plain, seq_len=24, chat=True)
 
     def test_what_rows_begin_with_changes_nothing_behind_it(self, tiny):
         """A row is written the same beside rows with a longer beginning."""
@@ -653,6 +674,18 @@ class TestChats:
         texts = ["\n\n".join(message["content"] for message in chat) for chat in self.chats()]
         assert result.input_ids.tolist() == packed(tokenizer, texts, 3, 40)
         assert "the tokenizer has no chat template" in result.notes[0]
+
+    def test_the_template_for_all_text_or_for_none(self, stories):
+        model, tokenizer = stories[0], self.templated(stories[1])
+        texts = stories_text()
+        users = [[{"role": "user", "content": text}] for text in texts]
+        chats = pytest.importorskip("datasets").Dataset.from_list([{"messages": u} for u in users])
+        asked = {"samples": 3, "seq_len": 40}
+        as_chats = tokens(model, texts, tokenizer, chat=True, **asked)
+        assert as_chats.sha256 == tokens(model, chats, tokenizer, **asked).sha256
+        as_texts = tokens(model, chats, tokenizer, chat=False, **asked)
+        assert as_texts.sha256 == tokens(model, texts, tokenizer, **asked).sha256
+        assert as_texts.notes == ()
 
     @pytest.mark.parametrize(
         ("line", "message"),

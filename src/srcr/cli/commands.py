@@ -166,8 +166,10 @@ def evaluate(**options: Unpack[Evaluate]) -> None:
     evaluations = run(
         options["base"],
         folders,
-        EvaluationText(**picked(options, "samples", "seq_len", source="text")),
-        None if tasks is None else TaskSpec(split_names(tasks), limit),
+        EvaluationText(**picked(options, "samples", "seq_len", "chat", source="text")),
+        None
+        if tasks is None
+        else TaskSpec(split_names(tasks), limit, chat=options.get("chat", False)),
         _semantic_spec(options),
         dataclasses.replace(run_of(options), command=""),
         SpeedSpec() if options.get("speed") else None,

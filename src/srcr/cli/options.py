@@ -97,7 +97,7 @@ def check_table(options: Options) -> None:
 
 def calibration_of(options: Options) -> Calibration:
     """Where calibration data comes from."""
-    return Calibration(**picked(options, "samples", "seq_len", source="calibration"))
+    return Calibration(**picked(options, "samples", "seq_len", "chat", source="calibration"))
 
 
 def training_of(options: Options) -> RecoverySpec | None:
@@ -118,7 +118,7 @@ def recovery_of(options: Options) -> "Recovery | None":
     spec, data = training_of(options), calibration_of(options)
     if spec is None:
         return None
-    return Recovery(spec, RecoveryText((data.source,), seq_len=data.seq_len))
+    return Recovery(spec, RecoveryText((data.source,), seq_len=data.seq_len, chat=data.chat))
 
 
 def run_of(options: Options) -> RunOptions:

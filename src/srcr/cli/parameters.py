@@ -70,7 +70,21 @@ class Format(TypedDict, total=False):
     ]
 
 
-class Calibrating(TypedDict, total=False):
+class Chat(TypedDict, total=False):
+    """Whether text goes through the chat template."""
+
+    chat: Annotated[
+        bool,
+        option(
+            TEXT,
+            "All text through the tokenizer's chat template, or none.",
+            "--chat/--no-chat",
+            default="chats, and half of what the model writes",
+        ),
+    ]
+
+
+class Calibrating(Chat, total=False):
     """The text that compression measures on."""
 
     calibration: Annotated[
@@ -97,7 +111,7 @@ class Calibrating(TypedDict, total=False):
     ]
 
 
-class TextLength(TypedDict, total=False):
+class TextLength(Chat, total=False):
     """The length of what a text is cut into."""
 
     seq_len: Annotated[

@@ -22,7 +22,7 @@ def recover(**options: Unpack[Recover]) -> None:
     from srcr.pipelines.recover import recover as run
     from srcr.serialize import to_dict
 
-    asked = read.picked(options, "samples", "seq_len", "held_out", sources="calibration")
+    asked = read.picked(options, "samples", "seq_len", "held_out", "chat", sources="calibration")
     asked["sources"] = tuple(asked.get("sources", RecoveryText.sources))
     text, spec = RecoveryText(**asked), _spec(options)
     wanted = (

@@ -1,6 +1,6 @@
 """Rows of a data set as documents: plain text, or a chat for the tokenizer's template."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,18 @@ class Chat:
 
 
 Document = str | Chat
+
+
+def as_chats(documents: Iterable[Document], chat: bool | None, place: str) -> Iterator[Document]:
+    """The documents of a source at a ``place``; with ``chat`` each plain text as a user's message, with
+    ``chat`` False each chat as plain text."""
+    for document in documents:
+        if chat is False and isinstance(document, Chat):
+            yield document.text
+        elif chat and isinstance(document, str):
+            yield Chat(({"role": "user", "content": document},), place)
+        else:
+            yield document
 
 
 def clean_text(value: str | None) -> str:

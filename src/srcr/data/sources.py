@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from srcr.data.chat import Document
+from srcr.data.chat import Document, as_chats
 from srcr.data.documents import dataset_documents, list_documents, read_documents
 from srcr.data.packing import SpecialTokens, chat_beginning, cut_rows, tokenize
 from srcr.data.padding import FEWEST_TOKENS
@@ -37,13 +37,18 @@ from srcr.data.token_ids import (
 from srcr.data.tokens import LanguageModel, Tokens, bos_token, context_length, seed_stream
 from srcr.errors import InputError
 
+#: What is said where text should be chats, and cannot.
+NO_TEMPLATE = (
+    "text cannot go through the tokenizer's chat template, which it does not have, or which leaves no room: "
+    "leave --chat out"
+)
 Purpose = Literal["calibration", "evaluation", "recovery", "held-out"]
 
 
 @dataclass(frozen=True)
 class TextRequest:
     """``samples`` sequences (None: ``default_samples``, or all where there are fewer) of at most ``seq_len``
-    tokens from ``source``, for a ``purpose``."""
+    tokens from ``source``, for a ``purpose``; ``chat`` as of a :class:`~srcr.data.specs.Calibration`."""
 
     source: Any
     samples: int | None
@@ -51,6 +56,7 @@ class TextRequest:
     default_samples: int
     purpose: Purpose
     seed: int
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.source, Path):
@@ -75,14 +81,14 @@ def calibration_request(calibration: Calibration, seed: int) -> TextRequest:
     """What a calibration asks for."""
     return TextRequest(
         calibration.source, calibration.samples, calibration.seq_len, CALIBRATION_SAMPLES,
-        "calibration", seed,
+        "calibration", seed, calibration.chat,
     )  # fmt: skip
 
 
 def evaluation_request(text: EvaluationText, seed: int) -> TextRequest:
     """What an evaluation asks for."""
     return TextRequest(
-        text.source, text.samples, text.seq_len, EVALUATION_SAMPLES, "evaluation", seed
+        text.source, text.samples, text.seq_len, EVALUATION_SAMPLES, "evaluation", seed, text.chat
     )
 
 
@@ -101,14 +107,16 @@ def recovery_requests(text: RecoveryText, seed: int) -> list[TextRequest]:
     ]
     default = RECOVERY_SAMPLES // max(1, count)
     return [
-        TextRequest(source, part, text.seq_len, default, "recovery", seed)
+        TextRequest(source, part, text.seq_len, default, "recovery", seed, text.chat)
         for source, part in zip(text.sources, parts, strict=True)
     ]
 
 
 def held_out_request(text: RecoveryText, seed: int) -> TextRequest:
     """What a recovery asks for to choose and to measure by."""
-    return TextRequest(text.held_out, None, text.seq_len, HELD_OUT_SAMPLES, "held-out", seed)
+    return TextRequest(
+        text.held_out, None, text.seq_len, HELD_OUT_SAMPLES, "held-out", seed, text.chat
+    )
 
 
 def load_tokens(
@@ -151,7 +159,7 @@ def _write(
     token; without one from a token drawn at random (as in LLM-QAT, arXiv 2305.17888, section 2.1). Where the
     tokenizer has a chat template, every other row from where a user's first message begins, so that the model
     writes both sides of a chat (as in Magpie, arXiv 2406.08464)."""
-    prefix, beginnings = _beginnings(model, length)
+    prefix, beginnings = _beginnings(model, length, request.chat)
     samples = request.default_samples if request.samples is None else request.samples
     plan = TextPlan(samples, length, seed_stream(request.seed, request.purpose), beginnings)
     ids = write_text(model, plan, on_progress, cache)
@@ -160,9 +168,10 @@ def _write(
 
 
 def _beginnings(
-    model: LanguageModel, length: int
+    model: LanguageModel, length: int, chat: bool | None
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """What the model's tokenizer puts before a text; and what rows of ``length`` tokens begin with in turn.
+    """What the model's tokenizer puts before a text; and what rows of ``length`` tokens begin with in turn:
+    chats alone, no chats, or (None) both.
     What the model does not know, or what leaves too little of a row, counts as nothing, and so does all of a
     tokenizer that cannot be loaded: nothing else is needed of it here."""
     try:
@@ -170,16 +179,21 @@ def _beginnings(
     except InputError:
         tokenizer = None
     prefix: tuple[int, ...] = ()
-    chat: tuple[int, ...] = ()
+    turn: tuple[int, ...] = ()
     if tokenizer is not None:
-        prefix, chat = SpecialTokens.of(tokenizer).prefix, chat_beginning(tokenizer)
+        prefix = SpecialTokens.of(tokenizer).prefix
+        turn = () if chat is False else chat_beginning(tokenizer)
     if len(prefix) >= length or not _known(prefix, model):
         prefix = ()
-    if 2 * len(chat) > length or not _known(chat, model):
-        chat = ()
+    if 2 * len(turn) > length or not _known(turn, model):
+        turn = ()
+    if chat:
+        if not turn:
+            raise InputError(NO_TEMPLATE)
+        return prefix, (turn,)
     bos = bos_token(model.config)
     begin = prefix or (() if bos is None or not _known((bos,), model) else (bos,))
-    return prefix, tuple(beginning for beginning in (begin, chat) if beginning)
+    return prefix, tuple(beginning for beginning in (begin, turn) if beginning)
 
 
 def _known(ids: tuple[int, ...], model: LanguageModel) -> bool:
@@ -198,7 +212,10 @@ def _pack(request: TextRequest, model: LanguageModel, length: int) -> Tokens:
         )
     special = SpecialTokens.of(tokenizer)
     samples = request.default_samples if request.samples is None else request.samples
-    stream = tokenize(_documents(request), tokenizer, special, samples * length)
+    if request.chat and not getattr(tokenizer, "chat_template", None):
+        raise InputError(NO_TEMPLATE)
+    documents = as_chats(_documents(request), request.chat, name)
+    stream = tokenize(documents, tokenizer, special, samples * length)
     rows = cut_rows(stream.ids, special.prefix, length)
     full = [row for row in rows if len(row) == length][:samples]
     if request.samples is not None and len(full) < samples:
@@ -230,7 +247,7 @@ def _notes(request: TextRequest, tokens: Tokens, joined: bool) -> tuple[str, ...
             f"{request.name} gives {count} {sequences} of {length} tokens, fewer than the "
             f"{request.default_samples} taken by default"
         )
-    if joined:
+    if joined and request.chat is None:
         notes.append(
             f"{request.name} holds chats, and the tokenizer has no chat template: their messages were "
             "joined by blank lines"

@@ -19,7 +19,9 @@ Source = Any
 @dataclass(frozen=True)
 class Calibration:
     """Where calibration data comes from. ``source``: a name, or texts or token ids in memory (see
-    :mod:`srcr.data.sources`); ``samples`` None: 128, or all where there are fewer.
+    :mod:`srcr.data.sources`); ``samples`` None: 128, or all where there are fewer. ``chat``: whether text
+    goes through the tokenizer's chat template, plain text as a user's message, and the model writes nothing
+    but chats (None: chats do, and of what the model writes half are chats; False: nothing does).
 
     >>> Calibration("wiki.txt", samples=64).seq_len
     512
@@ -28,6 +30,7 @@ class Calibration:
     source: Source = "self"
     samples: int | None = None
     seq_len: int = 512
+    chat: bool | None = None
 
     @classmethod
     def of(cls, source: "Calibration | Source") -> "Calibration":
@@ -43,6 +46,7 @@ class EvaluationText:
     source: Source = "self"
     samples: int | None = None
     seq_len: int = 512
+    chat: bool | None = None
 
     @classmethod
     def of(cls, source: "EvaluationText | Source") -> "EvaluationText":
@@ -65,6 +69,7 @@ class RecoveryText:
     samples: int | None = None
     seq_len: int = 512
     held_out: Source = "self"
+    chat: bool | None = None
 
     @classmethod
     def of(cls, source: "RecoveryText | Source") -> "RecoveryText":

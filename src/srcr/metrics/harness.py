@@ -44,11 +44,13 @@ class ItemsScored:
 
 @dataclass(frozen=True)
 class ItemSelection:
-    """Which items of a task are taken: a ``part`` of them (None: all), at most ``limit``, by ``seed``."""
+    """Which items of a task are taken: a ``part`` of them (None: all), at most ``limit``, by ``seed``;
+    ``chat``: whether they are asked through the tokenizer's chat template."""
 
     limit: int | None = None
     part: ItemPart | None = None
     seed: int = 0
+    chat: bool = False
 
     def first(self, count: int, name: str) -> list[int]:
         """The first items of the part, of ``count`` that a task has."""
@@ -190,7 +192,7 @@ def score_subtasks(
                 samples=samples,
                 bootstrap_iters=0,
                 log_samples=True,
-                apply_chat_template=False,
+                apply_chat_template=selection.chat,
             )
     except (AssertionError, ValueError) as error:
         raise InputError(f"task {name!r} cannot run on this model: {first_line(error)}") from error

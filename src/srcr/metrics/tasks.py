@@ -33,7 +33,8 @@ PAPER = ("leaderboard_mmlu_pro", "leaderboard_bbh", "leaderboard_math_hard")
 @dataclass(frozen=True)
 class TaskSpec:
     """Tasks by name ("bundled", "paper", lm-evaluation-harness names, folders), at most ``limit`` items
-    of each; ``part``: of a half of its items (None: of all).
+    of each; ``part``: of a half of its items (None: of all); ``chat``: whether the harness asks through the
+    tokenizer's chat template.
 
     >>> TaskSpec(("bundled",), limit=500).names
     ('bundled',)
@@ -42,6 +43,7 @@ class TaskSpec:
     names: tuple[str, ...]
     limit: int | None = None
     part: ItemPart | None = None
+    chat: bool = False
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

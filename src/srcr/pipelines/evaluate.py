@@ -109,7 +109,7 @@ def evaluate(
     divergences = _divergences(tokens, comparison)
     scores: list[dict[str, tuple[str, PairedScores]]] = [{} for _ in candidates]
     if tasks is not None and chosen is not None:
-        selection = ItemSelection(tasks.limit, tasks.part, comparison.seed)
+        selection = ItemSelection(tasks.limit, tasks.part, comparison.seed, tasks.chat)
         scores = _task_scores(chosen, selection, comparison)
     speeds = None if speed is None else _speeds(speed, tokens, comparison)
     seconds = round(time.monotonic() - started, 3)
