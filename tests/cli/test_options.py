@@ -280,10 +280,7 @@ class TestSpace:
         with pytest.raises(InputError, match=f"--{name} '{text}': give numbers"):
             space_of({name: text})
 
-    @pytest.mark.parametrize(
-        "name",
-        ["sparsity", "structure", "bits", "plan", "targets", "ignore", "overrides", "embeddings"],
-    )
+    @pytest.mark.parametrize("name", ["sparsity", "structure", "bits", "overrides", "mode"])
     def test_what_only_compress_does_is_refused(self, config, name):
         path = config(f"{name}: 1")
         for command in ("search", "plan", "sensitivity"):
@@ -294,7 +291,8 @@ class TestSpace:
     def test_what_a_table_decides_may_not_be_given_beside_it(self, name):
         values = {
             "sparsities": "0.5", "widths": "3", "group_size": "64", "symmetric": False,
-            "prune_method": "wanda", "quant_method": "rtn",
+            "prune_method": "wanda", "quant_method": "rtn", "targets": ["a"], "ignore": ["a"],
+            "embeddings": 8,
         }  # fmt: skip
         check_table({"target": "tcr=0.8"})
         with pytest.raises(InputError, match=f"--table decides {name.replace('_', '-')}"):

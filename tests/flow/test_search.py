@@ -197,6 +197,38 @@ def test_sensitivity_then_plan_then_compress(srcr, base, text, tmp_path):
     assert "What each part loses" in (tmp_path / "r.html").read_text()
 
 
+def test_some_layers_stay_and_embeddings_are_rounded(srcr, base, text, tmp_path):
+    asked = ("--ignore", "*.layers.0.*", "--embeddings", 8, "--group-size", 8)
+    data = ("--calibration", text, "--sparsities", "0,0.4", "--widths", "3,4")
+    table, plan, out = tmp_path / "table.json", tmp_path / "plan.yaml", tmp_path / "out"
+    made = srcr("sensitivity", base, "-o", table, "--probes", 1, *asked, *data, "--json")
+    assert made.code == 0, made.err
+    names = [name for group in made.json()["groups"] for name in group["names"]]
+    assert names
+    assert all(".layers.1." in name for name in names)
+    planned = srcr("plan", base, "--target", "tcr=0.39", "-o", plan, "--table", table, "--json")
+    assert planned.code == 0, planned.err
+    direct = srcr("plan", base, "--target", "tcr=0.39", "-o", tmp_path / "b.yaml", *asked, *data)
+    assert direct.code == 0, direct.err
+    searched = srcr(
+        "search", base, "--target", "tcr=0.39", "-o", out, "--trials", 4, *asked, *data, "--json"
+    )
+    assert searched.code == 0, searched.err
+    record = json.loads((out / "srcr.json").read_text())
+    assert 0.39 <= record["rates"]["tcr"] <= 0.39 * 1.005
+    for layers in (
+        yaml.safe_load(plan.read_text()),
+        yaml.safe_load((out / "plan.yaml").read_text()),
+    ):
+        left = [each["name"] for each in layers["layers"] if each.keys() == {"name"}]
+        assert left == [each["name"] for each in layers["layers"] if ".layers.0." in each["name"]]
+        assert {each["quant"]["num_bits"] for each in layers["embeddings"]} == {8}
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, out))
+    for name, tensor in before.items():
+        if ".layers.0." in name:
+            assert torch.equal(after[name], tensor)
+
+
 def test_the_smallest_that_keeps_enough(srcr, base, text, tmp_path):
     def command(constraint, out, *more):
         return (

@@ -33,7 +33,9 @@ class Setting:
         return {n: read_matrix(self.base, refs[n]) + scale * self.noise[n] for n in group.names}
 
     def candidates(self, cache_bytes=1 << 29):
-        model = CandidateModel(copy_sharing_weights(self.base), self.topology, self.weights)
+        model = CandidateModel(
+            copy_sharing_weights(self.base), self.topology, self.topology.groups(), self.weights
+        )
         return Candidates(model, self.ids.split(2), MeasurementSpec(cache_bytes=cache_bytes))
 
     @torch.no_grad()
@@ -73,7 +75,12 @@ def test_candidates_are_measured_as_whole_models_are(family):
 
 def test_candidates_share_the_bases_weights():
     setting = Setting("llama")
-    model = CandidateModel(copy_sharing_weights(setting.base), setting.topology, setting.weights)
+    model = CandidateModel(
+        copy_sharing_weights(setting.base),
+        setting.topology,
+        setting.topology.groups(),
+        setting.weights,
+    )
     model.assign((None, B) + (None,) * (len(setting.groups) - 2))
     swapped = {setting.topology.matrices[name].parameter for name in setting.groups[1].names}
     base = dict(setting.base.named_parameters())

@@ -64,14 +64,37 @@ def test_groups_of_an_automatic_size_are_counted(tmp_path):
     check_counts(opened, space, levels, tmp_path / "out", 10**6)
 
 
-def check_counts(opened, space, levels, out, size):
-    plan = space.plan(levels, opened.topology.shapes, 0)
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_stays_and_what_is_rounded_everywhere_is_counted(tied, tmp_path):
+    opened = open_model(save_tiny_model(tmp_path / "base", "llama", tie_word_embeddings=tied))
+    space = replace(
+        SPACE, quant=QuantSpec(group_size=-1), ignore=("*.0.*",),
+        embeddings=QuantSpec(num_bits=8, group_size=-1, actorder=None),
+    )  # fmt: skip
+    names = [name for group in space.groups(opened.topology) for name in group.names]
+    levels = dict.fromkeys(names, CompressionLevel(0, 4))
+    if tied:
+        with pytest.raises(InputError, match="no engine holds"):
+            budget_of(opened, Target(loaded_bytes=10**5), space)
+    check_counts(opened, space, levels, tmp_path / "out", 10**5, loaded=not tied)
+    budget = budget_of(opened, Target(tcr=0.3), space)
+    weights = {n: rows * cols for n, (rows, cols) in opened.topology.shapes.items()}
+    total = sum(weights.values())
+    others = total - sum(weights[name] for name in names)
+    assert budget.fixed == 16 * others
+    assert budget.limit == int(16 * total * 0.7 + 1e-6) - 16 * others
+    assert budget.chosen_weights == total - others
+
+
+def check_counts(opened, space, levels, out, size, loaded=True):
+    plan = space.plan(levels, opened.topology, 0)
     output = Output(out, "compressed-tensors")
     rates = compress(opened, output, plan, Calibration("self", 2, 16), QUIET).rates
-    for target, written in (
-        (Target(loaded_bytes=size), rates.loaded_bytes),
-        (Target(stored_bytes=size), rates.stored_bytes),
-    ):
+    counts = [(Target(stored_bytes=size), rates.stored_bytes)]
+    if loaded:
+        counts.append((Target(loaded_bytes=size), rates.loaded_bytes))
+    for target, written in counts:
         budget = budget_of(opened, target, space)
         counted = budget.fixed + sum(budget.cost(name, level) for name, level in levels.items())
         assert written <= counted <= (1 if target.loaded_bytes else 1.01) * written

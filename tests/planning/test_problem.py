@@ -51,7 +51,7 @@ def sources(folder):
 
 def context_of(opened, source, length=LENGTH):
     calibration = Calibration(source, 4, length)
-    return open_context(opened, calibration, None, 0, RunOptions(quiet=True))[0]
+    return open_context(opened, SearchSpace(), calibration, None, 0, RunOptions(quiet=True))[0]
 
 
 def problem_of(context, objective, target=TARGET):
@@ -154,7 +154,7 @@ def base_problem():
     def make(ids=ids, target=TARGET, space=SPACE, name="dense", spec=None, seed=0, opened=opened):
         spec = spec or SearchSpec()
         options = RunOptions(seed=seed, quiet=True)
-        context, _ = open_context(opened, Calibration(ids, 16, 24), None, 0, options)
+        context, _ = open_context(opened, SearchSpace(), Calibration(ids, 16, 24), None, 0, options)
         return search_problem(context, target, space, name, spec)
 
     make.ids = ids

@@ -25,7 +25,7 @@ def test_a_worker_that_is_killed_loses_its_trial_not_the_search(tmp_path, monkey
     space = SearchSpace(LEVELS, quant=QuantSpec(group_size=-1))
     opened = open_model(save_tiny_model(tmp_path / "base", "llama"))
     ids = torch.randint(0, 96, (40, 24), generator=torch.Generator().manual_seed(0))
-    context, _ = open_context(opened, Calibration(ids), MeasurementSpec(), 0, QUIET)
+    context, _ = open_context(opened, SearchSpace(), Calibration(ids), MeasurementSpec(), 0, QUIET)
     database = fill_database(context, space, Resources(), tmp_path / "levels", None, QUIET)
     rng = random.Random(0)
     assignments = [tuple(rng.choice(LEVELS) for _ in context.groups) for _ in range(12)]

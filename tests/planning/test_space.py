@@ -1,9 +1,11 @@
 import pytest
 
 from srcr.errors import InputError
+from srcr.models.checkpoint import open_model
 from srcr.planning.space import SearchSpace, level_grid, spread_levels
 from srcr.plans.plan import LayerPlan
 from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec, SolverSpec
+from srcr.testing import tiny_model
 
 LEVELS = (CompressionLevel(0.5, 3), CompressionLevel(0, 3), CompressionLevel(0.25, 5))
 
@@ -44,8 +46,9 @@ def test_a_space_makes_plans():
         "x", PruneSpec("wanda", 0.3), QuantSpec("rtn", 5, 64, symmetric=False)
     )
     assert space.layer("x", CompressionLevel(0, 16), shapes) == LayerPlan("x")
-    plan = space.plan(dict.fromkeys(shapes, LEVELS[1]), shapes, 7)
-    assert [each.name for each in plan.layers] == ["x", "y"]
+    topology = tiny_topology()
+    plan = space.plan(dict.fromkeys(topology.shapes, LEVELS[1]), topology, 7)
+    assert [each.name for each in plan.layers] == list(topology.shapes)
     assert (plan.seed, plan.solver) == (7, space.solver)
 
 
@@ -60,3 +63,44 @@ def test_levels_are_drafts():
     assert SearchSpace().draft().descent_rounds == 1
     assert SearchSpace(solver=SolverSpec(descent_rounds=0)).draft().descent_rounds == 0
     assert SearchSpace(draft_rounds=3).draft().descent_rounds == SolverSpec().descent_rounds
+
+
+def tiny_topology():
+    return open_model(tiny_model("llama")).topology
+
+
+class TestPatterns:
+    def test_groups_that_get_a_level(self):
+        topology = tiny_topology()
+        assert SearchSpace().groups(topology) == topology.groups()
+        mlp = SearchSpace(targets=("*.mlp.*",), ignore=("model.layers.0.*",)).groups(topology)
+        assert [group.names for group in mlp] == [
+            ("model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"),
+            ("model.layers.1.mlp.down_proj",),
+        ]
+
+    @pytest.mark.parametrize(
+        ("patterns", "message"),
+        [
+            ({"ignore": ("*.k_proj",)}, "choose a part of model.layers.0.self_attn.q_proj"),
+            ({"ignore": ("*.k_prj",)}, "ignore pattern '.*' matches no layer"),
+            ({"targets": ("lm_head",)}, "targets pattern 'lm_head' matches no layer"),
+            ({"ignore": ("*",)}, "leave nothing to compress"),
+        ],
+    )
+    def test_patterns_that_cannot_be(self, patterns, message):
+        with pytest.raises(InputError, match=message):
+            SearchSpace(**patterns).groups(tiny_topology())
+
+    def test_what_has_no_level_stays_as_it_is(self):
+        topology = tiny_topology()
+        space = SearchSpace(
+            LEVELS, quant=QuantSpec(group_size=-1), ignore=("*.0.*", "lm_head"),
+            embeddings=QuantSpec(num_bits=8, group_size="auto", actorder=None),
+        )  # fmt: skip
+        names = [name for group in space.groups(topology) for name in group.names]
+        plan = space.plan(dict.fromkeys(names, LEVELS[1]), topology, 0)
+        untouched = [each.name for each in plan.layers if each == LayerPlan(each.name)]
+        assert untouched == [name for name in topology.shapes if ".0." in name]
+        assert [each.name for each in plan.embeddings] == ["model.embed_tokens"]
+        assert plan.embeddings[0].quant.group_size == 32

@@ -14,7 +14,7 @@ from srcr.methods import check_methods, get_pruner, get_quantizer
 from srcr.pipelines.options import Output, RunOptions
 from srcr.plans.plan import CompressionPlan, Recipe, read_plan
 from srcr.plans.recovery import RecoverySpec, parse_duration
-from srcr.plans.settings import LevelSettings, RecipeSettings, recipe_of, settings_of
+from srcr.plans.settings import LayerSettings, LevelSettings, RecipeSettings, recipe_of, settings_of
 from srcr.records.sharing import shareable
 from srcr.serialize import from_dict, to_yaml
 from srcr.storage.files import write_text
@@ -30,7 +30,7 @@ Options = Mapping[str, Any]
 #: Options that say what a plan says.
 DECIDED_BY_A_PLAN = tuple(RecipeSettings.__annotations__)
 #: Options that say how a level of a search is made.
-LEVELS = tuple(LevelSettings.__annotations__)
+LEVELS = (*LevelSettings.__annotations__, *LayerSettings.__annotations__)
 #: Options that say what a sensitivity table says.
 DECIDED_BY_A_TABLE = ("sparsities", "widths", *LEVELS)
 #: Options that decide nothing but how a run goes, where it goes, and how it is shown.
@@ -81,7 +81,10 @@ def space_of(options: Options) -> "SearchSpace":
     assert recipe.quant is not None
     sparsities = _numbers(options, "sparsities", float) or SPARSITIES
     levels = level_grid(sparsities, _numbers(options, "widths", int) or BITS)
-    return SearchSpace(levels, recipe.prune, recipe.quant, recipe.solver)
+    return SearchSpace(
+        levels, recipe.prune, recipe.quant, recipe.solver,
+        targets=recipe.targets, ignore=recipe.ignore, embeddings=recipe.embeddings,
+    )  # fmt: skip
 
 
 def check_table(options: Options) -> None:

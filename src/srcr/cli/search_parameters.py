@@ -9,10 +9,10 @@ from srcr.cli import parameters as given
 from srcr.cli.option import OUTPUT, SEARCH, listed, option
 from srcr.planning.specs import BITS, SPARSITIES, ExplorationSpec, SearchSpec
 from srcr.plans.objective import Objective
-from srcr.plans.settings import LevelSettings
+from srcr.plans.settings import LayerSettings, LevelSettings
 
 
-class Levels(LevelSettings, total=False):
+class Levels(LevelSettings, LayerSettings, total=False):
     """What each layer may become."""
 
     sparsities: Annotated[

@@ -83,7 +83,7 @@ def space_for(space: SearchSpace, fmt: Format, opened: OpenModel) -> SearchSpace
     )  # fmt: skip
     for bits in sorted({level.num_bits for level in space.levels} - {FULL_BITS}):
         level = CompressionLevel(0.0, bits)
-        uniform = space.plan(dict.fromkeys(shapes, level), shapes, 0)
+        uniform = space.plan(dict.fromkeys(shapes, level), opened.topology, 0)
         fmt.check(planned_contents(uniform, opened))
     return space
 
@@ -121,6 +121,7 @@ def open_to_search(
 
 def open_context(
     opened: OpenModel,
+    space: SearchSpace,
     calibration: Calibration,
     measurement: MeasurementSpec | None,
     finalists: int,
@@ -152,7 +153,7 @@ def open_context(
                   f"{len(splits.search.input_ids)} to search, to choose and to measure")  # fmt: skip
     for note in (*aloud, *splits.calibration.notes):
         say(note, options.quiet)
-    return SearchContext(opened, blocks, splits, seed, base), policy
+    return SearchContext(opened, blocks, splits, seed, space.groups(opened.topology), base), policy
 
 
 def _choose_memory(
@@ -225,7 +226,7 @@ def fill_database(
         InputError: it would be larger than allowed, or than the disk.
     """
     folder = Path(resources.database or default)
-    needed = database_bytes(context.topology, space.levels)
+    needed = database_bytes(context.topology, space)
     folder.mkdir(parents=True, exist_ok=True)
     check_database_size(needed, resources.database_limit, shutil.disk_usage(folder).free)
     size = f"{len(context.groups)} groups at {len(space.levels)} levels"
@@ -256,7 +257,12 @@ def open_evaluator(
 ) -> Evaluator:
     """Who measures candidates: this process, or the workers of a cluster."""
     inputs = EvaluatorInputs(
-        database.folder, database.context, context.splits.search, context.device, spec
+        database.folder,
+        database.context,
+        context.groups,
+        context.splits.search,
+        context.device,
+        spec,
     )
     if ray is None:
         return LocalEvaluator(inputs.candidates(context.opened))

@@ -1,5 +1,6 @@
 """plan(): the best plan for a size, by a table of losses."""
 
+import glob
 from dataclasses import replace
 
 import torch
@@ -46,8 +47,7 @@ def plan(
     check_calibration(calibration)
     opened = open_original(model, options)
     if isinstance(space, SensitivityTable):
-        _check_table(space, opened)
-        table, space = space, _space_of(space)
+        table, space = space, _space_of(space, opened)
         budget = SizeBudget.of(target, opened.blockwise, space, format_name)
         return allocated_plan(table.predicted(), budget, target, options.seed or 0)
     check_ray(resources.ray, opened)
@@ -57,30 +57,34 @@ def plan(
     budget = replace(budget, space=space)
     check_reachable(budget)  # before the work
     measurement = MeasurementSpec()
-    context, policy = open_context(opened, Calibration.of(calibration), measurement, 0, options)
+    context, policy = open_context(
+        opened, space, Calibration.of(calibration), measurement, 0, options
+    )
     measurement = replace(measurement, cache_bytes=policy.cache_bytes)
     probes = spread_levels(space.levels, ExplorationSpec.probes)
     table = measure_table(context, space, probes, measurement, resources, options)
     return allocated_plan(table.predicted(), budget, target, context.seed)
 
 
-def _space_of(table: SensitivityTable) -> SearchSpace:
-    """The levels of a table, and how they were made."""
-    return SearchSpace(table.levels, table.prune, table.quant, table.solver)
-
-
-def _check_table(table: SensitivityTable, opened: OpenModel) -> None:
-    """Refuse a table of another model.
+def _space_of(table: SensitivityTable, opened: OpenModel) -> SearchSpace:
+    """The levels of a table, how they were made, and of what.
 
     Raises:
-        InputError: says which it is of.
+        InputError: the table is of another model; says which.
     """
     if table.base_sha256 != opened.sha256:
         raise InputError(
             f"the table is of another model ({table.base}): make one with srcr sensitivity"
         )
-    names = [group.names for group in table.groups]
-    if names != [group.names for group in opened.topology.groups()]:
+    known = {name for group in table.groups for name in group.names}
+    others = tuple(glob.escape(name) for name in opened.topology.shapes if name not in known)
+    space = SearchSpace(
+        table.levels, table.prune, table.quant, table.solver,
+        ignore=others, embeddings=table.embeddings,
+    )  # fmt: skip
+    groups = [group.names for group in space.groups(opened.topology)]
+    if groups != [group.names for group in table.groups]:
         raise InputError(
             "the table's groups are not those of the model: make it again with srcr sensitivity"
         )
+    return space

@@ -121,12 +121,12 @@ def preview_search(
         check_memory(opened, spec.recovery, select_device(options.device), options)
         memory = max(memory, _training_bytes(opened, spec.recovery))
     folder, free = output.folder, _free_disk(output.folder)
-    database = database_bytes(opened.topology, space.levels)
+    database = database_bytes(opened.topology, space)
     check_database_size(database, spec.resources.database_limit, free)
     stored = target.stored_bytes if isinstance(target, Target) else None
     finalists = spec.finalists * (stored or opened.weight_bytes)
     device = select_device(options.device)
-    groups = len(opened.topology.groups())
+    groups = len(space.groups(opened.topology))
     return Preview(
         "search", opened.name, name, opened.weight_bytes, stored,
         target.loaded_bytes if isinstance(target, Target) else None,

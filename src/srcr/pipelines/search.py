@@ -83,7 +83,9 @@ def search(
     output, calibration = Output.of(output), Calibration.of(calibration)
     check_text(calibration)
     opened, space, name = open_to_search(model, target, space, output, spec, options)
-    context, policy = open_context(opened, calibration, spec.measurement, spec.finalists, options)
+    context, policy = open_context(
+        opened, space, calibration, spec.measurement, spec.finalists, options
+    )
     problem = search_problem(context, target, space, name, spec)
     if spec.recovery is not None:
         check_memory(opened, spec.recovery, context.blocks.device, options)

@@ -52,7 +52,7 @@ def sensitivity(
     check_ray(resources.ray, opened)
     measurement = MeasurementSpec()
     context, policy = open_context(
-        opened, Calibration.of(calibration), measurement if measured else None, 0, options
+        opened, space, Calibration.of(calibration), measurement if measured else None, 0, options
     )
     measurement = replace(measurement, cache_bytes=policy.cache_bytes)
     table = measure_table(context, space, measured, measurement, resources, options)

@@ -26,13 +26,15 @@ LevelWeights = Callable[[LinearGroup, CompressionLevel], Mapping[str, Tensor]]
 
 
 class CandidateModel:
-    """``model``, whose linears get the weights of one assignment after another. It is a copy of the base in
-    float32 that shares its weights: none of them is changed, only put aside."""
+    """``model``, whose ``groups`` of linears get the weights of one assignment after another. It is a copy of
+    the base in float32 that shares its weights: none of them is changed, only put aside."""
 
-    def __init__(self, model: Any, topology: Topology, weights: LevelWeights) -> None:
+    def __init__(
+        self, model: Any, topology: Topology, groups: Sequence[LinearGroup], weights: LevelWeights
+    ) -> None:
         self.model = model
         self.topology = topology
-        self.groups = topology.groups()
+        self.groups = groups
         self._weights = weights
         self._current: Assignment = (None,) * len(self.groups)
         self._dense = {

@@ -19,24 +19,20 @@ from srcr.models.topology import LinearGroup, Topology
 @dataclass(frozen=True, eq=False)
 class SearchContext:
     """An open model, the same on the device that is worked on (``blocks``), the four parts of its text, the
-    seed, and the ``base`` whole in float32 where it is needed: it is loaded once, and not again while this
-    holds it."""
+    seed, the ``groups`` of linears that get a level, and the ``base`` whole in float32 where it is needed: it
+    is loaded once, and not again while this holds it."""
 
     opened: OpenModel
     blocks: BlockwiseModel
     splits: Splits
     seed: int
+    groups: tuple[LinearGroup, ...]
     base: Any = None
 
     @property
     def topology(self) -> Topology:
         """Blocks, groups of linears, shapes."""
         return self.opened.topology
-
-    @property
-    def groups(self) -> tuple[LinearGroup, ...]:
-        """Every group of linears, in the order they run."""
-        return self.opened.topology.groups()
 
     @property
     def device(self) -> str:

@@ -1,8 +1,10 @@
 """What a level costs by each of the three counts, and how much a target allows."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -22,6 +24,8 @@ from srcr.storage.safetensors import DTYPE_NAMES, METADATA
 
 Unit = Literal["bits", "stored bytes", "loaded bytes"]
 
+#: The level of what stays as it is.
+UNTOUCHED = CompressionLevel(0.0, 16)
 #: A budget may be missed from below by this share: it is met in whole layers and whole zeros.
 TOLERANCE = 0.005
 #: Bytes of a safetensors file before its tensors' entries: length, metadata, padding.
@@ -30,8 +34,8 @@ HEADER_BYTES = 8 + len(json.dumps({"__metadata__": METADATA}, separators=(",", "
 
 @dataclass(frozen=True, eq=False)
 class SizeBudget:
-    """``limit`` of what all linears' levels may cost together, in a ``unit``: theoretical bits, or bytes
-    stored or loaded (everything else that is stored or loaded, ``fixed``, is already taken off). ``format``
+    """``limit`` of what the linears' levels may cost together, in a ``unit``: theoretical bits, or bytes
+    stored or loaded (everything else that is counted, ``fixed``, is already taken off). ``format``
     (None: bits do not depend on it) and ``dtype`` are those of the checkpoint, ``space`` says how levels
     are made."""
 
@@ -56,27 +60,65 @@ class SizeBudget:
         if target.tcr is not None:
             total = 16 * sum(rows * cols for rows, cols in topology.shapes.values())
             limit = int(total * (1 - target.tcr) + 1e-6)
-            return cls("bits", limit, 0, topology, space, None, dtype)
+            budget = cls("bits", limit, 0, topology, space, None, dtype)
+            return budget.less(budget.untouched)
         if format_name == "dense":
             raise InputError(
                 "a dense checkpoint has the same bytes whatever its levels: give the target as tcr=, or use "
                 "--format compressed-tensors"
             )
-        linears = topology.parameters()
-        rest = {name: model.meta(name) for name in model.names() if name not in linears}
+        coded = set(topology.parameters())
+        rest: dict[str, Tensor] = {}
+        for layer in space.embedding_plans(topology):
+            assert layer.quant is not None
+            ref, shape = topology.matrix(layer.name), topology.shape(layer.name)
+            rest |= fmt.layout(ref, shape, Scheme.of(layer.quant), dtype)
+            coded.add(ref.parameter)
+        rest |= {name: model.meta(name) for name in model.names() if name not in coded}
         fixed = sum(tensor.nbytes for tensor in rest.values())
-        if target.loaded_bytes is not None:
-            limit = target.loaded_bytes - fixed
-            return cls("loaded bytes", limit, fixed, topology, space, fmt, dtype)
-        assert target.stored_bytes is not None
         most = target.stored_bytes
-        fixed += HEADER_BYTES + sum(entry_bytes(name, t, most) for name, t in rest.items())
-        return cls("stored bytes", most - fixed, fixed, topology, space, fmt, dtype)
+        if most is None:
+            assert target.loaded_bytes is not None
+            if space.embeddings is not None and topology.tied and fmt.name == "compressed-tensors":
+                raise InputError(
+                    "no engine holds a packed embedding that is the output head too: give the target as "
+                    "stored=, use --format gguf, or leave --embeddings out"
+                )
+            budget = cls("loaded bytes", target.loaded_bytes, 0, topology, space, fmt, dtype)
+        else:
+            fixed += HEADER_BYTES + sum(entry_bytes(name, t, most) for name, t in rest.items())
+            budget = cls("stored bytes", most, 0, topology, space, fmt, dtype)
+        return budget.less(fixed + budget.untouched)
+
+    def less(self, fixed: int) -> "SizeBudget":
+        """The budget without what is spent anyway."""
+        return replace(self, limit=self.limit - fixed, fixed=self.fixed + fixed)
+
+    @cached_property
+    def groups(self) -> tuple[LinearGroup, ...]:
+        """The groups of linears that get a level."""
+        return self.space.groups(self.topology)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The linears that get a level."""
+        return tuple(name for group in self.groups for name in group.names)
+
+    @property
+    def untouched(self) -> int:
+        """What the linears cost that stay as they are."""
+        others = set(self.topology.shapes) - set(self.names)
+        return sum(self.cost(name, UNTOUCHED) for name in others)
 
     @property
     def counts_zeros(self) -> bool:
         """Whether pruning makes anything smaller by this count: only TCr credits zeros."""
         return self.unit == "bits"
+
+    @property
+    def chosen_weights(self) -> int:
+        """Weights of the linears that get a level."""
+        return sum(math.prod(self.topology.shapes[name]) for name in self.names)
 
     @property
     def total_weights(self) -> int:
@@ -100,8 +142,8 @@ class SizeBudget:
         return size
 
     def cost_everywhere(self, level: CompressionLevel) -> int:
-        """What all linears cost at one level."""
-        return sum(self.cost(name, level) for name in self.topology.shapes)
+        """What all linears that get a level cost at one."""
+        return sum(self.cost(name, level) for name in self.names)
 
     def _tensors(self, name: str, level: CompressionLevel) -> Mapping[str, Tensor]:
         """The tensors without data, by full name, that a linear is stored as at a level."""
@@ -140,7 +182,7 @@ def check_reachable(budget: SizeBudget) -> None:
     Raises:
         InputError: smaller than the smallest plan, or larger than the largest.
     """
-    options = group_costs(budget.topology.groups(), budget.space.levels, budget)
+    options = group_costs(budget.groups, budget.space.levels, budget)
     base = 16 * budget.total_weights
     least = sum(min(option.cost for option in group) for group in options)
     most = sum(max(option.cost for option in group) for group in options)
@@ -149,7 +191,7 @@ def check_reachable(budget: SizeBudget) -> None:
 
     def readable(cost: int) -> str:
         if budget.unit == "bits":
-            return f"tcr={1 - cost / base:.4f}"
+            return f"tcr={1 - (cost + budget.fixed) / base:.4f}"
         return f"{(cost + budget.fixed) / 1e6:.3f} MB"
 
     raise InputError(

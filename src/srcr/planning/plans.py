@@ -17,8 +17,8 @@ def assignment_plan(
     assignment: Assignment, budget: SizeBudget, target: Target, seed: int
 ) -> CompressionPlan:
     """The plan of an assignment: what is left over of the budget is given back to pruned linears."""
-    levels = fill_budget(levels_by_name(budget.topology.groups(), assignment), budget)
-    plan = budget.space.plan(levels, budget.topology.shapes, seed)
+    levels = fill_budget(levels_by_name(budget.groups, assignment), budget)
+    plan = budget.space.plan(levels, budget.topology, seed)
     return replace(plan, target=target)
 
 
@@ -33,7 +33,7 @@ def allocated_plan(
     """
     levels = budget.space.levels
     check_reachable(budget)
-    costs = group_costs(budget.topology.groups(), levels, budget)
+    costs = group_costs(budget.groups, levels, budget)
     options = [
         [Option(option.cost, loss) for option, (_, loss) in zip(group, known, strict=True)]
         for group, known in zip(costs, losses, strict=True)

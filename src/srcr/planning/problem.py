@@ -58,10 +58,12 @@ class SearchProblem:
     def tcr_span(self) -> tuple[float, float]:
         """The TCr of the largest and of the smallest plan."""
         budget = self.budget(Target(tcr=0.0))
-        costs = group_costs(self.context.groups, self.space.levels, budget)
+        costs = group_costs(budget.groups, self.space.levels, budget)
         base = 16 * budget.total_weights
         low, high = (
-            1 - sum(choose(option.cost for option in group) for group in costs) / base
+            1
+            - (budget.fixed + sum(choose(option.cost for option in group) for group in costs))
+            / base
             for choose in (max, min)
         )
         return low, high
@@ -73,7 +75,7 @@ class SearchProblem:
     def cost_table(self, target: Target) -> CostTable:
         """What each group costs at each level, and what a target allows for all."""
         budget = self.budget(target)
-        return CostTable(group_costs(self.context.groups, self.space.levels, budget), budget.limit)
+        return CostTable(group_costs(budget.groups, self.space.levels, budget), budget.limit)
 
     def plan(self, assignment: Assignment, target: Target) -> CompressionPlan:
         """The plan of an assignment for a target."""

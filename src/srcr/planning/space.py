@@ -4,10 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from srcr.errors import InputError
-from srcr.models.topology import LinearGroup
+from srcr.models.topology import LinearGroup, Topology
 from srcr.planning.specs import BITS, SPARSITIES
+from srcr.plans.patterns import check_patterns, matches_any
 from srcr.plans.plan import CompressionPlan, LayerPlan
-from srcr.plans.resolve import AUTO_GROUPS, Shapes, resolve_group_sizes, resolve_scale_bits
+from srcr.plans.resolve import (
+    AUTO_GROUPS,
+    Shapes,
+    is_left_alone,
+    resolve_group_sizes,
+    resolve_scale_bits,
+)
 from srcr.plans.specs import CompressionLevel, PruneSpec, QuantSpec, SolverSpec
 from srcr.records.search import Measurement
 
@@ -59,7 +66,9 @@ class SearchSpace:
     width count for nothing); ``group_sizes`` and ``super_blocks`` stand for the group size "auto", as formats
     have them (:class:`srcr.formats.Format`), ``common_widths`` for the widths that one size divides.
     ``draft_rounds``: how often a level of the database is polished at most. Levels are compared with each
-    other, which one round is enough for; what comes of the comparison is compressed again.
+    other, which one round is enough for; what comes of the comparison is compressed again. ``targets`` and
+    ``ignore``: patterns of the linears that get a level, and of those that stay as they are; ``embeddings``:
+    how the input embedding and the output head are rounded in every plan (None: not at all).
 
     >>> SearchSpace(level_grid([0.0, 0.25], [3, 4])).levels[0]
     CompressionLevel(sparsity=0.25, num_bits=3)
@@ -73,6 +82,50 @@ class SearchSpace:
     group_sizes: tuple[int, ...] = AUTO_GROUPS
     super_blocks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     common_widths: Mapping[str, tuple[int, ...]] | None = None
+    targets: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    embeddings: QuantSpec | None = None
+
+    def groups(self, topology: Topology) -> tuple[LinearGroup, ...]:
+        """The groups of linears that get a level, in the order they run.
+
+        Raises:
+            InputError: a pattern matches nothing, or a part of a group; no group is left.
+        """
+        groups = topology.groups()
+        if not self.targets and not self.ignore:
+            return groups
+        check_patterns("targets", self.targets, topology.shapes)
+        check_patterns("ignore", self.ignore, [*topology.shapes, *topology.embeddings])
+        chosen = []
+        for group in groups:
+            alone = {is_left_alone(name, self.targets, self.ignore) for name in group.names}
+            if len(alone) > 1:
+                names = ", ".join(group.names)
+                raise InputError(
+                    f"patterns choose a part of {names}: they share an input and get one level, so name all "
+                    "of them or none"
+                )
+            if alone == {False}:
+                chosen.append(group)
+        if not chosen:
+            raise InputError("targets and ignore leave nothing to compress: name fewer to ignore")
+        return tuple(chosen)
+
+    def embedding_plans(self, topology: Topology) -> tuple[LayerPlan, ...]:
+        """The plans of the input embedding and the output head, their group sizes made explicit."""
+        if self.embeddings is None:
+            return ()
+        shapes = topology.embedding_shapes
+        layers = tuple(
+            LayerPlan(name, None, self.embeddings)
+            for name in topology.embeddings
+            if not matches_any(name, self.ignore)
+        )
+        plan, _ = resolve_group_sizes(
+            CompressionPlan((), embeddings=layers), {}, shapes, self.group_sizes
+        )
+        return plan.embeddings or ()
 
     def draft(self) -> SolverSpec:
         """How a level of the database is solved."""
@@ -94,11 +147,16 @@ class SearchSpace:
         return plan.layers[0]
 
     def plan(
-        self, levels: Mapping[str, CompressionLevel], shapes: Shapes, seed: int
+        self, levels: Mapping[str, CompressionLevel], topology: Topology, seed: int
     ) -> CompressionPlan:
-        """The plan that gives each linear, by name, its level."""
-        layers = tuple(self.layer(name, levels[name], shapes) for name in shapes)
-        return CompressionPlan(layers, None, seed, self.solver)
+        """The plan that gives each linear its level, by name; those without one stay as they are."""
+        shapes = topology.shapes
+        layers = tuple(
+            self.layer(name, levels[name], shapes) if name in levels else LayerPlan(name)
+            for name in shapes
+        )
+        embeddings = self.embedding_plans(topology) or None
+        return CompressionPlan(layers, None, seed, self.solver, embeddings=embeddings)
 
     def group_plans(
         self, group: LinearGroup, level: CompressionLevel, shapes: Shapes

@@ -51,7 +51,7 @@ def structured_plans(
         budget = SizeBudget.of(target, smaller.blockwise, space, problem.format_name)
         if target.tcr is not None:  # by the shapes of the whole model
             budget = replace(budget, limit=problem.budget(target).limit)
-        options = group_costs(smaller.topology.groups(), space.levels, budget)
+        options = group_costs(budget.groups, space.levels, budget)
         if sum(min(option.cost for option in group) for group in options) > budget.limit:
             continue
         assignment = known.allocated(CostTable(options, budget.limit))

@@ -77,5 +77,6 @@ def sensitivity_table(
         space.prune,
         space.quant,
         space.solver,
+        embeddings=space.embeddings,
         text=context.splits.search.record(rows=False) if kl else None,
     )

@@ -29,7 +29,7 @@ def _level_of(budget: SizeBudget, width: int) -> CompressionLevel | None:
     where there is none."""
     zeros = 0.0
     if budget.counts_zeros:
-        zeros = max(0.0, math.ceil(1e6 * (1 - budget.limit / budget.total_weights / width)) / 1e6)
+        zeros = max(0.0, math.ceil(1e6 * (1 - budget.limit / budget.chosen_weights / width)) / 1e6)
     while zeros < 1:
         level = CompressionLevel(zeros, width)
         if budget.cost_everywhere(level) <= budget.limit:

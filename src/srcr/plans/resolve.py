@@ -48,14 +48,14 @@ def uniform_plan(
     return CompressionPlan(layers, solver=recipe.solver, embeddings=quantized or None)
 
 
-def _is_left_alone(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:
+def is_left_alone(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:
     """Whether a layer is not among the targets, or is ignored."""
     return bool(targets and not matches_any(name, targets)) or matches_any(name, ignore)
 
 
 def _layer(name: str, recipe: Recipe) -> LayerPlan:
     """What a recipe does to a linear layer."""
-    if _is_left_alone(name, recipe.targets, recipe.ignore):
+    if is_left_alone(name, recipe.targets, recipe.ignore):
         return LayerPlan(name)
     prune, quant = recipe.prune, recipe.quant
     for pattern, override in recipe.overrides.items():

@@ -74,28 +74,15 @@ class LevelSettings(TypedDict, total=False):
     quant_method: Annotated[str, _weights("See 'srcr methods'.", QuantSpec.method, "NAME")]
 
 
-class RecipeSettings(UniformSettings, LevelSettings, total=False):
-    """What a recipe may be told, in Python, in config files and on the command line; what is left out is as
-    the specifications say."""
+class LayerSettings(TypedDict, total=False):
+    """Of what it goes."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
-
-    mode: Annotated[Mode, _weights("One pass, or the paper's sequences.", SolverSpec.mode)]
     embeddings: Annotated[
         int,
         _weights(
             "Bits of the input embedding and the output head, 4 to 8; 16 leaves them alone.",
             16,
             "B",
-        ),
-    ]
-    remove: Annotated[
-        str | dict[str, int | float],
-        _weights(
-            "Whole structures that go before: channels, heads (key-value heads with their query heads), "
-            "layers and experts, a share or a count each, as channels=0.25,heads=1,layers=2.",
-            "nothing",
-            "WHAT",
         ),
     ]
     targets: Annotated[
@@ -109,6 +96,24 @@ class RecipeSettings(UniformSettings, LevelSettings, total=False):
     ignore: Annotated[
         str | list[str] | tuple[str, ...],
         _layers("Leave layers alone that match, as --targets; may be given several times."),
+    ]
+
+
+class RecipeSettings(UniformSettings, LevelSettings, LayerSettings, total=False):
+    """What a recipe may be told, in Python, in config files and on the command line; what is left out is as
+    the specifications say."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    mode: Annotated[Mode, _weights("One pass, or the paper's sequences.", SolverSpec.mode)]
+    remove: Annotated[
+        str | dict[str, int | float],
+        _weights(
+            "Whole structures that go before: channels, heads (key-value heads with their query heads), "
+            "layers and experts, a share or a count each, as channels=0.25,heads=1,layers=2.",
+            "nothing",
+            "WHAT",
+        ),
     ]
     overrides: Annotated[
         dict[str, Override],

@@ -40,7 +40,7 @@ class GroupLosses:
 @dataclass(frozen=True)
 class SensitivityTable:
     """What ``srcr sensitivity`` measures, and ``srcr plan`` chooses from. ``prune`` and ``quant`` say how
-    levels were made; their sparsity and width count for nothing."""
+    levels were made; their sparsity and width count for nothing; ``embeddings`` how these are rounded."""
 
     base: str
     base_sha256: str
@@ -60,6 +60,7 @@ class SensitivityTable:
     )
     seconds: float = 0.0
     text: TextRecord | None = None
+    embeddings: QuantSpec | None = None
 
     @property
     def levels(self) -> tuple[CompressionLevel, ...]:

@@ -75,14 +75,15 @@ def database_context(space: SearchSpace, context: SearchContext) -> str:
     )
 
 
-def database_bytes(topology: Topology, levels: Sequence[CompressionLevel]) -> int:
-    """About how many bytes the database of all groups at all levels takes: codes or values, a mask where
-    there are zeros, and a scale a row."""
-    size = sum(topology.group_size(group) for group in topology.groups())
-    rows = sum(topology.shapes[name][0] for name in topology.linears())
+def database_bytes(topology: Topology, space: SearchSpace) -> int:
+    """About how many bytes the database of a space's groups at all levels takes: codes or values, a mask
+    where there are zeros, and a scale a row."""
+    groups = space.groups(topology)
+    size = sum(topology.group_size(group) for group in groups)
+    rows = sum(topology.shapes[name][0] for group in groups for name in group.names)
     return sum(
         size * level.num_bits // 8 + (size // 8 if level.sparsity > 0 else 0) + 4 * rows
-        for level in levels
+        for level in space.levels
         if _compresses(level)
     )
 
@@ -131,8 +132,7 @@ class DatabaseBuilder:
         Raises:
             NumericalError: activations overflow, or a Hessian cannot be factorised.
         """
-        blocks = self.topology.blocks
-        left = {group for block in blocks for group in block.groups if self.missing(group)}
+        left = {group for group in self.space.groups(self.topology) if self.missing(group)}
 
         def visit(pair: BlockPair) -> None:
             for group in pair.groups:

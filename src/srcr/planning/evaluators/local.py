@@ -9,6 +9,7 @@ import torch
 from srcr.data.tokens import Tokens
 from srcr.models.blockwise import copy_on
 from srcr.models.checkpoint import OpenModel
+from srcr.models.topology import LinearGroup
 from srcr.planning.candidates import CandidateModel, Candidates
 from srcr.planning.database.store import CachedWeights, LevelDatabase
 from srcr.planning.space import Assignment
@@ -18,11 +19,13 @@ from srcr.records.search import Measurement
 
 @dataclass(frozen=True, eq=False)
 class EvaluatorInputs:
-    """What measuring takes besides the base: the level database (its folder and context), the search text, a
+    """What measuring takes besides the base: the level database (its folder and context), the groups of
+    linears that get a level, the search text, a
     device, and how it is done."""
 
     database: Path
     context: str
+    groups: tuple[LinearGroup, ...]
     tokens: Tokens
     device: str
     spec: MeasurementSpec = field(default_factory=MeasurementSpec)
@@ -31,7 +34,7 @@ class EvaluatorInputs:
         """The candidates around a base, which is held in float32 and shared with them."""
         base = opened.loaded(torch.float32)
         weights = CachedWeights(LevelDatabase(self.database, self.context), self.spec.cache_bytes)
-        model = CandidateModel(copy_on(base, self.device), opened.topology, weights)
+        model = CandidateModel(copy_on(base, self.device), opened.topology, self.groups, weights)
         n, longest = self.tokens.input_ids.shape
         size = -(-n // self.spec.batches)
         batches = [batch.input_ids for batch in self.tokens.batches(size * longest)]
