@@ -1,6 +1,7 @@
 """Tasks on real models: the bundled sets, and local task folders that lm-evaluation-harness runs."""
 
 import builtins
+import copy
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -184,6 +185,36 @@ def test_the_harness_agrees_on_every_bundled_item(
         assert result.chance == pytest.approx(
             np.mean([1 / len(i.choices) for i in items[:COMPARED]])
         )
+
+
+@pytest.mark.usefixtures("harness")
+def test_questions_go_through_the_chat_template(
+    tmp_path: Path, loaded: tuple[torch.nn.Module, Any]
+) -> None:
+    """What the template puts around a question is what a task without it would have there."""
+    model, tokenizer = loaded[0], copy.deepcopy(loaded[1])
+    tokenizer.chat_template = (
+        "{% for m in messages %}Tell: {{ m['content'] }} Then{% endfor %}"
+        "{% if add_generation_prompt %} so{% endif %}"
+    )
+    rows = [
+        {"q": f"{name} had a {thing}.", "choices": ["she was happy", "he was sad"], "answer": 0}
+        for name in ("Lily", "Tom", "Sue") for thing in ("ball", "dog", "red car")
+    ]  # fmt: skip
+    choice = {
+        "output_type": "multiple_choice",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+    }
+    write_task(tmp_path, "asked", rows, doc_to_text="{{q}}", **choice)
+    choice["target_delimiter"] = ""  # a template says itself what stands before an answer
+    write_task(tmp_path, "written", rows, doc_to_text="Tell: {{q}} Then so", **choice)
+    tasks = {task.name: task for task in resolve_tasks([f"{tmp_path}/"])}
+    chat = run_tasks([tasks["asked"]], model, tokenizer, ItemSelection(chat=True))
+    written = run_tasks([tasks["written"]], model, tokenizer)
+    plain = run_tasks([tasks["asked"]], model, tokenizer)
+    assert chat["asked"].correct == written["written"].correct
+    assert plain["asked"].correct != written["written"].correct
 
 
 @needs_shared
