@@ -27,7 +27,7 @@ from torch import Tensor
 from srcr.methods import get_pruner
 from srcr.numerics import masks, obs
 from srcr.numerics.cholesky import CholeskyFactor
-from srcr.numerics.descent import refine, step_columns
+from srcr.numerics.descent import Descent, refine, step_columns
 from srcr.numerics.grid import Grid, GridSpec
 from srcr.numerics.hessian import DampedHessian
 from srcr.numerics.kernels.dispatch import kernels_for
@@ -130,16 +130,16 @@ def measure(rows: int, cols: int, options: argparse.Namespace) -> dict[str, Any]
             few = W[:16]  # Triton compiles anew for a number of rows that 16 does not divide
             small = fit_grid(few, spec, shrinks=())
             swept = obs.sweep(few, factor, joint(factor, small), small, BLOCK, fix)
-            refine(swept, few, damped, small, 1, BLOCK, step)
+            refine(swept, few, damped, small, Descent(1, BLOCK), step)
             swept = obs.sweep(few, factor, None, small, BLOCK, fix)
-            refine(swept, few, damped, small, 1, BLOCK, step)
+            refine(swept, few, damped, small, Descent(1, BLOCK), step)
         for what, selection in (("quantize", None), ("joint", joint(factor, grid))):
             times[f"{name}, {what}"] = seconds(
                 lambda s=selection, f=fix: obs.sweep(W, factor, s, grid, BLOCK, f), repeats, device
             )
         swept = obs.sweep(W, factor, None, grid, BLOCK, kernels.fix_columns if kernels else fix)
         times[f"{name}, descent"] = seconds(
-            lambda p=step, s=swept: refine(s, W, damped, grid, 1, BLOCK, p),
+            lambda p=step, s=swept: refine(s, W, damped, grid, Descent(1, BLOCK), p),
             repeats,
             device,
         )

@@ -13,7 +13,7 @@ from srcr.formats.gguf.blocks import BY_NAME, GROUP, block_type, pack_blocks, un
 from srcr.formats.native import decode, encode
 from srcr.formats.verify import verify_tensors
 from srcr.numerics.compressed import CompressedWeight
-from srcr.numerics.descent import refine
+from srcr.numerics.descent import Descent, refine
 from srcr.numerics.grid import GridSpec, code_range
 from srcr.numerics.hessian import DampedHessian
 from srcr.numerics.obs import SweepResult
@@ -107,7 +107,7 @@ def test_refinement_keeps_multiples_and_loses_nothing(kind, seed):
     damped = DampedHessian(X.T @ X, 1.0)
     codes, mask = weight.codes.float(), weight.codes != 0
     start = SweepResult(weight.dequantize(), codes.clone(), mask)
-    result = refine(start, W, damped, weight.grid, rounds=2)
+    result = refine(start, W, damped, weight.grid, Descent(2))
     matrix = damped.matrix + damped.damp * torch.eye(W.shape[1])
 
     def error(values):

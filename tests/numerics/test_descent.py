@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import reference
 from layers import grid_of
-from srcr.numerics.descent import refine
+from srcr.numerics.descent import Descent, refine
 from srcr.numerics.hessian import DampedHessian, output_error
 from srcr.numerics.obs import SweepResult
 
@@ -83,7 +83,7 @@ def test_scales_and_codes_are_the_best_ones_with_all_others_in_place(
     damp = 0.01 * float(H.diagonal().mean())
     grid = grid_of(W, bits, group, symmetric, torch.float32, H.diagonal(), mask)
     start = rounded(W, grid, mask)
-    result = refine(start, W, DampedHessian(H, damp), grid, 1, block)
+    result = refine(start, W, DampedHessian(H, damp), grid, Descent(1, block))
     expected, refitted = refined_by_reference(start, W, H, mask, damp, grid)
     assert expected.margin > 1e-4, "a tie: take another seed"
     np.testing.assert_array_equal(result.weights.codes.numpy(), expected.codes)
@@ -100,7 +100,7 @@ def test_the_pull_is_that_of_the_result(block, group):
     start = SweepResult(torch.where(mask, W, torch.zeros(())), None, mask)
     if grid is not None:
         start = rounded(W, grid, mask)
-    result = refine(start, W, DampedHessian(H, 0.7), grid, 3, block)
+    result = refine(start, W, DampedHessian(H, 0.7), grid, Descent(3, block))
     delta = W - result.weights.weight
     expected = delta @ H + 0.7 * delta
     torch.testing.assert_close(result.pull, expected, rtol=1e-4, atol=1e-3)
@@ -110,7 +110,7 @@ def test_the_pull_is_that_of_the_result(block, group):
 def test_survivors_that_are_not_rounded_move_to_the_best_value(block):
     W, H, mask = problem(5, 0.5)
     start = SweepResult(torch.where(mask, W, torch.zeros(())), None, mask)
-    result = refine(start, W, DampedHessian(H, 0.1), None, 1, block).weights
+    result = refine(start, W, DampedHessian(H, 0.1), None, Descent(1, block)).weights
     expected, _ = refined_by_reference(start, W, H, mask, 0.1, None)
     assert result.codes is None
     np.testing.assert_allclose(result.weight.numpy(), expected.weight, atol=1e-3)
@@ -121,7 +121,7 @@ def test_many_rounds_reach_the_least_squares_optimum():
     W, H, mask = problem(6, 0.3)
     start = SweepResult(torch.where(mask, W, torch.zeros(())), None, mask)
     damp = 0.1 * float(H.diagonal().mean())
-    swept = refine(start, W, DampedHessian(H, damp), rounds=200).weights
+    swept = refine(start, W, DampedHessian(H, damp), descent=Descent(200)).weights
     damped = H.double().numpy() + damp * np.eye(COLS)
     for row in range(ROWS):
         kept = mask[row].numpy()
@@ -142,7 +142,7 @@ def test_no_round_raises_the_damped_error(seed, bits, group, symmetric, sparsity
     damp = 0.01 * float(H.diagonal().mean())
     grid = grid_of(W, bits, group, symmetric, torch.float32, mask=mask)
     start = rounded(W, grid, mask)
-    refined = refine(start, W, DampedHessian(H, damp), grid, 1, block)
+    refined = refine(start, W, DampedHessian(H, damp), grid, Descent(1, block))
     result = refined.weights
     before, after = (damped_error(s.weight - W, H, damp) for s in (start, result))
     assert after <= before * (1 + 1e-4) + 1e-4
@@ -162,5 +162,5 @@ def test_what_is_given_is_not_changed():
         start = rounded(W, grid, mask)
         given = start.weight, start.codes, mask, W, H, grid.scale, grid.zero_point
         before = [tensor.clone() for tensor in given]
-        refine(start, W, DampedHessian(H, 1.0), grid, 2, block)
+        refine(start, W, DampedHessian(H, 1.0), grid, Descent(2, block))
         assert all(torch.equal(a, b) for a, b in zip(before, given, strict=True))

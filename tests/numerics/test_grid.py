@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from layers import grid_of
-from srcr.numerics.descent import refine
+from srcr.numerics.descent import Descent, refine
 from srcr.numerics.grid import (
     CACHED_ELEMENTS,
     Grid,
@@ -287,7 +287,7 @@ def refitted_grid(grid, codes, W, H, damp, block_size=128):
     """The grid with its scales refitted to the codes, none of which moves."""
     start = SweepResult(grid.dequantize(codes), codes, None)
     stay = lambda *_: None  # noqa: E731
-    return refine(start, W, DampedHessian(H, damp), grid, 1, block_size, stay).grid
+    return refine(start, W, DampedHessian(H, damp), grid, Descent(1, block_size), stay).grid
 
 
 def random_problem(seed, rows=4, cols=8):

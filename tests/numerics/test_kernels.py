@@ -13,7 +13,7 @@ import torch
 
 from layers import grid_of
 from srcr.numerics import cholesky, hessian, masks, obs, saliency
-from srcr.numerics.descent import refine, step_columns
+from srcr.numerics.descent import Descent, refine, step_columns
 from srcr.numerics.grid import Grid, GridSpec
 from srcr.numerics.hessian import DampedHessian
 from srcr.numerics.kernels import cpu, cpu_scales
@@ -105,7 +105,7 @@ def compare(way, kind, grid_of):
     )
     assert_alike(ours, theirs, grid)
     polished, expected = (
-        refine(theirs, W, DampedHessian(H, factor.damp), grid, 1, way.block_size, columns)
+        refine(theirs, W, DampedHessian(H, factor.damp), grid, Descent(1, way.block_size), columns)
         for columns in (way.kernels.step_columns, step_columns)
     )
     assert_alike(polished.weights, expected.weights, polished.grid)
@@ -245,7 +245,7 @@ def test_triton_compiles_without_a_gpu(
     factor = cholesky.factorize(H)
     grid = None if dtype is None else grid_of(W, 4, way.cols, symmetric, dtype, search=False)
     swept = obs.sweep(W, factor, selection(kind, factor, way), grid, block_size, cuda.fix_columns)
-    refine(swept, W, DampedHessian(H, 0.01), grid, 1, block_size, cuda.step_columns)
+    refine(swept, W, DampedHessian(H, 0.01), grid, Descent(1, block_size), cuda.step_columns)
     for recorder in (sweep, descent):
         compiled = compile_ahead(recorder.kernel, *recorder.launches[0], capability)
         assert len(compiled.asm["cubin"]) > 1000

@@ -4,7 +4,8 @@ The sweep fixes a column for good when it passes. Afterwards every weight can be
 all others in place: with ``R = (target - Q)(H + damp I)`` the best value of weight j of a row is
 ``q_j + R_j / (H_jj + damp)``, and on a grid the code nearest to it (Behdin et al., QuantEase,
 arXiv 2309.01885, eq. 6). No step can raise the damped output error (but for the rounding of the engine's
-16-bit product), so no round can. Pruned weights stay at zero.
+16-bit product), so no round can. Pruned weights stay at zero, but where they are swapped for others
+(:mod:`srcr.numerics.swaps`).
 """
 
 from dataclasses import dataclass, replace
@@ -19,6 +20,17 @@ from srcr.numerics.kernels.states import DescentState
 from srcr.numerics.obs import SweepResult, fix
 from srcr.numerics.products import product
 from srcr.numerics.scales import refit_scale
+from srcr.numerics.swaps import swap_weights
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How often all columns are gone through (``rounds``), ``block_size`` at a time; before each round but
+    the first up to ``swaps`` weights of a row change places with pruned ones."""
+
+    rounds: int = 1
+    block_size: int = 128
+    swaps: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +65,10 @@ def refine(
     target: Tensor,
     damped: DampedHessian,
     grid: Grid | None = None,
-    rounds: int = 1,
-    block_size: int = 128,
+    descent: Descent = Descent(),
     step_block: StepColumns | None = None,
 ) -> Refinement:
-    """What ``start_from`` becomes in so many rounds over all columns, towards ``target`` [rows, cols].
+    """What ``start_from`` becomes by a ``descent`` over all columns, towards ``target`` [rows, cols].
 
     With a grid, on which its weights are, a round refits the scale of each group to its codes before it
     moves the group's columns, and weights stay on it; without one the surviving weights move freely. What
@@ -69,23 +80,28 @@ def refine(
         step_block = kernels.step_columns if kernels else step_columns
     weight = start_from.weight.clone()
     codes = None if start_from.codes is None else start_from.codes.clone()
+    mask = start_from.mask
+    if mask is not None and descent.swaps:
+        mask = mask.clone()
     if grid is not None:
         grid = replace(grid, scale=grid.scale.clone())
     delta = target - weight
     pull = product(delta, damped.matrix).add_(delta, alpha=damped.damp)
     del delta
-    state = DescentState(pull, damped.matrix, weight, codes, start_from.mask, grid)
+    state = DescentState(pull, damped.matrix, weight, codes, mask, grid)
     cols = target.shape[1]
-    whole_rows = grid is not None and grid.group_size == cols > block_size
+    whole_rows = grid is not None and grid.group_size == cols > descent.block_size
     reach = None
     if whole_rows:
         reach = product(target, damped.matrix).add_(target, alpha=damped.damp)
-    for _ in range(rounds):
+    for number in range(descent.rounds):
+        if number and mask is not None and descent.swaps:
+            swap_weights(state, damped.damp, descent.swaps)
         if reach is not None:
             _refit_rows(state, damped, reach)
-        for columns in _blocks(cols, block_size, grid):
+        for columns in _blocks(cols, descent.block_size, grid):
             _refine_block(state, damped, columns, step_block, refit=not whole_rows)
-    return Refinement(SweepResult(weight, codes, start_from.mask), grid, pull)
+    return Refinement(SweepResult(weight, codes, mask), grid, pull)
 
 
 def _blocks(cols: int, block_size: int, grid: Grid | None) -> list[slice]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from srcr.numerics.descent import refine
+from srcr.numerics.descent import Descent, refine
 from srcr.numerics.hessian import DampedHessian
 from srcr.numerics.tensors import row_chunks
 from srcr.plans.specs import SolverSpec
@@ -34,13 +34,14 @@ def polish_(
             target[rows],
             damped,
             fitted,
-            spec.descent_rounds,
-            stack.block_columns(spec),
+            Descent(spec.descent_rounds, stack.block_columns(spec), stack.swaps),
         )
         part = refined.weights
         weights.weight[rows] = part.weight
         if weights.codes is not None and part.codes is not None:
             weights.codes[rows] = part.codes
+        if weights.mask is not None and part.mask is not None:
+            weights.mask[rows] = part.mask
         if scales is not None and refined.grid is not None:
             scales[rows] = refined.grid.scale
         delta = target[rows] - part.weight

@@ -22,6 +22,9 @@ Factors = dict[tuple[bool, int], CholeskyFactor]
 #: Numbers of a linear up to which it is swept together with others: larger ones take memory, not time.
 STACKED_ELEMENTS = 1 << 20
 
+#: At most so many of a row's weights change places with pruned ones.
+SWAPS = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class LayerProblem:
@@ -72,6 +75,15 @@ class RowStack:
     def quantizer(self) -> Quantizer | None:
         """What fits the grid."""
         return get_quantizer(self.quant.method) if self.quant else None
+
+    @property
+    def swaps(self) -> int:
+        """How many weights of a row may change places with pruned ones afterwards: none of a pattern, and
+        none where the mask is the choice of a method that does not compensate."""
+        pruner = self.pruner
+        if pruner is None or not pruner.compensates or self.pattern is not None:
+            return 0
+        return max(1, round(SWAPS * self.W.shape[1]))
 
     @property
     def pattern(self) -> tuple[int, int] | None:

@@ -16,6 +16,8 @@ from srcr.numerics.kernels.states import DescentState, SweepState
 FixColumns = Callable[[SweepState, int, slice, int], None]
 #: ``(state, start, stop)``: move the columns of the block, each in its turn.
 StepColumns = Callable[[DescentState, int, int], None]
+#: ``(state, damp, limit)``, as :func:`srcr.numerics.swaps.swap_rows`.
+SwapRows = Callable[[DescentState, float, int], None]
 #: ``(matrix [rows, cols], order [cols])``: put the columns in this order, in place.
 PermuteColumns = Callable[[Tensor, Tensor], None]
 #: ``(W, spec, importance, mask, shrinks) -> Grid``, as :func:`srcr.numerics.scales.search_scales`.
@@ -90,6 +92,15 @@ def scale_search_for(device: torch.device) -> ScaleSearch | None:
         from srcr.numerics.kernels import cpu_scales
 
         return cpu_scales.search_scales
+    return None
+
+
+def swaps_for(device: torch.device) -> SwapRows | None:
+    """The compiled swaps of a mask for a device; None where there are none."""
+    if device.type == "cpu":
+        from srcr.numerics.kernels import cpu_swaps
+
+        return cpu_swaps.swap_rows
     return None
 
 

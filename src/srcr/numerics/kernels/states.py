@@ -6,6 +6,9 @@ from torch import Tensor
 
 from srcr.numerics.grid import Grid
 
+#: A swap gains at least so much of what the weight that goes was worth: less is rounding.
+LEAST_GAIN = 1e-5
+
 
 @dataclass(frozen=True, eq=False)
 class SweepState:
