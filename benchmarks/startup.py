@@ -1,11 +1,12 @@
 """What it costs to begin: CPU seconds of commands that compute nothing, and of compiling the kernels.
 
-    python benchmarks/startup.py [--source DIR ...] [--repeats 4]
+    python benchmarks/startup.py [--source DIR ...] [--repeats 4] [--help-only]
 
 Each source is the ``src`` folder of a version of srcr (without any: this one's), run by this interpreter in
 turn with the others; of the repeats the least counts. The kernels are compiled into an empty cache, by a
-small layer that is pruned and quantized; what the same layer takes with them is taken off. Prints a Markdown
-table.
+small layer that is pruned and quantized; what the same layer takes with them is taken off. A program of one
+command by typer, which srcr's command line is built on, stands beside ``--help``, which ``--help-only``
+measures alone. Prints a Markdown table.
 """
 
 import argparse
@@ -33,6 +34,14 @@ SMALL = [
     "--seq-len",
     "64",
 ]
+PROGRAM = """
+import typer
+app = typer.Typer(rich_markup_mode=None)
+@app.command()
+def run(number: int = 1):
+    "Does nothing."
+app()
+"""
 LAYER = """
 import torch
 from srcr.numerics.hessian import LayerStatistics
@@ -68,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, action="append", help="a src folder")
     parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--help-only", action="store_true")
     options = parser.parse_args()
     sources = [path.resolve() for path in options.source or [Path(__file__).parents[1] / "src"]]
     rows: dict[str, list[list[float]]] = {}
@@ -79,14 +89,19 @@ def main() -> None:
         folders = [Path(name) / str(number) for number in range(len(sources))]
         for source, folder in zip(sources, folders, strict=True):
             folder.mkdir()
-            cpu_seconds(["-m", "srcr", *SMALL], source, folder, folder / "cache")
+            if not options.help_only:
+                cpu_seconds(["-m", "srcr", *SMALL], source, folder, folder / "cache")
         for repeat in range(options.repeats):
             for number, (source, folder) in enumerate(zip(sources, folders, strict=True)):
+                place = (source, folder, folder / "cache")
+                if options.help_only:
+                    note("`srcr --help`", number, cpu_seconds(["-m", "srcr", "--help"], *place))
+                    seconds = cpu_seconds(["-c", PROGRAM, "--help"], *place)
+                    note("`--help` of a program of one command by typer", number, seconds)
+                    continue
                 for row, words in COMMANDS.items():
                     more = ["--overwrite"] if words[0] == "report" else []
-                    seconds = cpu_seconds(
-                        ["-m", "srcr", *words, *more], source, folder, folder / "cache"
-                    )
+                    seconds = cpu_seconds(["-m", "srcr", *words, *more], *place)
                     note(f"`srcr {row}`", number, seconds)
                 cache = folder / f"empty {repeat}"
                 first = cpu_seconds(["-c", LAYER], source, folder, cache)

@@ -85,3 +85,14 @@ def test_the_first_page_is_not_ragged():
     pictures = ("![", "[![")
     assert not [n for n, line in enumerate(text.splitlines(), 1)
                 if len(line) > 110 and not line.startswith(pictures)]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_that_unix_alone_has_is_imported_at_the_start(path):
+    imported = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert not imported & {"fcntl", "grp", "pwd", "resource", "termios"}

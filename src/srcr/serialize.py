@@ -5,7 +5,6 @@ anything written goes through :func:`to_dict` or :func:`to_yaml`.
 """
 
 import dataclasses
-import hashlib
 import json
 import re
 from functools import cache
@@ -69,6 +68,8 @@ def digest(value: Any) -> str:
     """The SHA-256 of a dataclass or of plain JSON types."""
     plain = to_dict(value) if dataclasses.is_dataclass(value) else value
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    import hashlib  # help of the command line does without
+
     return hashlib.sha256(text.encode()).hexdigest()
 
 

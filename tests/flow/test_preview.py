@@ -27,6 +27,7 @@ def test_sizes_are_those_that_compress_comes_to(options, srcr, tiny, ids, tmp_pa
     assert shown["base_bytes"] == rates["base_bytes"]
     assert set(shown["notes"]) <= set(done["notes"])
     assert shown["memory_bytes"] > 0 < shown["disk_bytes"]
+    assert 0 < shown["seconds"] < 600
 
 
 def test_what_is_refused_is_refused_here_too(srcr, tiny, ids, tmp_path):
@@ -52,7 +53,23 @@ def test_search_and_recover(srcr, tiny, ids, tmp_path):
     )
     assert shown.json()["tcr"] == 0.8
     assert "groups at 4 levels" in shown.json()["notes"][0]
-    table = srcr("recover", tiny, small, "-o", tmp_path / "o", *data, "--dry-run")
+    assert shown.json()["seconds"] > 0
+    given = ("--minutes", 30, "--held-out", ids)
+    table = srcr("recover", tiny, small, "-o", tmp_path / "o", *data, *given, "--dry-run")
     assert table.code == 0
     assert "not run" in table.out
+    assert " 30 min" in table.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.safetensors", "small", "tiny"]
+
+
+def test_time_grows_with_what_is_to_be_done(srcr, tiny, ids, tmp_path):
+    def seconds(*options):
+        shown = srcr("compress", tiny, "-o", tmp_path / "out", *options, "--dry-run", "--json")
+        return shown.json()["seconds"]
+
+    plain = seconds("--calibration", ids)
+    assert seconds("--calibration", ids, "--recover", "10min") == pytest.approx(
+        plain + 600, rel=0.5
+    )
+    written = seconds("--samples", 8, "--seq-len", 32)
+    assert seconds("--samples", 2048, "--seq-len", 32) > written

@@ -188,8 +188,9 @@ def test_two_runs_into_one_folder(srcr, command, stopping, tmp_path):
     (tmp_path / "out.partial").mkdir()
     holder = subprocess.Popen(
         [sys.executable, "-c",
-         "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
-         "print('locked', flush=True); time.sleep(600)", str(tmp_path / "out.partial" / JOURNAL)],
+         "import sys, time; from pathlib import Path; from srcr.storage.journal import Journal; "
+         "journal = Journal(Path(sys.argv[1])); print('locked', flush=True); time.sleep(600)",
+         str(tmp_path / "out.partial")],
         stdout=subprocess.PIPE,
     )  # fmt: skip
     try:

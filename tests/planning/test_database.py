@@ -1,4 +1,5 @@
 import json
+from threading import Thread
 
 import pytest
 import torch
@@ -89,6 +90,25 @@ def test_a_torn_index_line_is_no_entry(tmp_path):
     assert database.find(GROUP, FIVE)
     lines = [line for line in (tmp_path / INDEX).read_text().splitlines() if line]
     assert json.loads(lines[0])["sha256"]
+
+
+def test_several_write_at_once(tmp_path):
+    weights = {
+        level: solved(level) for level in (CompressionLevel(0, bits) for bits in range(2, 9))
+    }
+
+    def put(part):
+        database = LevelDatabase(tmp_path, "c")
+        for level in part:
+            database.put(GROUP, level, weights[level])
+
+    threads = [Thread(target=put, args=([*weights][first::4],)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = [line for line in (tmp_path / INDEX).read_text().splitlines() if line]
+    assert len({json.loads(line)["key"] for line in lines}) == len(lines) == len(weights)
 
 
 @pytest.mark.parametrize(("cache_bytes", "reads"), [(1 << 20, 2), (0, 4)])

@@ -50,8 +50,12 @@ def test_what_is_torn_or_damaged_ends_what_is_taken_over(folder):
 
 
 def test_a_folder_has_a_single_writer(folder):
+    before = (folder / JOURNAL).read_bytes()
     with Journal(folder), pytest.raises(InputError, match="another run is writing"):
         Journal(folder)
+    assert (folder / JOURNAL).read_bytes() == before, "who is refused changes nothing"
+    with Journal(folder):
+        pass
 
 
 def test_what_else_is_worth_continuing(tmp_path):

@@ -74,6 +74,8 @@ def preview(wanted: Preview) -> None:
     for name, size in sizes:
         if size is not None:
             table.add_row(name, format_bytes(size))
+    if wanted.seconds is not None:
+        table.add_row("time, roughly", _rough_time(wanted.seconds))
     groups = ", ".join(f"{size}: {count} layers" for size, count in wanted.group_sizes.items())
     for name, text in (
         ("columns that share a scale", groups),
@@ -85,6 +87,18 @@ def preview(wanted: Preview) -> None:
     show(table)
     for note in wanted.notes:
         show(f"note: {note}")
+
+
+def _rough_time(seconds: float) -> str:
+    """A time without more digits than an estimate has."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return (
+                f"{seconds / size:.2g} {unit}"
+                if seconds < 100 * size
+                else f"{seconds / size:.0f} {unit}"
+            )
+    return f"{seconds:.0f} s" if seconds < 10 else f"{round(seconds, -1):.0f} s"
 
 
 def verification(result: VerificationResult) -> None:

@@ -1,27 +1,27 @@
-"""What a command would come to: everything that it refuses is refused here too, and nothing is computed."""
+"""What a command would come to: everything that it refuses is refused here too, and nothing of it is
+computed."""
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from srcr.data.sources import calibration_request, recovery_requests
+from srcr.data.sources import recovery_requests
 from srcr.data.specs import Calibration, RecoveryText, Source, check_calibration, check_text
-from srcr.data.tokens import Tokens, context_length
-from srcr.engine.memory import BATCH_TOKENS, choose_policy, estimate_memory, token_batches
+from srcr.data.tokens import Tokens
+from srcr.engine.memory import choose_policy, estimate_memory
 from srcr.environment import available_memory, parse_size, resident_memory, select_device
 from srcr.formats import Format
 from srcr.formats.checkpoint import Contents
 from srcr.metrics.rates import FULL_BITS, layer_tcr, mean_rates
 from srcr.models.checkpoint import ModelLike, OpenModel
+from srcr.pipelines.duration import files_seconds
 from srcr.pipelines.levels import choose_search_memory, open_to_search
 from srcr.pipelines.opening import TextModel, writes_itself, writing_memory
 from srcr.pipelines.options import Output, RunOptions
 from srcr.pipelines.preparing import Setup, check_whole, set_up
 from srcr.pipelines.recover import open_trainable
+from srcr.pipelines.run_time import compression_time, recovery_time, search_time, stopwatch
+from srcr.pipelines.text_size import asked_text, empty_batches, row_length, text_size
 from srcr.pipelines.training import Recovery, check_memory, check_stage
 from srcr.planning.costs import HEADER_BYTES, entry_bytes
 from srcr.planning.database.build import check_database_size, database_bytes
@@ -61,7 +61,7 @@ def preview_compression(
     check_calibration(calibration)
     setup = set_up(model, plan, output, options, recovery)
     opened, plan = setup.opened, setup.plan
-    batches = _batches(calibration, opened)
+    batches = empty_batches(calibration, opened)
     dense = plan.solver.dense_batches(
         len(batches),
         sum(ids.numel() for ids in batches),
@@ -70,12 +70,12 @@ def preview_compression(
     running = opened.blockwise.on(setup.device).running
     estimate = estimate_memory(opened.topology, batches, dense, running)
     budget = None if options.memory is None else parse_size(options.memory)
-    text = _text(calibration)
+    text = asked_text(calibration)
     memory = 0
     if isinstance(text, Calibration) and writes_itself(text):
         if budget is not None:
             check_whole(opened, text, budget, setup.device)
-        memory = writing_memory(TextModel(opened, setup.device.type), _length(text, opened))
+        memory = writing_memory(TextModel(opened, setup.device.type), row_length(text, opened))
     policy, note = choose_policy(estimate, budget, setup.device, partial_path(output.folder))
     memory = max(memory, estimate.of(policy))
     if recovery is not None:
@@ -90,9 +90,10 @@ def preview_compression(
     return Preview(
         "compress", opened.name, setup.fmt.name, opened.weight_bytes, stored, loaded,
         resident_memory(setup.device) + memory, available_memory(setup.device),
-        stored + work, _free_disk(output.folder), _text_size(calibration, batches),
+        stored + work, _free_disk(output.folder), text_size(calibration, batches),
         tcr, sparsity, bits, _group_sizes(plan),
         (*setup.notes, *([note] if note else [])),
+        compression_time(setup, calibration, recovery, batches, dense, stored),
     )  # fmt: skip
 
 
@@ -131,13 +132,14 @@ def preview_search(
         "search", opened.name, name, opened.weight_bytes, stored,
         target.loaded_bytes if isinstance(target, Target) else None,
         resident_memory(device) + memory, available_memory(device), database + finalists, free,
-        _text_size(calibration, _batches(calibration, opened)),
+        text_size(calibration, empty_batches(calibration, opened)),
         target.tcr if isinstance(target, Target) else None,
         notes=(
             f"{groups} groups at {len(space.levels)} levels: a level database of about "
             f"{database / 1e6:.1f} MB in {spec.resources.database or partial_path(folder)}",
             f"{spec.trials} candidates measured, at most {spec.finalists} finalists compressed again",
         ),
+        seconds=search_time(opened, target, space, calibration, spec, device),
     )  # fmt: skip
 
 
@@ -168,8 +170,10 @@ def preview_recovery(
     return Preview(
         "recover", opened.name, trained.fmt.name, opened.weight_bytes, stored, rates.loaded_bytes,
         memory, available_memory(device), stored + _state_bytes(opened), _free_disk(output.folder),
-        f"{names}: at most {sum(asked)} x {_length(text, opened)} tokens",
+        f"{names}: at most {sum(asked)} x {row_length(text, opened)} tokens",
         rates.tcr, rates.sparsity, rates.bits, _group_sizes(trained.plan),
+        seconds=recovery_time(stopwatch(opened, device), spec, text)
+        + files_seconds(opened.weight_bytes + stored, stored),
     )  # fmt: skip
 
 
@@ -230,33 +234,6 @@ def _state_bytes(opened: OpenModel) -> int:
     """Where training stands, as it is kept on disk."""
     linears = sum(rows * cols for rows, cols in opened.topology.shapes.values())
     return (SAVED_NUMBERS * FLOAT + SAVED_CODE) * linears
-
-
-def _text(calibration: Calibration | Tokens | Source) -> Calibration | Tokens:
-    return calibration if isinstance(calibration, Tokens) else Calibration.of(calibration)
-
-
-def _length(text: Calibration | RecoveryText, opened: OpenModel) -> int:
-    """Tokens of a row, of which there is none longer than the model's context."""
-    return min(text.seq_len, context_length(opened.config) or text.seq_len)
-
-
-def _batches(calibration: Calibration | Tokens | Source, opened: OpenModel) -> Sequence[Tensor]:
-    """Rows without data, as many as are asked for."""
-    text = _text(calibration)
-    if isinstance(text, Tokens):
-        return token_batches(text)
-    request = calibration_request(text, 0)
-    length, samples = _length(text, opened), request.samples or request.default_samples
-    rows = torch.empty(samples, length, dtype=torch.int64, device="meta")
-    return torch.split(rows, max(1, BATCH_TOKENS // length))
-
-
-def _text_size(calibration: Calibration | Tokens | Source, batches: Sequence[Tensor]) -> str:
-    text = _text(calibration)
-    name = text.source if isinstance(text, Tokens) else calibration_request(text, 0).name
-    rows = sum(len(ids) for ids in batches)
-    return f"{name}: at most {rows} x {max(ids.shape[1] for ids in batches)} tokens"
 
 
 def _free_disk(folder: Path) -> int:

@@ -52,7 +52,7 @@ from srcr.records.search import Measurement, SearchResult
 from srcr.records.sensitivity import SensitivityTable
 from srcr.serialize import from_dict, read_json
 from srcr.storage.atomic import atomic_output
-from srcr.storage.layout import EVALUATION, JOURNAL, RECORD, SEARCH
+from srcr.storage.layout import EVALUATION, JOURNAL, LOCK, RECORD, SEARCH
 
 
 @torch.no_grad()
@@ -331,7 +331,7 @@ def _result(work: _Work, explored: _Explored, decision: Decision, seconds: float
 
 def _install(work: _Work, decision: Decision, result: SearchResult) -> SearchResult:
     """The result as it is written; the winner's files become those of the output, and the work goes."""
-    kept = {path.name for path in decision.folder.iterdir()} | {SEARCH, EVALUATION, JOURNAL}
+    kept = {path.name for path in decision.folder.iterdir()} | {SEARCH, EVALUATION, JOURNAL, LOCK}
     for path in decision.folder.iterdir():
         path.replace(work.folder / path.name)
     winner = replace(decision.winner, plan=None, command=work.options.command)

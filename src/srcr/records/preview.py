@@ -11,7 +11,8 @@ class Preview:
     has none); ``memory_bytes``: what the process takes at least, of ``free_memory_bytes``;
     ``disk_bytes``: what the run writes at its most, of ``free_disk_bytes``; ``group_sizes``: columns that
     share a scale (-1: the whole row), and how many layers have them; ``text``: what is asked for;
-    ``notes``: what will be said aloud."""
+    ``notes``: what will be said aloud; ``seconds``: about how long the run takes, by pieces of it that
+    were timed on this machine."""
 
     command: str
     model: str
@@ -29,3 +30,4 @@ class Preview:
     bits: float | None = None
     group_sizes: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    seconds: float | None = None

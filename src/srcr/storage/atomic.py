@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from srcr.errors import InputError, SrcrError
 from srcr.storage.files import check_parent
 from srcr.storage.journal import Journal, finished_blocks
-from srcr.storage.layout import JOURNAL, RECORD
+from srcr.storage.layout import JOURNAL, LOCK, RECORD
 
 
 def check_output(out: Path, source: Path | None, overwrite: bool, resume: bool = False) -> None:
@@ -96,6 +96,7 @@ def atomic_output(
             _clear(partial)
         yield journal
         journal.close()
+        (partial / LOCK).unlink(missing_ok=True)
         (partial / JOURNAL).unlink()
         _take_name(partial, out, source, overwrite)
     except (OSError, SafetensorError, KeyboardInterrupt) as error:
@@ -135,8 +136,10 @@ def _exists(path: Path) -> bool:
 
 
 def _clear(partial: Path) -> None:
-    """Empty a folder but for its journal, which is locked and emptied too."""
+    """Empty a folder but for its lock, which is held, and its journal, which is emptied too."""
     for path in partial.iterdir():
+        if path.name == LOCK:
+            continue
         if path.name == JOURNAL:
             os.truncate(path, 0)
         elif path.is_dir() and not path.is_symlink():

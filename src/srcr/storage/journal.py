@@ -32,7 +32,13 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._stream = lock(folder / JOURNAL)
+        self._stream = (folder / JOURNAL).open("a+", encoding="utf-8")
+        try:
+            self._lock = lock(folder)
+        except BaseException:
+            self._stream.close()
+            raise
+        self._stream.seek(0)
         self.entries: list[dict[str, Any]] = []
         self._moved: dict[int, dict[str, Any]] = {}
 
@@ -82,7 +88,7 @@ class Journal:
         number = len(self.entries)
         path = self.file(number)
         save_tensors(tensors, path)
-        with path.open("rb") as stream:
+        with path.open("r+b") as stream:
             os.fsync(stream.fileno())
         line = {"block": number, "sha256": hash_files([path]), **entry}
         self._write(line)
@@ -94,7 +100,7 @@ class Journal:
         the files; then its own file goes. They have reached the disk when this returns."""
         # Config and index too: without them the weight files cannot be read.
         for path in [*(self.folder / name for name in places), *self.folder.glob("*.json")]:
-            with path.open("rb") as stream:
+            with path.open("r+b") as stream:
                 os.fsync(stream.fileno())
         line = {"moved": number, "places": {name: list(names) for name, names in places.items()}}
         line["tensors_sha256"] = self._hash_tensors(line)
@@ -121,6 +127,7 @@ class Journal:
     def close(self) -> None:
         """Unlock."""
         self._stream.close()
+        self._lock.release()
 
     def __enter__(self) -> "Journal":
         return self

@@ -12,3 +12,5 @@ GGUF = "model.gguf"
 ARCHIVE = "model.srcrz"
 #: In a folder that srcr is writing: the journal, and the mark that it may be replaced.
 JOURNAL = ".srcr-in-progress"
+#: Beside it: what the run that is writing holds.
+LOCK = ".srcr-lock"

@@ -1,25 +1,24 @@
 """One writer a folder."""
 
-import fcntl
 from pathlib import Path
-from typing import IO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from srcr.errors import InputError
+from srcr.storage.layout import LOCK
 
 
-def lock(path: Path) -> IO[str]:
-    """The file at ``path``, made if need be, open and locked; the lock goes with the process, as it ends.
+def lock(folder: Path) -> BaseFileLock:
+    """The lock of a folder, held; it goes with the process, as it ends.
 
     Raises:
         InputError: another run holds it.
     """
-    stream = path.open("a+", encoding="utf-8")
+    held = FileLock(folder / LOCK, thread_local=False)
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        stream.close()
+        held.acquire(timeout=0)
+    except Timeout:
         raise InputError(
-            f"another run is writing into {path.parent}: wait for it, or choose another name"
+            f"another run is writing into {folder}: wait for it, or choose another name"
         ) from None
-    stream.seek(0)
-    return stream
+    return held

@@ -6,7 +6,6 @@ Entries are content-addressed: a file is named by the hash of its bytes, and ``i
 missing, and is made again. Several processes may write at once.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -26,6 +26,8 @@ from srcr.plans.specs import CompressionLevel
 from srcr.serialize import to_dict
 
 INDEX = "index.jsonl"
+#: Held by who adds to the index.
+LOCK = "index.lock"
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,10 @@ class LevelDatabase:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
-        with (self.folder / INDEX).open("a", encoding="utf-8") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        with (
+            FileLock(self.folder / LOCK),
+            (self.folder / INDEX).open("a", encoding="utf-8") as stream,
+        ):
             line = json.dumps(to_dict(entry), separators=(",", ":"))
             stream.write(f"\n{line}\n")  # apart from a torn line
             stream.flush()
