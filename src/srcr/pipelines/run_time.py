@@ -68,15 +68,16 @@ def search_time(
     watch, batches, length = (
         stopwatch(opened, device), empty_batches(calibration, opened), row_length(calibration, opened)
     )  # fmt: skip
-    shapes, levels = opened.topology.shapes, space.levels
-    middle = space.plan(dict.fromkeys(shapes, levels[len(levels) // 2]), shapes, 0)
+    groups, levels = space.groups(opened.topology), space.levels
+    names = [name for group in groups for name in group.names]
+    middle = space.plan(dict.fromkeys(names, levels[len(levels) // 2]), opened.topology, 0)
     plans, solver = middle.by_name(), middle.solver
     compressing = compression_seconds(watch, plans, solver, batches, len(batches))
     compressing += files_seconds(opened.weight_bytes, opened.weight_bytes // 4)
     search = search_sequences(opened.parameters)
     bisected = math.ceil(math.log2(1 / spec.tcr_precision))
     constrained = isinstance(target, Constraint)
-    measured = len(opened.topology.groups()) * spec.exploration.probes
+    measured = len(groups) * spec.exploration.probes
     counts = SearchCounts(
         len(levels),
         measured if constrained else spec.trials,
