@@ -81,10 +81,16 @@ def _tune(
     for step in range(steps):
         number = step % len(problem.inputs)
         args, kwargs = problem.arguments[number]
-        output = hidden_states(module(problem.inputs[number], *args, **kwargs))
+        with _precision(setting, problem.inputs[number]):
+            output = hidden_states(module(problem.inputs[number], *args, **kwargs))
         difference = _scaled(output - problem.targets[number], scales[number])
         (difference.square().mean() / energy).backward()  # type: ignore[no-untyped-call]
         update(part, optimizer, learning_rate(step, steps))
+
+
+def _precision(setting: Setting, x: Tensor) -> torch.autocast:
+    """Matrices are multiplied in what the setting says."""
+    return torch.autocast(x.device.type, setting.precision, setting.precision != torch.float32)
 
 
 def _scaled(x: Tensor, scales: Tensor | None) -> Tensor:
