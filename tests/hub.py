@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
 import yaml
+from huggingface_hub import constants
 
 TOKEN = "hf_test"
 
@@ -145,3 +147,15 @@ def serve():
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def in_place_of_the_hub():
+    """A hub that this process and those that it starts take for the hub."""
+    with serve() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", hub.url)
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setenv("HF_HUB_DISABLE_XET", "1")
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield hub

@@ -3,56 +3,17 @@
 import importlib.util
 import json
 import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import typer
 
+from documents import PAGES, ROOT, commands, fenced, words_of
 from srcr.cli import process
 from srcr.engines import engines
 
-ROOT = Path(__file__).parents[1]
-#: Pages for users; the log and the decisions speak of what was at their time.
-PAGES = sorted(
-    page
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
-    if page.name != "log.md"
-)
 COMMANDS = typer.main.get_command(process.app)
-#: Stands for what a reader puts there.
-ELLIPSES = re.compile(r"\.\.\.|…|\[options\]")
-TUTORIAL = ROOT / "docs/tutorial.md"
-
-
-def fenced(text):
-    """Lines of blocks that are no Python, YAML or the like."""
-    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M):
-        if kind in ("", "console", "bash"):
-            yield from block.replace("\\\n", " ").splitlines()
-
-
-def commands(page):
-    """Every command of srcr on a page, in blocks and in the text."""
-    text = page.read_text(encoding="utf-8")
-    lines = [line for line in fenced(text) if line.startswith("srcr ")]
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
-    lines += [
-        " ".join(words.split())
-        for words in re.findall(r"`(srcr [^`]+)`", prose)
-        if " -" in words  # a mere name otherwise
-    ]
-    return lines
-
-
-def words_of(line):
-    """A command's words, brackets and bars of a synopsis left out."""
-    plain = re.sub(
-        r"(?<=\s)[\[|](?=[\s-])|[\]](?=\s|$)|(?<=\s)\|(?=\s)", " ", ELLIPSES.sub("", line)
-    )
-    return shlex.split(plain.replace(" [", " "), comments=True)[1:]
 
 
 def parse(words):
@@ -105,30 +66,6 @@ def test_make_targets_of_the_docs_are_there():
         for line in fenced(page.read_text(encoding="utf-8")):
             if line.startswith("make "):
                 assert line.split()[1] in targets, f"{page.name}: {line}"
-
-
-@pytest.mark.slow
-def test_the_tutorial(tmp_path, monkeypatch, capsys):
-    """Its commands one after the other, as a reader types them, but those that take minutes or a login."""
-    left_out = ("search", "recover", "push")
-    monkeypatch.chdir(tmp_path)
-    ran = []
-    for line in fenced(TUTORIAL.read_text(encoding="utf-8")):
-        if not line.startswith("srcr ") or line.split()[1] in left_out:
-            continue
-        monkeypatch.setattr(sys, "argv", ["srcr", *words_of(line)])
-        code = None
-        try:
-            process.main()
-        except SystemExit as end:
-            code = end.code
-        assert not code, f"{line}: {capsys.readouterr().err}"
-        ran.append(line.split()[1])
-    assert ran == [
-        "inspect", "compress", "evaluate", "compress", "evaluate", "report", "verify", "export"
-    ]  # fmt: skip
-    assert (tmp_path / "small/report.html").is_file()
-    assert (tmp_path / "both.html").is_file()
 
 
 @pytest.mark.slow

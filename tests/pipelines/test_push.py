@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 import srcr
-from hub import TOKEN, serve
+from hub import TOKEN, in_place_of_the_hub
 from srcr.errors import InputError, SrcrError
 from srcr.pipelines.options import RunOptions
 from srcr.report import write_results
@@ -44,14 +44,9 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """A hub on this machine, which this process and those that it starts take for the hub."""
-    with serve() as standing_in:
-        monkeypatch.setenv("HF_ENDPOINT", standing_in.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", standing_in.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+def hub():
+    """A hub on this machine."""
+    with in_place_of_the_hub() as standing_in:
         yield standing_in
 
 
