@@ -19,6 +19,7 @@ import torch
 
 import srcr
 from srcr.numerics import hessian, moments
+from srcr.solver import problem
 
 #: sparsity, bits, symmetric
 CONFIGURATIONS = {
@@ -29,6 +30,9 @@ CONFIGURATIONS = {
     "3 bits, asymmetric": (0.0, 3, False),
     "25 % + 4 bits, asymmetric": (0.25, 4, False),
     "2 bits, asymmetric": (0.0, 2, False),
+    "33 % + 3 bits": (1 / 3, 3, True),
+    "50 % + 4 bits": (0.5, 4, True),
+    "50 %": (0.5, 16, True),
 }
 FULL = srcr.SolverSpec()
 VARIANTS = {
@@ -74,12 +78,19 @@ def main() -> None:
         type=float,
         help="of a token, in place of srcr's own times the median; inf: any (docs/decisions/012)",
     )
+    parser.add_argument(
+        "--swaps",
+        type=float,
+        help="of a mask, the most as a share of a row's weights, in place of srcr's own (docs/method.md)",
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.target_step is not None:
         hessian.TARGET_STEP = options.target_step
     if options.most_energy is not None:
         moments.MOST_ENERGY = options.most_energy
+    if options.swaps is not None:
+        problem.SWAPS = options.swaps
     torch.set_num_threads(options.threads)
     variants = options.variants.split(",")
     calibration = srcr.Calibration(options.calibration, options.samples, options.seq_len)
@@ -91,7 +102,9 @@ def main() -> None:
     for name in options.config or CONFIGURATIONS:
         sparsity, bits, symmetric = CONFIGURATIONS[name]
         prune = srcr.PruneSpec(sparsity=sparsity) if sparsity else None
-        quant = srcr.QuantSpec(num_bits=bits, group_size=-1, symmetric=symmetric)
+        quant = None
+        if bits < 16:
+            quant = srcr.QuantSpec(num_bits=bits, group_size=-1, symmetric=symmetric)
         with tempfile.TemporaryDirectory() as work:
             folders = [Path(work) / str(i) for i in range(len(variants))]
             for variant, folder in zip(variants, folders, strict=True):

@@ -83,7 +83,7 @@ class RowStack:
         pruner = self.pruner
         if pruner is None or not pruner.compensates or self.pattern is not None:
             return 0
-        return max(1, round(SWAPS * self.W.shape[1]))
+        return round(SWAPS * self.W.shape[1])
 
     @property
     def pattern(self) -> tuple[int, int] | None:
