@@ -1,5 +1,6 @@
 """The command as a process: it leaves with the right code, and says everything before it does."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -36,6 +37,24 @@ process.start()
     assert done.returncode == code
     assert done.stdout == "done\nlet go\n"
     assert ("why" in done.stderr) == ("why" in end)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "5"}, "5")],
+)
+def test_threads_wait_briefly_unless_the_user_says_how(given, spins):
+    program = """
+import os
+from srcr.cli import process
+process.main = lambda: print(os.environ.get("GOMP_SPINCOUNT"))
+process.start()
+"""
+    others = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {k: v for k, v in os.environ.items() if k not in others} | given
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{spins}\n"
 
 
 @pytest.mark.parametrize("where", ["open_model", "load_tokens"])

@@ -20,6 +20,8 @@ from srcr.errors import SrcrError
 LARGE = 1 << 24
 #: Free bytes that may stay at the end of the heap for what comes next, until a step gives them back.
 NEXT = 1 << 28
+#: How often a thread of OpenMP looks for others before it sleeps: about as long as waking it takes.
+SPINS = 1000
 #: Their numbers in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -58,6 +60,7 @@ def start() -> None:
     """
     gc.set_threshold(1_000_000, 50, 50)
     _tune_allocator()
+    _tune_openmp()
     code = 1
 
     def leave() -> None:
@@ -84,3 +87,11 @@ def _tune_allocator() -> None:
             libc = ctypes.CDLL(None)
             libc.mallopt(M_MMAP_THRESHOLD, LARGE)
             libc.mallopt(M_TRIM_THRESHOLD, NEXT)
+
+
+def _tune_openmp() -> None:
+    """Let threads that wait for others sleep soon, unless the user has said how they wait. GNU's OpenMP,
+    which reads it when torch is loaded, would have them look for some milliseconds: on a machine that has
+    other work, they keep those from running that they wait for."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
