@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 import srcr.cli.process  # noqa: F401 - registers the commands
 from srcr.cli.app import app
@@ -16,6 +17,7 @@ from srcr.cli.options import (
     run_of,
     space_of,
 )
+from srcr.cli.recover_command import recovery_spec
 from srcr.data.specs import Calibration
 from srcr.errors import InputError
 from srcr.pipelines.options import RunOptions
@@ -122,6 +124,28 @@ class TestConfig:
         places = {"model": "m", "out": Path("out")}
         expected = {"bits": 5, "sparsity": 0.5, "samples": 7, "symmetric": True, "seed": 4}
         assert options == expected | places
+
+    @pytest.mark.parametrize(
+        ("command", "text", "typed", "gone"),
+        [
+            ("recover", "steps: 5", ("--minutes", 1), {"steps"}),
+            ("recover", "minutes: 5", ("--steps", 1), {"minutes"}),
+            ("search", "target: tcr=0.8", ("--constraint", "kl<=0.1"), {"target"}),
+            ("search", "constraint: kl<=0.1", ("--target", "tcr=0.8"), {"constraint"}),
+            ("compress", "bits: 3\nignore: a", ("--plan", "p"), {"bits", "ignore"}),
+            ("compress", "plan: p", ("--bits", 3), set()),
+        ],
+    )
+    def test_what_is_typed_stands_for_what_says_the_same(
+        self, config, monkeypatch, command, text, typed, gone
+    ):
+        monkeypatch.setattr("srcr.cli.app.TyperCommand.invoke", lambda _, ctx: ctx.params)
+        known = typer.main.get_command(app).commands[command]
+        places = ("base", "m", "-o", "out") if command == "recover" else self.PLACES
+        words = [str(word) for word in (*places, "--config", config(text), *typed)]
+        given = known.invoke(known.make_context(command, words))
+        assert given[typed[0][2:]] is not None
+        assert {name for name in yaml.safe_load(text) if given[name] is None} == gone
 
     def test_a_zero_on_the_command_line_wins_as_well(self, config):
         path = config("sparsity: 0.5\nseed: 4\ndense_targets: true\n")
@@ -292,11 +316,17 @@ class TestSpace:
         values = {
             "sparsities": "0.5", "widths": "3", "group_size": "64", "symmetric": False,
             "prune_method": "wanda", "quant_method": "rtn", "targets": ["a"], "ignore": ["a"],
-            "embeddings": 8,
+            "embeddings": 8, "calibration": "self", "samples": 8, "seq_len": 64, "chat": True,
         }  # fmt: skip
         check_table({"target": "tcr=0.8"})
         with pytest.raises(InputError, match=f"--table decides {name.replace('_', '-')}"):
             check_table({name: values[name]})
+
+
+def test_a_training_has_one_end():
+    with pytest.raises(InputError, match="--minutes 2 and --steps 5 both end the training"):
+        recovery_spec({"minutes": 2.0, "steps": 5})
+    assert recovery_spec({"steps": 5}).minutes is None
 
 
 def test_how_a_run_goes(monkeypatch):

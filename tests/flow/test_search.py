@@ -229,6 +229,18 @@ def test_some_layers_stay_and_embeddings_are_rounded(srcr, base, text, tmp_path)
             assert torch.equal(after[name], tensor)
 
 
+def test_what_is_removed_beside_layers_that_stay_meets_the_target(srcr, base, text, tmp_path):
+    asked = ("--ignore", "*.0.mlp.down_proj", "--remove", "channels=0.34", "--group-size", -1)
+    data = ("--calibration", text, "--sparsities", "0,0.2,0.4", "--widths", "2,3,4,5")
+    places = ("--target", "tcr=0.75", "-o", tmp_path / "out", "--trials", 1)
+    assert srcr("search", base, *places, *asked, *data).code == 0
+    found = json.loads((tmp_path / "out/search.json").read_text())
+    rates = {each["compressed"]: each["rates"]["tcr"] for each in found["finalists"]}
+    assert any("channels" in name for name in rates)
+    for rate in rates.values():
+        assert 0.75 <= rate <= 0.75 * 1.005
+
+
 def test_the_smallest_that_keeps_enough(srcr, base, text, tmp_path):
     def command(constraint, out, *more):
         return (
@@ -262,6 +274,9 @@ def test_the_smallest_that_keeps_enough(srcr, base, text, tmp_path):
         (["--target", "tcr=0.8", "--widths", "1,2"], "level"),
         (["--target", "tcr=0.8", "--widths", "a"], "numbers separated by commas"),
         (["--target", "tcr=0.8", "--trials", "0"], "trials 0"),
+        (["--target", "tcr=0.8", "--tasks", "bundled"], "--tasks bundled are those of sr and srcr"),
+        (["--constraint", "kl<=1", "--limit", "5"], "--limit 5 is a number of items a task"),
+        (["--constraint", "kl<=1", "--ignore", "*.k_prj"], "matches no layer"),
         (["--target", "tcr=0.8", "--storage", "nonsense"], "storage nonsense"),
         (["--target", "tcr=0.8", "--database-limit", "1KB"], "--database-limit"),
         (["--target", "tcr=0.8", "--ray", "no.such.host:1"], "--ray no.such.host:1"),

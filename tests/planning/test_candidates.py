@@ -73,6 +73,25 @@ def test_candidates_are_measured_as_whole_models_are(family):
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_what_comes_before_the_first_change_is_not_run_again():
+    setting = Setting("llama")
+    groups = setting.groups[len(setting.groups) // 2 :]  # the others stay as they are
+    model = CandidateModel(
+        copy_sharing_weights(setting.base), setting.topology, groups, setting.weights
+    )
+    candidates = Candidates(model, setting.ids.split(2), MeasurementSpec())
+    candidates.center_on((A,) * len(groups))
+    ran = []
+    blocks = [model.model.get_submodule(block.name) for block in setting.topology.blocks]
+    for block in blocks:
+        block.mlp.register_forward_hook(lambda module, *_: ran.append(module))
+    candidates.measure((A,) * len(groups))  # the base runs, once
+    ran.clear()
+    candidates.measure((B,) + (A,) * (len(groups) - 1))
+    assert blocks[0].mlp not in ran
+    assert blocks[1].mlp in ran
+
+
 def test_candidates_share_the_bases_weights():
     setting = Setting("llama")
     model = CandidateModel(

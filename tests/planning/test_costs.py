@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from architectures import tiny_architecture
 from srcr.data.specs import Calibration
 from srcr.errors import InputError
 from srcr.models.checkpoint import open_model
@@ -77,6 +78,8 @@ def test_what_stays_and_what_is_rounded_everywhere_is_counted(tied, tmp_path):
     if tied:
         with pytest.raises(InputError, match="no engine holds"):
             budget_of(opened, Target(loaded_bytes=10**5), space)
+        alone = replace(space, ignore=("*.0.*", "*embed_tokens"))
+        assert budget_of(opened, Target(loaded_bytes=10**5), alone).fixed
     check_counts(opened, space, levels, tmp_path / "out", 10**5, loaded=not tied)
     budget = budget_of(opened, Target(tcr=0.3), space)
     weights = {n: rows * cols for n, (rows, cols) in opened.topology.shapes.items()}
@@ -85,6 +88,14 @@ def test_what_stays_and_what_is_rounded_everywhere_is_counted(tied, tmp_path):
     assert budget.fixed == 16 * others
     assert budget.limit == int(16 * total * 0.7 + 1e-6) - 16 * others
     assert budget.chosen_weights == total - others
+
+
+def test_bytes_in_memory_of_what_no_engine_holds_packed():
+    for base, name in (
+        (tiny_model("llama"), "archive"), (tiny_architecture("mixtral"), "compressed-tensors")
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="give the target as stored="):
+            SizeBudget.of(Target(loaded_bytes=10**6), open_model(base).blockwise, SPACE, name)
 
 
 def check_counts(opened, space, levels, out, size, loaded=True):

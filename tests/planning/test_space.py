@@ -92,6 +92,16 @@ class TestPatterns:
         with pytest.raises(InputError, match=message):
             SearchSpace(**patterns).groups(tiny_topology())
 
+    def test_a_head_may_be_ignored_that_is_tied(self):
+        topology = open_model(tiny_model("llama", tie_word_embeddings=True)).topology
+        assert SearchSpace(ignore=("lm_head",)).groups(topology) == topology.groups()
+
+    def test_embeddings_have_the_super_blocks_of_a_format(self):
+        topology = open_model(tiny_model("llama", hidden_size=256)).topology
+        space = SearchSpace(super_blocks={6: (16, 8)}, embeddings=QuantSpec(num_bits=6))
+        for layer in space.embedding_plans(topology):
+            assert (layer.quant.group_size, layer.quant.scale_bits) == (16, 8)
+
     def test_what_has_no_level_stays_as_it_is(self):
         topology = tiny_topology()
         space = SearchSpace(

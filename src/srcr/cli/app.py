@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from srcr.cli.config import forget_replaced
 from srcr.cli.option import annotations
 from srcr.errors import printable
 
@@ -45,6 +46,11 @@ class Command(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options, a section for each group."""
         _format_options(self, ctx, formatter)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it, by what was typed and what a file says beside."""
+        forget_replaced(ctx)
+        return super().invoke(ctx)
 
 
 class Commands(TyperGroup):

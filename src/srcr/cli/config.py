@@ -9,11 +9,20 @@ from typing import Any
 import typer
 
 from srcr.errors import InputError
+from srcr.plans.settings import RecipeSettings
 
 #: Options that are not for a file.
 TYPED = ("config", "help")
 #: Options whose files are looked for beside the config file first.
 BESIDE = ("plan", "table")
+#: Options that stand, where they are typed, for others of the file.
+INSTEAD = {
+    "minutes": ("steps",),
+    "steps": ("minutes",),
+    "target": ("constraint",),
+    "constraint": ("target",),
+    "plan": tuple(RecipeSettings.__annotations__),
+}
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -43,6 +52,18 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         if value is not None
     }
     return path
+
+
+def forget_replaced(context: typer.Context) -> None:
+    """Drop values of a config file that something typed stands for."""
+
+    def came_from(name: str, source: str) -> bool:
+        return getattr(context.get_parameter_source(name), "name", None) == source
+
+    for name, others in INSTEAD.items():
+        if came_from(name, "COMMANDLINE"):
+            replaced = [each for each in others if came_from(each, "DEFAULT_MAP")]
+            context.params |= dict.fromkeys(replaced)
 
 
 def _value(context: typer.Context, option: Any, value: Any, path: Path) -> Any:

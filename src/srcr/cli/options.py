@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from srcr.cli.app import command_line
 from srcr.cli.option import listed
+from srcr.cli.parameters import Calibrating
 from srcr.data.specs import Calibration, RecoveryText
 from srcr.environment import parse_size
 from srcr.errors import InputError
@@ -32,7 +33,9 @@ DECIDED_BY_A_PLAN = tuple(RecipeSettings.__annotations__)
 #: Options that say how a level of a search is made.
 LEVELS = (*LevelSettings.__annotations__, *LayerSettings.__annotations__)
 #: Options that say what a sensitivity table says.
-DECIDED_BY_A_TABLE = ("sparsities", "widths", *LEVELS)
+DECIDED_BY_A_TABLE = (
+    "sparsities", "widths", *LEVELS, *Calibrating.__annotations__,
+)  # fmt: skip
 #: Options that decide nothing but how a run goes, where it goes, and how it is shown.
 NO_RESULT = (
     "out", "overwrite", "as_json", "resume", "dry_run", "config", "device", "memory", "cache",
@@ -179,7 +182,8 @@ def write_run(command: str, options: Options, defaults: Options) -> None:
     """Write what ran beside its result, by the names of the options: a ``--config`` file that runs it again.
     ``defaults``: what stood for those that were not given. Where it went, and what decides about nothing but
     how it runs, is left out."""
-    values = {"seed": 0, **defaults, **options} | ({"plan": PLAN} if "plan" in options else {})
+    seed = {} if "plan" in options else {"seed": 0}  # a plan names its own
+    values = seed | {**defaults, **options} | ({"plan": PLAN} if "plan" in options else {})
     kept = {n: v for n, v in values.items() if v is not None and n not in NO_RESULT}
     head = f"# srcr {command} --config {RUN} -o OUT runs this again; paths are to be completed\n"
     write_text(Path(options["out"]) / RUN, head + to_yaml(shareable(kept)))

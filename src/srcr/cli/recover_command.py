@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from srcr.cli.app import command, print_json, show_preview
 from srcr.cli.recover_parameters import Recover, Spec
+from srcr.errors import InputError
 
 
 @command
@@ -24,7 +25,7 @@ def recover(**options: Unpack[Recover]) -> None:
 
     asked = read.picked(options, "samples", "seq_len", "held_out", "chat", sources="calibration")
     asked["sources"] = tuple(asked.get("sources", RecoveryText.sources))
-    text, spec = RecoveryText(**asked), _spec(options)
+    text, spec = RecoveryText(**asked), recovery_spec(options)
     wanted = (
         options["base"], options["compressed"], read.output_of(options), spec, text,
         read.run_of(options),
@@ -55,13 +56,21 @@ def _start(processes: int) -> NoReturn:
     os.execv(sys.executable, [sys.executable, *command, "-m", "srcr", *sys.argv[1:]])
 
 
-def _spec(options: Recover) -> Any:
-    """What the options say of training; ten minutes where they set no end."""
+def recovery_spec(options: Recover) -> Any:
+    """What the options say of training; ten minutes where they set no end.
+
+    Raises:
+        InputError: they set two.
+    """
     from srcr.cli.options import picked
     from srcr.plans.recovery import TEN_MINUTES, RecoverySpec
     from srcr.serialize import from_dict
 
     values = picked(options, *Spec.__annotations__)
+    if {"minutes", "steps"} <= values.keys():
+        raise InputError(
+            f"--minutes {values['minutes']:g} and --steps {values['steps']} both end the training: give one"
+        )
     if not {"minutes", "steps"} & values.keys():
         values["minutes"] = TEN_MINUTES.minutes
     return from_dict(RecoverySpec, values, "the command line")

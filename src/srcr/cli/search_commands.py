@@ -106,12 +106,12 @@ def _wanted(options: Search) -> "tuple[Any, SearchSpec]":
     """What a search looks for, and how it goes.
 
     Raises:
-        InputError: neither a target nor a constraint was given, or both.
+        InputError: neither a target nor a constraint was given, or both; tasks or items that nothing asks.
     """
     from srcr.cli import options as read
     from srcr.planning.costs import parse_target
     from srcr.planning.specs import SearchSpec
-    from srcr.plans.objective import Objective, parse_constraint
+    from srcr.plans.objective import MEANS, Objective, parse_constraint
     from srcr.plans.structures import parse_structures
 
     measured = read.picked(options, "limit", measure="objective")
@@ -129,6 +129,18 @@ def _wanted(options: Search) -> "tuple[Any, SearchSpec]":
         recovery=read.training_of(options),
         structures=tuple(parse_structures(each) for each in options.get("remove", ())),
     )
-    if "target" in options:
-        return parse_target(options["target"]), spec
-    return parse_constraint(options["constraint"], aim), spec
+    wanted = None
+    if "constraint" in options:
+        wanted = parse_constraint(options["constraint"], aim)
+        aim = wanted.objective
+    if "tasks" in options and aim.measure not in MEANS:
+        raise InputError(
+            f"--tasks {options['tasks']} are those of sr and srcr, and this is by {aim.measure}: leave "
+            "--tasks out, or use --objective sr"
+        )
+    if "limit" in options and not aim.tasks:
+        raise InputError(
+            f"--limit {options['limit']} is a number of items a task, and {aim.measure} asks none: leave it "
+            "out, or use --objective sr"
+        )
+    return wanted or parse_target(options["target"]), spec

@@ -178,6 +178,12 @@ class Topology:
         names = list(self.embeddings)
         return next((name for name in names if name != self.head), names[0] if names else "")
 
+    @property
+    def left_alone(self) -> list[str]:
+        """Linears that no plan names: those that are left as they are, and a head that is tied."""
+        head = [] if self.head is None or self.head in self.embeddings else [self.head]
+        return [*self.untouched, *head]
+
     def matrix(self, name: str) -> MatrixRef:
         """Where the weight of a linear, an embedding or a head lies."""
         return self.matrices[name] if name in self.matrices else self.embeddings[name]

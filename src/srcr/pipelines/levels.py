@@ -133,8 +133,10 @@ def open_context(
 
     Raises:
         InputError: the budget is too little (it names the smallest that is not); as
+            :meth:`srcr.planning.space.SearchSpace.groups` and
             :func:`srcr.planning.context.load_splits`; an unknown device.
     """
+    groups = space.groups(opened.topology)
     blocks = opened.blockwise.on(select_device(options.device))
     policy, base = SearchPolicy(0, 1), None
     if measurement is not None or writes_itself(calibration):
@@ -153,7 +155,7 @@ def open_context(
                   f"{len(splits.search.input_ids)} to search, to choose and to measure")  # fmt: skip
     for note in (*aloud, *splits.calibration.notes):
         say(note, options.quiet)
-    return SearchContext(opened, blocks, splits, seed, space.groups(opened.topology), base), policy
+    return SearchContext(opened, blocks, splits, seed, groups, base), policy
 
 
 def _choose_memory(

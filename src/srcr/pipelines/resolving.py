@@ -38,8 +38,7 @@ def resolve_plan(
     topology = opened.topology
     shapes, tables = topology.shapes, topology.embedding_shapes
     if isinstance(plan, Recipe):
-        others = [*topology.untouched, *([topology.head] if topology.head else [])]
-        plan = uniform_plan(shapes, plan, tables, others)
+        plan = uniform_plan(shapes, plan, tables, topology.left_alone)
     check_plan(plan, shapes, tables)
     plan, sizes = resolve_for(fmt, plan, opened)
     _check_scales(plan, fmt, fmt.scale_dtype(opened.dtype))

@@ -118,9 +118,12 @@ class Candidates:
         self._last_states: list[Tensor] = []
         self._incumbent: Assignment = ()
         self._states: dict[int, list[Tensor]] = {}
-        self._block_of = [
-            index for index, block in enumerate(model.topology.blocks) for _ in block.decisions
-        ]
+        numbers = {
+            name: index
+            for index, block in enumerate(model.topology.blocks)
+            for name in block.linears()
+        }
+        self._block_of = [numbers[group.names[0]] for group in model.groups]
 
     @torch.no_grad()
     def measure(self, assignment: Assignment, pace: Sequence[float] = ()) -> Measurement:

@@ -67,9 +67,9 @@ class SizeBudget:
                 "a dense checkpoint has the same bytes whatever its levels: give the target as tcr=, or use "
                 "--format compressed-tensors"
             )
-        coded = set(topology.parameters())
+        coded, tables = set(topology.parameters()), space.embedding_plans(topology)
         rest: dict[str, Tensor] = {}
-        for layer in space.embedding_plans(topology):
+        for layer in tables:
             assert layer.quant is not None
             ref, shape = topology.matrix(layer.name), topology.shape(layer.name)
             rest |= fmt.layout(ref, shape, Scheme.of(layer.quant), dtype)
@@ -79,11 +79,7 @@ class SizeBudget:
         most = target.stored_bytes
         if most is None:
             assert target.loaded_bytes is not None
-            if space.embeddings is not None and topology.tied and fmt.name == "compressed-tensors":
-                raise InputError(
-                    "no engine holds a packed embedding that is the output head too: give the target as "
-                    "stored=, use --format gguf, or leave --embeddings out"
-                )
+            _check_held(fmt, topology, bool(tables))
             budget = cls("loaded bytes", target.loaded_bytes, 0, topology, space, fmt, dtype)
         else:
             fixed += HEADER_BYTES + sum(entry_bytes(name, t, most) for name, t in rest.items())
@@ -154,6 +150,23 @@ class SizeBudget:
             scheme = Scheme.of(quant)
         ref, shape = self.topology.matrices[name], self.topology.shapes[name]
         return self.format.layout(ref, shape, scheme, self.dtype)
+
+
+def _check_held(fmt: Format, topology: Topology, embeddings: bool) -> None:
+    """Refuse bytes in memory of what no engine holds packed; ``embeddings``: whether these are rounded.
+
+    Raises:
+        InputError: says what.
+    """
+    if fmt.name == "archive":
+        reason = "an archive is unpacked before it runs"
+    elif fmt.name == "compressed-tensors" and topology.experts:
+        reason = "no engine that srcr was run with holds packed experts of compressed-tensors"
+    elif fmt.name == "compressed-tensors" and topology.tied and embeddings:
+        reason = "no engine holds a packed embedding that is the output head too"
+    else:
+        return
+    raise InputError(f"{reason}: give the target as stored=, or use --format gguf")
 
 
 def entry_bytes(name: str, tensor: Tensor, file_bytes: int) -> int:

@@ -96,7 +96,8 @@ class SearchSpace:
         if not self.targets and not self.ignore:
             return groups
         check_patterns("targets", self.targets, topology.shapes)
-        check_patterns("ignore", self.ignore, [*topology.shapes, *topology.embeddings])
+        others = [*topology.embeddings, *topology.left_alone]
+        check_patterns("ignore", self.ignore, [*topology.shapes, *others])
         chosen = []
         for group in groups:
             alone = {is_left_alone(name, self.targets, self.ignore) for name in group.names}
@@ -122,9 +123,9 @@ class SearchSpace:
             for name in topology.embeddings
             if not matches_any(name, self.ignore)
         )
-        plan, _ = resolve_group_sizes(
-            CompressionPlan((), embeddings=layers), {}, shapes, self.group_sizes
-        )
+        plan = CompressionPlan((), embeddings=layers)
+        plan = resolve_scale_bits(plan, {}, shapes, self.super_blocks)
+        plan, _ = resolve_group_sizes(plan, {}, shapes, self.group_sizes)
         return plan.embeddings or ()
 
     def draft(self) -> SolverSpec:

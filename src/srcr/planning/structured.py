@@ -50,7 +50,8 @@ def structured_plans(
         space = replace(problem.space, common_widths=smaller.topology.common_widths or None)
         budget = SizeBudget.of(target, smaller.blockwise, space, problem.format_name)
         if target.tcr is not None:  # by the shapes of the whole model
-            budget = replace(budget, limit=problem.budget(target).limit)
+            whole = problem.budget(target)
+            budget = replace(budget, limit=whole.limit + whole.fixed - budget.fixed)
         options = group_costs(budget.groups, space.levels, budget)
         if sum(min(option.cost for option in group) for group in options) > budget.limit:
             continue

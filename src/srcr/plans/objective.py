@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from srcr.errors import InputError
 
 _CONSTRAINT = re.compile(r"([\w./-]+)\s*(>=|<=)\s*([0-9.eE+-]+)")
+#: Measures that are means over several tasks.
+MEANS = ("sr", "srcr")
 #: Measures of which less is better.
 LOWER_IS_BETTER = ("kl",)
 
@@ -25,7 +27,7 @@ class Objective:
         """Names of the tasks that have to be run."""
         if self.measure in ("kl", "top1", "semantic"):
             return ()
-        return self.tasks_of_sr if self.measure in ("sr", "srcr") else (self.measure,)
+        return self.tasks_of_sr if self.measure in MEANS else (self.measure,)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,8 @@ class DatabaseBuilder:
         Raises:
             NumericalError: activations overflow, or a Hessian cannot be factorised.
         """
-        left = {group for group in self.space.groups(self.topology) if self.missing(group)}
+        groups = self.space.groups(self.topology)
+        left = {part for group in groups for part in group.inputs() if self.missing(part)}
 
         def visit(pair: BlockPair) -> None:
             for group in pair.groups:
