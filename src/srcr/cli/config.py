@@ -83,7 +83,7 @@ def _value(context: typer.Context, option: Any, value: Any, path: Path) -> Any:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except typer.BadParameter as error:
-        raise InputError(f"{path}: {option.name}: {error.message}") from None
+        raise InputError(f"{path}: {option.name} {value!r}: {error.message}") from None
     return typed
 
 

@@ -114,7 +114,8 @@ def _mapping(text: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise InputError(f"{text!r} is no mapping of patterns to what they get")
+        example = '{"*.down_proj": {"bits": 6}}'
+        raise InputError(f"{text!r} is no mapping of patterns to what they get, such as {example}")
     return value
 
 

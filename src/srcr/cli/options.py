@@ -1,7 +1,7 @@
 """What the options of a command come to: recipes, plans, texts, and how a run goes. Each function reads those
 that were given, by their names, and leaves the others to the specifications."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +82,8 @@ def space_of(options: Options) -> "SearchSpace":
     assert isinstance(recipe, Recipe)
     assert recipe.prune is not None
     assert recipe.quant is not None
-    sparsities = _numbers(options, "sparsities", float) or SPARSITIES
-    levels = level_grid(sparsities, _numbers(options, "widths", int) or BITS)
+    sparsities = _numbers(options, "sparsities", float, SPARSITIES)
+    levels = level_grid(sparsities, _numbers(options, "widths", int, BITS))
     return SearchSpace(
         levels, recipe.prune, recipe.quant, recipe.solver,
         targets=recipe.targets, ignore=recipe.ignore, embeddings=recipe.embeddings,
@@ -171,8 +171,9 @@ def level_defaults(options: Options) -> dict[str, Any]:
 
     recipe = compression_of(picked(options, *LEVELS) | {"sparsity": 0.5})
     assert isinstance(recipe, Recipe)
+    measured = {"trials": SearchSpec.trials, "objective": Objective.measure}
     return {
-        "trials": SearchSpec.trials, "objective": Objective.measure,
+        **({} if "constraint" in options else measured),
         "sparsities": listed(SPARSITIES), "widths": listed(BITS),
         **{name: value for name, value in settings_of(recipe).items() if name in LEVELS},
     }  # fmt: skip
@@ -194,9 +195,13 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _numbers(options: Options, name: str, kind: type[int] | type[float]) -> list[Any]:
-    """Numbers that are separated by commas; none where the option is not given."""
-    text = options.get(name, "")
+def _numbers(
+    options: Options, name: str, kind: type[int] | type[float], default: Sequence[Any]
+) -> Sequence[Any]:
+    """Numbers that are separated by commas; the default where the option is not given."""
+    if name not in options:
+        return default
+    text = options[name]
     try:
         return [kind(part) for part in split_names(text)]
     except ValueError:

@@ -25,6 +25,8 @@ def polish_(
     if spec.descent_rounds == 0 or target is None:
         return solution, None
     weights, grid = solution.weights, solution.grid
+    # The paper's sequences choose a mask once and for all.
+    swaps = stack.swaps if spec.mode == "joint" else 0
     scales = None if grid is None else grid.scale.clone()
     error = torch.empty(len(target), device=target.device)
     for rows in row_chunks(target):
@@ -34,7 +36,7 @@ def polish_(
             target[rows],
             damped,
             fitted,
-            Descent(spec.descent_rounds, stack.block_columns(spec), stack.swaps),
+            Descent(spec.descent_rounds, stack.block_columns(spec), swaps),
         )
         part = refined.weights
         weights.weight[rows] = part.weight
