@@ -8,8 +8,8 @@ import yaml
 
 import srcr.cli.process  # noqa: F401 - registers the commands
 from srcr.cli.app import app
+from srcr.cli.config import DECIDED_BY_A_PLAN
 from srcr.cli.options import (
-    DECIDED_BY_A_PLAN,
     DECIDED_BY_A_TABLE,
     calibration_of,
     check_table,

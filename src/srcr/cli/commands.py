@@ -43,7 +43,7 @@ class Planned(TypedDict, total=False):
 
 
 class Compress(
-    given.Model, given.Out, given.Overwrite, given.Format, RecipeSettings, Planned,
+    given.Model, given.Out, given.Written, given.Format, RecipeSettings, Planned,
     given.Calibrating, given.Training, given.Memory, given.Resume, given.Requantize, given.Running,
 ):  # fmt: skip
     """What 'srcr compress' is given."""
@@ -88,7 +88,7 @@ class Target(TypedDict):
     ]
 
 
-class Export(given.Folder, given.Out, Target, given.Overwrite):
+class Export(given.Folder, given.Out, Target, given.Written):
     """What 'srcr export' is given."""
 
 
@@ -171,7 +171,7 @@ def evaluate(**options: Unpack[Evaluate]) -> None:
         if tasks is None
         else TaskSpec(split_names(tasks), limit, chat=options.get("chat", False)),
         _semantic_spec(options),
-        dataclasses.replace(run_of(options), command=""),
+        run_of(options),
         SpeedSpec() if options.get("speed") else None,
     )
     evaluations = [dataclasses.replace(each, command=command_line()) for each in evaluations]
@@ -215,10 +215,9 @@ class ReportFile(TypedDict, total=False):
         Path,
         option(OUTPUT, "The HTML file.", "--out", "-o", default="report.html", metavar="FILE"),
     ]
-    overwrite: Annotated[bool, option(OUTPUT, "Replace an earlier result.", "--overwrite")]
 
 
-class Page(Report, ReportFile):
+class Page(Report, ReportFile, given.Overwrite):
     """What 'srcr report' is given."""
 
 

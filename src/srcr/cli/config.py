@@ -15,13 +15,15 @@ from srcr.plans.settings import RecipeSettings
 TYPED = ("config", "help")
 #: Options whose files are looked for beside the config file first.
 BESIDE = ("plan", "table")
+#: Options that say what a plan says.
+DECIDED_BY_A_PLAN = tuple(RecipeSettings.__annotations__)
 #: Options that stand, where they are typed, for others of the file.
 INSTEAD = {
     "minutes": ("steps",),
     "steps": ("minutes",),
     "target": ("constraint",),
     "constraint": ("target",),
-    "plan": tuple(RecipeSettings.__annotations__),
+    "plan": DECIDED_BY_A_PLAN,
 }
 
 

@@ -99,7 +99,7 @@ class Measures(given.Limit, total=False):
     ]
 
 
-class Results(given.Overwrite, total=False):
+class Results(given.Written, total=False):
     """What is written."""
 
     out: Annotated[Path, option(OUTPUT, "Write the JSON here.", "--out", "-o", metavar="FILE")]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srcr.cli.app import command_line
+from srcr.cli.config import DECIDED_BY_A_PLAN
 from srcr.cli.option import listed
 from srcr.cli.parameters import Calibrating
 from srcr.data.specs import Calibration, RecoveryText
@@ -15,7 +16,7 @@ from srcr.methods import check_methods, get_pruner, get_quantizer
 from srcr.pipelines.options import Output, RunOptions
 from srcr.plans.plan import CompressionPlan, Recipe, read_plan
 from srcr.plans.recovery import RecoverySpec, parse_duration
-from srcr.plans.settings import LayerSettings, LevelSettings, RecipeSettings, recipe_of, settings_of
+from srcr.plans.settings import LayerSettings, LevelSettings, recipe_of, settings_of
 from srcr.records.sharing import shareable
 from srcr.serialize import from_dict, to_yaml
 from srcr.storage.files import write_text
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 Options = Mapping[str, Any]
 
-#: Options that say what a plan says.
-DECIDED_BY_A_PLAN = tuple(RecipeSettings.__annotations__)
 #: Options that say how a level of a search is made.
 LEVELS = (*LevelSettings.__annotations__, *LayerSettings.__annotations__)
 #: Options that say what a sensitivity table says.
@@ -183,8 +182,11 @@ def write_run(command: str, options: Options, defaults: Options) -> None:
     """Write what ran beside its result, by the names of the options: a ``--config`` file that runs it again.
     ``defaults``: what stood for those that were not given. Where it went, and what decides about nothing but
     how it runs, is left out."""
-    seed = {} if "plan" in options else {"seed": 0}  # a plan names its own
-    values = seed | {**defaults, **options} | ({"plan": PLAN} if "plan" in options else {})
+    values = {**defaults, **options}
+    if "plan" in options:
+        values["plan"] = PLAN  # which names its own seed
+    else:
+        values.setdefault("seed", 0)
     kept = {n: v for n, v in values.items() if v is not None and n not in NO_RESULT}
     head = f"# srcr {command} --config {RUN} -o OUT runs this again; paths are to be completed\n"
     write_text(Path(options["out"]) / RUN, head + to_yaml(shareable(kept)))

@@ -49,10 +49,14 @@ class Json(TypedDict, total=False):
     as_json: Annotated[bool, option(OUTPUT, "Print one JSON object on stdout.", "--json")]
 
 
-class Overwrite(Json, total=False):
+class Overwrite(TypedDict, total=False):
     """What is done to what is there."""
 
     overwrite: Annotated[bool, option(OUTPUT, "Replace an earlier result.", "--overwrite")]
+
+
+class Written(Json, Overwrite):
+    """How a result is shown, and what is done to what is there."""
 
 
 class Format(TypedDict, total=False):

@@ -116,7 +116,7 @@ class Compressed(TypedDict):
 
 
 class Recover(
-    given.Base, Compressed, given.Out, given.Overwrite, Spec, Texts, given.TextLength, Together,
+    given.Base, Compressed, given.Out, given.Written, Spec, Texts, given.TextLength, Together,
     given.Memory, given.Resume, given.Running,
 ):  # fmt: skip
     """What the command is given."""

@@ -168,21 +168,21 @@ class Aim(Target, total=False):
 
 
 class Sensitivity(
-    given.Model, TableFile, given.Overwrite, Probes, Levels, Resources, given.Calibrating,
+    given.Model, TableFile, given.Written, Probes, Levels, Resources, given.Calibrating,
     given.Requantize, given.Running,
 ):  # fmt: skip
     """What 'srcr sensitivity' is given."""
 
 
 class Plan(
-    given.Model, PlanFiles, given.Overwrite, given.Format, Target, Levels, Resources,
+    given.Model, PlanFiles, given.Written, given.Format, Target, Levels, Resources,
     given.Calibrating, given.Requantize, given.Running,
 ):  # fmt: skip
     """What 'srcr plan' is given."""
 
 
 class Search(
-    given.Model, given.Out, given.Overwrite, given.Format, Aim, given.Limit, Levels, Resources,
+    given.Model, given.Out, given.Written, given.Format, Aim, given.Limit, Levels, Resources,
     given.Calibrating, given.Training, given.Resume, given.Requantize, given.Running,
 ):  # fmt: skip
     """What 'srcr search' is given."""

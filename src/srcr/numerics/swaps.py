@@ -7,10 +7,7 @@ The sweep prunes a column when it passes, by what it knows then. With all weight
 keeps its number of zeros.
 """
 
-from dataclasses import replace
-
 import torch
-from torch import Tensor
 
 from srcr.numerics.kernels.dispatch import swaps_for
 from srcr.numerics.kernels.states import LEAST_GAIN, DescentState
@@ -30,43 +27,30 @@ def swap_rows(state: DescentState, damp: float, limit: int) -> None:
     assert mask is not None
     diagonal = state.damped.diagonal() + damp
     columns = torch.arange(weight.shape[1], device=weight.device)
-    qparams = None if grid is None else grid.columns(columns)
-    left = torch.arange(
-        len(weight), device=weight.device
-    )  # rows in which something may still be gained
+    rows = torch.arange(len(weight), device=weight.device)  # in which something may still be gained
     for _ in range(limit):
-        kept, w, r = mask[left], weight[left], pull[left]
-        loss, out = (w * (2 * r + w * diagonal)).masked_fill_(~kept, torch.inf).min(dim=1)
-        gone = w.gather(1, out[:, None])
-        r += gone * state.damped[out]
-        r.scatter_add_(1, out[:, None], gone * damp)
+        kept, w, r = mask[rows], weight[rows], pull[rows]
+        loss, removed = (w * (2 * r + w * diagonal)).masked_fill_(~kept, torch.inf).min(dim=1)
+        before = w.gather(1, removed[:, None])
+        r += before * state.damped[removed]
+        r.scatter_add_(1, removed[:, None], before * damp)
         value = r / diagonal
-        codes = None
-        if qparams is not None:
-            part = replace(
-                qparams,
-                scale=qparams.scale[left],
-                zero_point=None if qparams.zero_point is None else qparams.zero_point[left],
-            )
-            codes = part.quantize(value)
-            value = part.dequantize(codes)
-        gain, into = (value * (value * diagonal - 2 * r)).masked_fill_(kept, torch.inf).min(dim=1)
+        codes = zeros = None
+        if grid is not None:
+            qparams = grid.rows(rows).columns(columns)
+            codes, zeros = qparams.quantize(value), qparams.zero_codes()
+            value = qparams.dequantize(codes)
+        worth = (value * (value * diagonal - 2 * r)).masked_fill_(kept, torch.inf)
+        gain, inserted = worth.min(dim=1)
         better = (gain + loss < -LEAST_GAIN * loss.abs()).nonzero()[:, 0]
         if not len(better):
             return
-        left, out, into = left[better], out[better], into[better]
-        come = value[better].gather(1, into[:, None])
-        pull[left] = r[better] - come * state.damped[into]
-        pull[left, into] -= come[:, 0] * damp
-        weight[left, out], weight[left, into] = 0.0, come[:, 0]
-        mask[left, out], mask[left, into] = False, True
-        if state.codes is not None and codes is not None and qparams is not None:
-            state.codes[left, out] = _zeros(qparams.zero_point, left, out, state.codes)
-            state.codes[left, into] = codes[better, into].to(torch.int8)
-
-
-def _zeros(zero_point: Tensor | None, rows: Tensor, columns: Tensor, codes: Tensor) -> Tensor:
-    """The codes of zeros at these places."""
-    if zero_point is None:
-        return torch.zeros_like(rows, dtype=codes.dtype)
-    return zero_point[rows, columns].to(codes.dtype)
+        rows, removed, inserted = rows[better], removed[better], inserted[better]
+        after = value[better].gather(1, inserted[:, None])
+        pull[rows] = r[better] - after * state.damped[inserted]
+        pull[rows, inserted] -= after[:, 0] * damp
+        weight[rows, removed], weight[rows, inserted] = 0.0, after[:, 0]
+        mask[rows, removed], mask[rows, inserted] = False, True
+        if state.codes is not None and codes is not None and zeros is not None:
+            state.codes[rows, removed] = zeros[better, removed].to(torch.int8)
+            state.codes[rows, inserted] = codes[better, inserted].to(torch.int8)

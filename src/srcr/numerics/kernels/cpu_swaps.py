@@ -40,19 +40,19 @@ def _swap(  # type: ignore[no-untyped-def]
         w, kept = weight[r], mask[r]
         p = pull[r].copy()
         for _ in range(limit):
-            loss, out = np.float32(np.inf), 0
+            loss, removed = np.float32(np.inf), 0
             for c in range(cols):
                 if kept[c]:
                     cost = w[c] * (np.float32(2) * p[c] + w[c] * diagonal[c])
                     if cost < loss:
-                        loss, out = cost, c
+                        loss, removed = cost, c
             if loss == np.float32(np.inf):
                 break
-            gone, row = w[out], matrix[out]
+            before, row = w[removed], matrix[removed]
             for c in range(cols):
-                p[c] += gone * row[c]
-            p[out] += gone * damp
-            gain, into = np.float32(np.inf), 0
+                p[c] += before * row[c]
+            p[removed] += before * damp
+            gain, inserted = np.float32(np.inf), 0
             for c in range(cols):
                 # Without a grid, or where rounding costs nothing, it gains p^2 / d: nothing gains more.
                 if not kept[c] and -p[c] * p[c] < gain * diagonal[c]:
@@ -60,20 +60,22 @@ def _swap(  # type: ignore[no-untyped-def]
                     worth = _worth(p[c] / diagonal[c], r, c, g, diagonal[c], p[c],
                                    scale, zero, low, high, product)  # fmt: skip
                     if worth < gain:
-                        gain, into = worth, c
+                        gain, inserted = worth, c
             if not gain + loss < -least * abs(loss):
                 break
-            g = into // group_size if group_size else -1
-            come = _fixed(p[into] / diagonal[into], True, r, into, g, scale, zero, low, high,
+            g = inserted // group_size if group_size else -1
+            after = _fixed(p[inserted] / diagonal[inserted], True, r, inserted, g, scale, zero, low, high,
                           product, codes)  # fmt: skip
-            g = out // group_size if group_size else -1
-            w[out] = _fixed(gone, False, r, out, g, scale, zero, low, high, product, codes)
-            w[into] = come
-            kept[out], kept[into] = False, True
-            row = matrix[into]
+            g = removed // group_size if group_size else -1
+            w[removed] = _fixed(
+                before, False, r, removed, g, scale, zero, low, high, product, codes
+            )
+            w[inserted] = after
+            kept[removed], kept[inserted] = False, True
+            row = matrix[inserted]
             for c in range(cols):
-                p[c] -= come * row[c]
-            p[into] -= come * damp
+                p[c] -= after * row[c]
+            p[inserted] -= after * damp
             for c in range(cols):
                 pull[r, c] = p[c]
 
